@@ -1,0 +1,93 @@
+"""Resizing (METHOD section 2): bicubic (a = -0.5), antialiased in both directions, in fp32.
+
+`resize` serves data, losses and metrics; `Resize` serves the network: the same numbers as two products
+with constant matrices, which export to ONNX and run on every backend.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def resize(image: Tensor, side: int) -> Tensor:
+    """Resize square images with antialiased bicubic interpolation, in fp32 whatever autocast says.
+
+    Args:
+        image: (B, C, H, H), floating point.
+        side: Side of the result in pixels.
+
+    Returns:
+        (B, C, side, side) in at least fp32; not clamped, bicubic overshoots.
+    """
+    if image.shape[-1] == side and image.shape[-2] == side:
+        return image
+    if image.dtype in (torch.float16, torch.bfloat16):
+        image = image.float()
+    with torch.autocast(image.device.type, enabled=False):
+        return F.interpolate(image, size=(side, side), mode="bicubic", antialias=True)
+
+
+def resize_mask(mask: Tensor, side: int) -> Tensor:
+    """Reduce a binary mask by area average and threshold 0.5 (METHOD section 1).
+
+    Args:
+        mask: (B, 1, H, H) of 0 and 1; H is a multiple of `side`, or at most `side`.
+        side: Side of the result in pixels.
+
+    Returns:
+        (B, 1, side, side) of 0 and 1 in the mask's dtype.
+    """
+    if mask.shape[-1] == side:
+        return mask
+    return (F.interpolate(mask.float(), size=(side, side), mode="area") >= 0.5).to(mask.dtype)
+
+
+@lru_cache(maxsize=128)
+def resample_matrix(source: int, target: int, start: float = 0.0, stop: float = 1.0) -> Tensor:
+    """Build the (target, source) float64 matrix of 1-D antialiased bicubic resampling.
+
+    With the whole interval it equals torch's `interpolate(mode="bicubic", antialias=True)`; with a part of
+    it (fractions of the side) it crops and resizes in one step, at sub-pixel positions.
+
+    Args:
+        source: Number of source pixels.
+        target: Number of target pixels.
+        start: Where the first target pixel begins, as a fraction of the source.
+        stop: Where the last target pixel ends, as a fraction of the source.
+    """
+    scale = (stop - start) * source / target
+    stretch = max(scale, 1.0)  # the filter widens when it reduces
+    centre = start * source + (torch.arange(target, dtype=torch.float64) + 0.5) * scale
+    pixel = torch.arange(source, dtype=torch.float64) + 0.5
+    t = ((pixel[None] - centre[:, None]) / stretch).abs()
+    a = -0.5
+    near = ((a + 2) * t - (a + 3)) * t * t + 1
+    far = a * (((t - 5) * t + 8) * t - 4)
+    weight = torch.where(t < 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
+    return weight / weight.sum(1, keepdim=True)
+
+
+class Resize(nn.Module):
+    """`resize` between two fixed sides as two matrix products (METHOD section 2).
+
+    Args:
+        source: Side of the input in pixels.
+        target: Side of the output in pixels.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, source: int, target: int) -> None:
+        super().__init__()
+        self.register_buffer("matrix", resample_matrix(source, target).float(), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Resize (B, C, source, source) to (B, C, target, target), in fp32; not clamped."""
+        with torch.autocast(image.device.type, enabled=False):
+            matrix = self.matrix
+            image = image.to(torch.promote_types(image.dtype, torch.float32)).to(matrix.dtype)
+            return matrix @ image @ matrix.T
