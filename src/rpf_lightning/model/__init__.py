@@ -1,0 +1,18 @@
+"""The RPF network and its critic: torch only, no Lightning."""
+
+from rpf_lightning.model.critic import Critic
+from rpf_lightning.model.refinement import RefinementModule
+from rpf_lightning.model.rpf import BlockOutput, ReconstructionBlock, RPFModel
+from rpf_lightning.model.synthesis import SynthesisModule
+from rpf_lightning.model.warping import WarpingModule, backward_warp
+
+__all__ = [
+    "BlockOutput",
+    "Critic",
+    "RPFModel",
+    "ReconstructionBlock",
+    "RefinementModule",
+    "SynthesisModule",
+    "WarpingModule",
+    "backward_warp",
+]

@@ -6,11 +6,19 @@ with constant matrices, which export to ONNX and run on every backend.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Switch autocast off for what needs fp32: coordinates, resizing, demodulation, penalties."""
+    if device.type == "meta":  # has no autocast; used to count parameters and operations
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def resize(image: Tensor, side: int) -> Tensor:
@@ -27,7 +35,7 @@ def resize(image: Tensor, side: int) -> Tensor:
         return image
     if image.dtype in (torch.float16, torch.bfloat16):
         image = image.float()
-    with torch.autocast(image.device.type, enabled=False):
+    with full_precision(image.device):
         return F.interpolate(image, size=(side, side), mode="bicubic", antialias=True)
 
 
@@ -61,8 +69,8 @@ def resample_matrix(source: int, target: int, start: float = 0.0, stop: float = 
     """
     scale = (stop - start) * source / target
     stretch = max(scale, 1.0)  # the filter widens when it reduces
-    centre = start * source + (torch.arange(target, dtype=torch.float64) + 0.5) * scale
-    pixel = torch.arange(source, dtype=torch.float64) + 0.5
+    centre = start * source + (torch.arange(target, dtype=torch.float64, device="cpu") + 0.5) * scale
+    pixel = torch.arange(source, dtype=torch.float64, device="cpu") + 0.5
     t = ((pixel[None] - centre[:, None]) / stretch).abs()
     a = -0.5
     near = ((a + 2) * t - (a + 3)) * t * t + 1
@@ -87,7 +95,7 @@ class Resize(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Resize (B, C, source, source) to (B, C, target, target), in fp32; not clamped."""
-        with torch.autocast(image.device.type, enabled=False):
+        with full_precision(image.device):
             matrix = self.matrix
             image = image.to(torch.promote_types(image.dtype, torch.float32)).to(matrix.dtype)
             return matrix @ image @ matrix.T

@@ -1,0 +1,79 @@
+"""The `rpf` command: every subcommand calls a function that a notebook can call as well."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+LIGHTNING = {
+    "fit": "train one stage of one block (LightningCLI)",
+    "validate": "validate one stage on the validation pairs (LightningCLI)",
+    "test": "the same on the test pairs (LightningCLI)",
+    "predict": "write a stage's outputs as PNG (LightningCLI)",
+}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run `rpf`.
+
+    Args:
+        args: The command line after `rpf`; None takes the process's.
+    """
+    args = sys.argv[1:] if args is None else args
+    if args and args[0] in LIGHTNING:
+        from rpf_lightning.training import lightning_cli
+
+        lightning_cli(args)
+        return
+    parser = argparse.ArgumentParser("rpf", description="Reference-based progressive face super-resolution.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, text in LIGHTNING.items():
+        commands.add_parser(name, help=text)
+    _add_curriculum(commands)
+    commands.add_parser("evaluate", help="compare a model directory with its baselines", add_help=False)
+    known, rest = parser.parse_known_args(args)
+    if known.command == "evaluate":
+        _evaluate(rest)
+    else:
+        _curriculum(known, rest)
+
+
+def _add_curriculum(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "curriculum",
+        help="run all fits of a model in order; continues where it stopped",
+        epilog="Further options go to every fit, such as --data.init_args.root DIR or --trainer.max_epochs 1.",
+    )
+    parser.add_argument("--config", required=True, help="a curriculum.yaml")
+    parser.add_argument("--model_dir", "--model-dir", help="model directory, in place of the file's")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, one line per fit")
+
+
+def _curriculum(known: argparse.Namespace, rest: list[str]) -> None:
+    from rpf_lightning.curriculum import run_curriculum
+
+    run_curriculum(known.config, rest, known.model_dir, known.dry_run)
+
+
+def _evaluate(rest: list[str]) -> None:
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    from rpf_lightning.data import PairsDataModule
+    from rpf_lightning.evaluation import evaluate_model_dir
+
+    parser = ArgumentParser(prog="rpf evaluate", description=evaluate_model_dir.__doc__)
+    parser.add_argument("--config", action=ActionConfigFile)
+    parser.add_argument("--model_dir", type=str, required=True, help="the model directory")
+    parser.add_argument(
+        "--out", type=str, required=True, help="folder for results.json, table.md and grid.png"
+    )
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--grid_images", type=int, default=6, help="faces in grid.png")
+    parser.add_argument("--lpips", type=bool, default=False, help="LPIPS; needs AlexNet's weights")
+    parser.add_argument("--isc", type=bool, default=False, help="ISC; needs an insightface pack")
+    parser.add_subclass_arguments(PairsDataModule, "data")
+    config = parser.parse_args(rest)
+    data = parser.instantiate_classes(config).data
+    evaluate_model_dir(
+        config.model_dir, data, config.out, config.batch_size, config.grid_images, config.lpips, config.isc
+    )

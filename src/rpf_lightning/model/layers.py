@@ -1,0 +1,192 @@
+"""Layers that the modules share: LR features, equalized and modulated convolutions, FIR resampling."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rpf_lightning.model.resize import full_precision
+
+Activation = Literal["leaky_relu", "relu"]
+
+
+def centred(image: Tensor, offset: float) -> Tensor:
+    """Shift an image in [0, 1] before the first convolution; zero padding then means grey."""
+    return image + offset if offset else image
+
+
+def init_convolutions(module: nn.Module) -> None:
+    """Give every convolution in `module` Kaiming weights for ReLU and zero biases."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            fan_in = layer.in_channels * layer.weight[0, 0].numel() / math.prod(_output_stride(layer))
+            nn.init.normal_(layer.weight, std=math.sqrt(2.0 / fan_in))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def _output_stride(layer: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, ...]:
+    # a transposed convolution with stride 2 adds up only every second weight in each output pixel
+    return layer.stride if isinstance(layer, nn.ConvTranspose2d) else (1,)
+
+
+class LRFeatures(nn.Module):
+    """Brings x^(n) to side S: convolution to 4C channels and pixel shuffle by 2, ReLU.
+
+    When S is more than twice the input's side (no progressive reconstruction, Table 2), a 3x3 convolution to
+    C channels comes first and the step is repeated until S is reached.
+
+    Args:
+        in_side: Side of the input.
+        side: S.
+        channels: C.
+    """
+
+    def __init__(self, in_side: int, side: int, channels: int) -> None:
+        super().__init__()
+        steps = int(math.log2(side // in_side))
+        self.first = nn.Conv2d(3, channels, 3, padding=1) if steps > 1 else None
+        self.steps = nn.ModuleList(
+            nn.Conv2d(channels if steps > 1 else 3, 4 * channels, 3, padding=1) for _ in range(steps)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, in_side, in_side) -> (B, C, S, S)."""
+        if self.first is not None:
+            x = F.relu(self.first(x))
+        for conv in self.steps:
+            x = F.relu(F.pixel_shuffle(conv(x), 2))
+        return x
+
+
+class Activate(nn.Module):
+    """Leaky ReLU 0.2 or ReLU, times sqrt(2) so that the variance of equalized layers stays 1."""
+
+    def __init__(self, act: Activation) -> None:
+        super().__init__()
+        self.slope = 0.2 if act == "leaky_relu" else 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape -> the same shape."""
+        return F.leaky_relu(x, self.slope) * math.sqrt(2.0)
+
+
+class FIR(nn.Module):
+    """Low-pass filter (1, 3, 3, 1) x (1, 3, 3, 1) of StyleGAN2, applied to each channel.
+
+    Args:
+        gain: Factor on the result; 4 after upsampling by zero insertion.
+        pad: Zeros before and after, in both directions.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, gain: float, pad: tuple[int, int]) -> None:
+        super().__init__()
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+        kernel = torch.outer(taps, taps)
+        self.register_buffer("kernel", kernel * (gain / kernel.sum()), persistent=False)
+        self.pad = (pad[0], pad[1], pad[0], pad[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, H) -> (B, C, H + pads - 3, H + pads - 3)."""
+        channels = x.shape[1]
+        kernel = self.kernel.to(x.dtype).expand(channels, 1, 4, 4)
+        return F.conv2d(F.pad(x, self.pad), kernel, groups=channels)
+
+
+class EqualizedConv2d(nn.Module):
+    """3x3 convolution with equalized learning rate: N(0, 1) weights, scaled by 1/sqrt(fan_in) at run time.
+
+    Args:
+        in_channels: Input channels.
+        out_channels: Output channels.
+        downsample: Filters with the FIR and convolves with stride 2: side H -> H/2.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, downsample: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.scale = 1 / math.sqrt(in_channels * 9)
+        self.fir = FIR(gain=1.0, pad=(2, 2)) if downsample else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, H) -> (B, out, H, H), or (B, out, H/2, H/2) with `downsample`."""
+        weight = self.weight * self.scale
+        if self.fir is not None:
+            return F.conv2d(self.fir(x), weight, self.bias, stride=2)
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
+class EqualizedLinear(nn.Module):
+    """Fully connected layer with equalized learning rate.
+
+    Args:
+        in_features: Input features.
+        out_features: Output features.
+        bias: Initial value of the bias.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features))
+        self.bias = nn.Parameter(torch.full((out_features,), bias))
+        self.scale = 1 / math.sqrt(in_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in) -> (B, out)."""
+        return F.linear(x, self.weight * self.scale, self.bias)
+
+
+class ModulatedConv2d(nn.Module):
+    """StyleGAN2's modulated and demodulated 3x3 convolution, in the fast form, with a bias.
+
+    The style scales the input's channels and the demodulation factor (computed in fp32) the output's, so one
+    plain convolution serves any batch: equal, up to rounding, to giving each sample its own weights.
+
+    Args:
+        in_channels: Input channels.
+        out_channels: Output channels.
+        latent: Length of the latent vector v.
+        upsample: Doubles the side: transposed convolution, then the FIR.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, latent: int, upsample: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.style = EqualizedLinear(latent, in_channels, bias=1.0)
+        self.scale = 1 / math.sqrt(in_channels * 9)
+        self.fir = FIR(gain=4.0, pad=(1, 1)) if upsample else None
+
+    def forward(self, x: Tensor, latent: Tensor) -> Tensor:
+        """Convolve.
+
+        Args:
+            x: (B, in, H, H).
+            latent: (B, latent).
+
+        Returns:
+            (B, out, H, H), or (B, out, 2H, 2H) with `upsample`.
+        """
+        style = self.style(latent)
+        demodulation = self.demodulation(style).to(x.dtype)
+        x = x * style.to(x.dtype)[:, :, None, None]
+        weight = self.weight * self.scale
+        if self.fir is not None:
+            x = self.fir(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2))
+        else:
+            x = F.conv2d(x, weight, padding=1)
+        return x * demodulation[:, :, None, None] + self.bias[:, None, None].to(x.dtype)
+
+    def demodulation(self, style: Tensor) -> Tensor:
+        """1 / ||style * weight|| per sample and output channel, (B, out), in at least fp32."""
+        with full_precision(style.device):
+            dtype = torch.promote_types(self.weight.dtype, torch.float32)
+            energy = (self.weight.to(dtype) * self.scale).square().sum((2, 3))
+            return torch.rsqrt(style.to(dtype).square() @ energy.T + 1e-8)

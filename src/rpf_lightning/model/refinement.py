@@ -1,0 +1,163 @@
+"""Refinement module (paper III-B-3, Fig. 6), after GCFSR: completes the synthesized image."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rpf_lightning.model.layers import (
+    Activate,
+    Activation,
+    EqualizedConv2d,
+    EqualizedLinear,
+    ModulatedConv2d,
+)
+
+Skip = Literal["same_resolution", "literal"]
+COARSEST_SIDE = 4  # "e_1 has the spatial resolution of 4x4"
+LATENT = 512
+CHANNELS = {128: 256, 256: 128, 512: 64, 1024: 32}  # sides up to 64 have 512
+
+
+def channels_at(side: int, width: float) -> int:
+    """Channels of the refinement at a side, as in GCFSR, times the width multiplier."""
+    return max(1, round(CHANNELS.get(side, 512) * width))
+
+
+class Downscale(nn.Module):
+    """Ordinary convolution, whose output is the feature map e of its side, then a FIR stride convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, act: Activation) -> None:
+        super().__init__()
+        self.conv = EqualizedConv2d(in_channels, in_channels)
+        self.stride = EqualizedConv2d(in_channels, out_channels, downsample=True)
+        self.act = Activate(act)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C[s], s, s) -> e (B, C[s], s, s) and the block's output (B, C[s/2], s/2, s/2)."""
+        feature = self.act(self.conv(x))
+        return feature, self.act(self.stride(feature))
+
+
+class FeatureModulation(nn.Module):
+    """d = act(a s + b conv3x3(e)), with (a, b) = (alpha, beta) / sqrt(alpha^2 + beta^2 + 1e-8) per channel."""
+
+    def __init__(self, channels: int, act: Activation) -> None:
+        super().__init__()
+        self.conv = EqualizedConv2d(channels, channels)
+        self.alpha = nn.Parameter(torch.ones(channels))
+        self.beta = nn.Parameter(torch.ones(channels))
+        self.act = Activate(act)
+
+    def forward(self, styled: Tensor, feature: Tensor) -> Tensor:
+        """s and e, both (B, C, H, H) -> d (B, C, H, H)."""
+        norm = torch.rsqrt(self.alpha.square() + self.beta.square() + 1e-8)
+        a, b = ((weight * norm)[:, None, None].to(styled.dtype) for weight in (self.alpha, self.beta))
+        return self.act(a * styled + b * self.conv(feature))
+
+
+class Upscale(nn.Module):
+    """Style modulation twice (one of them doubles the side) and feature modulation (Fig. 6 b, c).
+
+    Args:
+        in_channels: Channels of d_(k-1).
+        out_channels: Channels of d_k, at twice the side.
+        latent: Length of v_k.
+        skip: ``"same_resolution"``: upsample, modulate, blend with the encoder's feature of the new side;
+            ``"literal"``: modulate, blend with e_k (the output of a downscale block) at the old side,
+            upsample last.
+        act: Activation.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, latent: int, skip: Skip, act: Activation) -> None:
+        super().__init__()
+        self.literal = skip == "literal"
+        blended = in_channels if self.literal else out_channels
+        self.up = ModulatedConv2d(in_channels, out_channels, latent, upsample=True)
+        self.conv = ModulatedConv2d(blended, blended, latent)
+        self.blend = FeatureModulation(blended, act)
+        self.act = Activate(act)
+
+    def forward(self, x: Tensor, latent: Tensor, feature: Tensor) -> Tensor:
+        """d_(k-1) (B, in, H, H), v_k and the encoder's feature -> d_k (B, out, 2H, 2H)."""
+        if self.literal:
+            return self.act(self.up(self.blend(self.conv(x, latent), feature), latent))
+        return self.blend(self.conv(self.act(self.up(x, latent)), latent), feature)
+
+
+class RefinementModule(nn.Module):
+    """Encoder, embedding and modulated decoder: image in, image out at the same side.
+
+    Fed with the bicubically enlarged LR alone, at the last level, it is the GCFSR-type baseline without a
+    reference. There is no noise injection, so it is deterministic.
+
+    Args:
+        side: S.
+        width: Multiplier of all channels, the 512-d latents and the fully connected layers.
+        skip: See `Upscale`.
+        residual: Adds the input image, and starts the last convolution at 0.02 of its size.
+        act: ``"leaky_relu"`` (0.2, as GCFSR) or ``"relu"`` (as the paper says).
+    """
+
+    def __init__(
+        self,
+        side: int,
+        width: float = 1.0,
+        skip: Skip = "same_resolution",
+        residual: bool = False,
+        act: Activation = "leaky_relu",
+    ) -> None:
+        super().__init__()
+        self.literal = skip == "literal"
+        self.residual = residual
+        levels = int(math.log2(side // COARSEST_SIDE))  # K
+        latent = max(1, round(LATENT * width))
+        sides = [side // 2**i for i in range(levels)]  # S, S/2, ..., 8
+        self.first = EqualizedConv2d(3, channels_at(side, width))
+        self.encoder = nn.ModuleList(
+            Downscale(channels_at(s, width), channels_at(s // 2, width), act) for s in sides
+        )
+        coarse = channels_at(COARSEST_SIDE, width)
+        self.embedding = nn.ModuleList(
+            (
+                EqualizedConv2d(coarse, coarse, downsample=True),
+                EqualizedConv2d(coarse, latent, downsample=True),
+            )
+        )
+        self.latents = nn.ModuleList(EqualizedLinear(latent, latent) for _ in range(levels))
+        self.decoder = nn.ModuleList(
+            Upscale(channels_at(s // 2, width), channels_at(s, width), latent, skip, act)
+            for s in reversed(sides)
+        )
+        self.to_rgb = EqualizedConv2d(channels_at(side, width), 3)
+        self.act = Activate(act)
+        if residual:
+            with torch.no_grad():
+                self.to_rgb.weight.mul_(0.02)  # starts close to the identity
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Refine.
+
+        Args:
+            image: (B, 3, S, S): the mean of the enlarged x^(n) and the synthesized image.
+
+        Returns:
+            (B, 3, S, S) in at least fp32, not clamped.
+        """
+        x = self.act(self.first(image))
+        features = []  # of side S, S/2, ..., 8; with the literal skip S/2, ..., 4
+        for downscale in self.encoder:
+            feature, x = downscale(x)
+            features.append(x if self.literal else feature)
+        embedded = x
+        for conv in self.embedding:
+            embedded = self.act(conv(embedded))
+        embedded = embedded.flatten(1)
+        for fully_connected, upscale in zip(self.latents, self.decoder, strict=True):
+            x = upscale(x, self.act(fully_connected(embedded)), features.pop())
+        output = self.to_rgb(x)
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        return output + image if self.residual else output

@@ -1,0 +1,97 @@
+"""A model directory on disk: `config.json` + `model.safetensors`, written atomically, read strictly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor, nn
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def save(directory: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Write a model directory.
+
+    Args:
+        directory: Made if it is missing.
+        config: Arguments of the model's constructor.
+        state: Its weights.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_atomically(directory / WEIGHTS_FILE, safetensors.torch.save(tensors, {"format": "pt"}))
+    write_atomically(directory / CONFIG_FILE, (json.dumps(dict(config), indent=2) + "\n").encode())
+
+
+def load(name: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the configuration and the weights of a model directory or a hub repository.
+
+    Raises:
+        FileNotFoundError: If there is neither a directory nor a hub repository of that name.
+        ValueError: If the configuration is no JSON object.
+    """
+    directory = Path(name)
+    if not directory.is_dir():
+        directory = _from_hub(str(name))
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (directory / file).is_file():
+            raise FileNotFoundError(f"{directory} is no model directory: it has no {file}")
+    config = json.loads((directory / CONFIG_FILE).read_text())
+    if not isinstance(config, dict):
+        raise ValueError(f"{directory / CONFIG_FILE}: expected a JSON object of RPFModel's arguments")
+    return config, safetensors.torch.load_file(directory / WEIGHTS_FILE)
+
+
+def restore(model: nn.Module, state: Mapping[str, Tensor], name: str | Path) -> None:
+    """Load weights strictly; half-precision files become fp32.
+
+    Raises:
+        ValueError: If a weight is missing, left over, or of another shape.
+    """
+    try:
+        model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"the weights of {name} do not fit its {CONFIG_FILE}: {error}") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name beside it and rename it: never half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and bytes of weights, the same on every machine."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _from_hub(name: str) -> Path:
+    # imported here: the network itself needs torch and safetensors only
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except HFValidationError as error:
+        raise FileNotFoundError(f"{name} is neither a model directory nor a name on the hub") from error
+    except Exception as error:
+        raise FileNotFoundError(f"{name} is no model directory, and the hub gave none: {error}") from error

@@ -1,0 +1,97 @@
+"""Stages 1 and 3: the refinement module of one block (paper III-C-3, eq. 6 to 9)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rpf_lightning.data.records import ReferenceBatch
+from rpf_lightning.losses import masked_l1
+from rpf_lightning.losses.adversarial import PenaltyNorm
+from rpf_lightning.model.resize import resize
+from rpf_lightning.stages.base import Outputs, RPFStage
+
+RefinementInput = Literal["x2", "lr", "mix", "synthesized"]
+
+
+class RefinementStage(RPFStage):
+    """Trains the refinement module, without a reference (stage 1) or on synthesized images (stage 3).
+
+    Args:
+        model_dir: See `RPFStage`.
+        block: n, counted from 1.
+        network: See `RPFStage`.
+        learning_rate: Adam's learning rate. With equalized weights 1e-4, the paper's, hardly moves them.
+        decay: See `RPFStage`.
+        input: What the module is fed with. Stage 1: ``"x2"``, the GT reduced to S/2 and enlarged; ``"lr"``, the
+            enlarged LR; ``"mix"``, from a random side among L .. S/2 in every step. Stage 3, not in the
+            paper: ``"synthesized"``, what the block's own frozen modules make, as at inference.
+        adversarial_weight: See `RPFStage`.
+        perceptual_weight: See `RPFStage`.
+        identity_weight: See `RPFStage`.
+        perceptual_norm: See `PerceptualLoss`.
+        critic_learning_rate: See `RPFStage`.
+        penalty_weight: See `RPFStage`.
+        penalty_norm: See `gradient_penalty`.
+    """
+
+    def __init__(
+        self,
+        model_dir: str,
+        block: int = 1,
+        network: dict[str, Any] | None = None,
+        learning_rate: float = 1e-4,
+        decay: Literal["none", "cosine"] = "none",
+        input: RefinementInput = "x2",
+        adversarial_weight: float = 1.0,
+        perceptual_weight: float = 1.0,
+        identity_weight: float = 1.0,
+        perceptual_norm: Literal["mse", "l2"] = "mse",
+        critic_learning_rate: float = 1e-4,
+        penalty_weight: float = 10.0,
+        penalty_norm: PenaltyNorm = "rms",
+    ) -> None:
+        super().__init__(
+            model_dir, block, network, learning_rate, decay, adversarial_weight, perceptual_weight,
+            identity_weight, perceptual_norm, critic_learning_rate, penalty_weight, penalty_norm,
+        )  # fmt: skip
+        self.input = input
+        self.name = "finetune" if input == "synthesized" else "refinement"
+        self.save_hyperparameters()
+
+    @property
+    def trained_module(self) -> nn.Module:
+        """The refinement module."""
+        return self.current_block.refinement
+
+    def terms(self) -> dict[str, float]:
+        """Weights of all terms."""
+        return {"L1": 1.0, **super().terms()}
+
+    def generate(self, batch: ReferenceBatch) -> Outputs:
+        """Refined image."""
+        if self.input != "synthesized":
+            small = self._reduced(batch)
+            return {"output": self.current_block.refinement(resize(small, self.side))}
+        x = self.prefix(batch)
+        with torch.no_grad():
+            _, aligned = self.current_block.warping(x, batch.reference)
+            synthesized = self.current_block.synthesis(x, aligned)
+        return {"output": self.current_block.refine(x, synthesized), "synthesized": synthesized}
+
+    def reconstruction_terms(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
+        """Eq. 7."""
+        return {"reconstruction": masked_l1(outputs["output"], batch.gt)}
+
+    def _reduced(self, batch: ReferenceBatch) -> Tensor:
+        """The GT at the side that the module's input is enlarged from."""
+        sides = [side for side in (self.lr_size, *self.model.sides) if side < self.side]
+        if self.input == "lr":
+            side = sides[0]
+        elif self.input == "x2":
+            side = sides[-1]
+        else:
+            side = sides[int(torch.randint(len(sides), ()))]
+        return batch.lr if side == self.lr_size else resize(batch.gt, side).clamp(0, 1)

@@ -1,0 +1,91 @@
+"""Stage 2, first half: the warping module of one block (paper III-C-1, eq. 3)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rpf_lightning.data.records import ReferenceBatch
+from rpf_lightning.losses import masked_l1
+from rpf_lightning.stages.base import Outputs, RPFStage
+
+
+class WarpingStage(RPFStage):
+    """Trains the warping module so that the aligned reference equals the thin-plate-warped one.
+
+    Args:
+        model_dir: See `RPFStage`.
+        block: n, counted from 1.
+        network: See `RPFStage`.
+        learning_rate: Adam's learning rate.
+        decay: See `RPFStage`.
+        flow_weight: Weight of the masked L1 between the flow and the thin-plate flow, in units of S/64
+            pixels. Not in the paper: the warping loss can fall while the flow learns nothing.
+    """
+
+    name = "warping"
+
+    def __init__(
+        self,
+        model_dir: str,
+        block: int = 1,
+        network: dict[str, Any] | None = None,
+        learning_rate: float = 1e-4,
+        decay: Literal["none", "cosine"] = "none",
+        flow_weight: float = 0.0,
+    ) -> None:
+        super().__init__(
+            model_dir, block, network, learning_rate, decay,
+            adversarial_weight=0.0, perceptual_weight=0.0, identity_weight=0.0, perceptual_norm="mse",
+            critic_learning_rate=0.0, penalty_weight=0.0, penalty_norm="rms",
+        )  # fmt: skip
+        self.flow_weight = flow_weight
+        self.save_hyperparameters()
+
+    @property
+    def trained_module(self) -> nn.Module:
+        """The warping module."""
+        return self.current_block.warping
+
+    def terms(self) -> dict[str, float]:
+        """Weights of the two terms of this stage."""
+        return {"warping L1": 1.0, "flow": self.flow_weight}
+
+    def generate(self, batch: ReferenceBatch) -> Outputs:
+        """Flow and aligned reference."""
+        flow, aligned = self.current_block.warping(self.prefix(batch), batch.reference)
+        return {"output": aligned, "flow": flow}
+
+    def reconstruction_terms(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
+        """Eq. 3 and the flow term."""
+        terms = {"warping": masked_l1(outputs["output"], batch.warped_reference)}
+        if self.flow_weight:
+            error = masked_l1(outputs["flow"], batch.flow, batch.gt_mask) * (64 / self.side)
+            terms["flow"] = self.flow_weight * error
+        return terms
+
+    def diagnostics(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
+        """Whether the flow learns, inside the face.
+
+        End-point error and correlation with the thin-plate flow, and the L1 that no warp at all gives.
+        """
+        inside = batch.gt_mask.bool().expand_as(batch.flow)
+        flow, goal = outputs["flow"], batch.flow
+        distance = (flow - goal).norm(dim=1)[inside[:, 0]]
+        still = goal.norm(dim=1)[inside[:, 0]]
+        return {
+            "end_point_error": distance.mean(),
+            "end_point_error_unwarped": still.mean(),
+            "flow_correlation": _correlation(flow[inside], goal[inside]),
+            "warping_unwarped": masked_l1(batch.reference, batch.warped_reference),
+            "face_l1": masked_l1(outputs["output"], batch.gt, batch.gt_mask),
+            "face_l1_unwarped": masked_l1(batch.reference, batch.gt, batch.gt_mask),
+            "face_l1_thin_plate": masked_l1(batch.warped_reference, batch.gt, batch.gt_mask),
+        }
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine between two flows around zero; 0 for a flow that is zero everywhere."""
+    return (a * b).sum() / (a.norm() * b.norm()).clamp_min(torch.finfo(a.dtype).tiny)

@@ -1,0 +1,232 @@
+"""The dataset and the datamodules, on made-up photos and on a few real ones."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+
+from rpf_lightning.data.pairing import Pair, nearest_references
+from rpf_lightning.data.pairs import PairsDataModule, PairsDataset, ReferencePairsDataModule
+from rpf_lightning.data.records import Photo, ReferenceBatch
+
+SIDES = {"lr_size": 8, "size": 32, "side": 16}
+
+
+class MadeUpPhotos:
+    """`people` x 3 photos; the second of each person is a near-duplicate of the first."""
+
+    def __init__(self, people: int = 10) -> None:
+        self.ids = [f"{person}-{i}" for person in range(people) for i in range(3)]
+        self.identities = [f"p{person}" for person in range(people) for _ in range(3)]
+        rng = np.random.default_rng(0)
+        self.landmarks: list[np.ndarray | None] = []
+        self.images: list[np.ndarray] = []
+        for _ in range(people):
+            points = rng.uniform(0.2, 0.8, (68, 2))
+            image = rng.integers(0, 256, (32, 32, 3), np.uint8)
+            self.landmarks += [points, points + 0.001, points + 0.02]
+            self.images += [image, image, rng.integers(0, 256, (32, 32, 3), np.uint8)]
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def photo(self, index: int) -> Photo:
+        self.reads += 1
+        points = self.landmarks[index]
+        assert points is not None
+        mask = np.ones((32, 32), np.uint8)
+        return Photo(self.ids[index], self.identities[index], self.images[index], points * 32, mask)
+
+
+class MadeUpDataModule(PairsDataModule):
+    """Counts how often the photos are asked for."""
+
+    calls = 0
+
+    def photos(self) -> MadeUpPhotos:
+        self.calls += 1
+        return MadeUpPhotos()
+
+
+def test_dataset_yields_the_pair_and_caches_it() -> None:
+    photos = MadeUpPhotos()
+    dataset = PairsDataset(photos, [Pair(0, 2, 0.02), Pair(3, 5, 0.02)], **SIDES)
+    assert len(dataset) == 2
+    first = dataset[1]
+    assert (first.id, first.reference_id) == ("1-0", "1-2")
+    assert first.gt.shape == (3, 16, 16)
+    assert photos.reads == 2
+    assert dataset[1] is first
+    assert photos.reads == 2
+
+
+@pytest.mark.parametrize("off", [{"cache": False}, {"cache_mb": 0}])
+def test_cache_can_be_off_or_over_budget(off: dict) -> None:
+    photos = MadeUpPhotos()
+    dataset = PairsDataset(photos, [Pair(0, 2, 0.02)], **SIDES, **off)
+    torch.testing.assert_close(dataset[0].gt, dataset[0].gt)
+    assert photos.reads == 4
+
+
+def test_cache_budget_counts_all_samples() -> None:
+    sides = {"lr_size": 8, "size": 256, "side": 256}  # 4 MiB and 768 bytes a sample
+    pairs = [Pair(0, 2, 0.02)] * 10
+    assert PairsDataset(MadeUpPhotos(), pairs, **sides, cache_mb=41).cached
+    assert not PairsDataset(MadeUpPhotos(), pairs, **sides, cache_mb=40).cached
+
+
+def test_bad_sides_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="lr_size < side <= size"):
+        PairsDataset(MadeUpPhotos(), [], lr_size=16, size=32, side=16)
+
+
+def test_parts_share_no_person_and_duplicates_are_no_references() -> None:
+    module = MadeUpDataModule(**SIDES, val_fraction=0.3)
+    module.setup("fit")
+    module.setup("fit")
+    assert module.calls == 1
+    assert module.dropped_duplicates == 10
+    train, val = module.train_dataset, module.val_pairs_dataset
+    assert (len(train), len(val)) == (21, 9)
+    identities = MadeUpPhotos().identities
+    people = [{identities[i] for pair in part.pairs for i in pair[:2]} for part in (train, val)]
+    assert not people[0] & people[1]
+    for pair in train.pairs + val.pairs:
+        assert identities[pair.gt] == identities[pair.reference]
+        assert {pair.gt % 3, pair.reference % 3} != {0, 1}
+
+
+def test_limits_are_evenly_spread() -> None:
+    module = MadeUpDataModule(**SIDES, val_fraction=0.3, limit_train=7, limit_val=100)
+    module.setup()
+    assert len(module.train_dataset) == 7
+    assert len({pair.gt // 3 for pair in module.train_dataset.pairs}) == 7  # one of each person
+    assert len(module.val_pairs_dataset) == 9
+
+
+def test_loaders() -> None:
+    module = MadeUpDataModule(**SIDES, batch_size=4)
+    module.setup()
+    batches = list(module.train_dataloader())
+    assert len(batches) == len(module.train_dataset) // 4
+    assert all(len(batch.id) == 4 for batch in batches)  # the last one is dropped
+    assert isinstance(batches[0].id, list)
+    assert isinstance(batches[0].reference_id, list)
+    assert batches[0].lr.shape == (4, 3, 8, 8)
+    assert batches[0].flow.shape == (4, 2, 16, 16)
+    again = list(module.train_dataloader())
+    assert [batch.id for batch in batches] == [batch.id for batch in again]  # seeded
+    in_order = [module.train_dataset.photos.ids[pair.gt] for pair in module.train_dataset.pairs]
+    assert [name for batch in batches for name in batch.id] != in_order[: 4 * len(batches)]  # and shuffled
+    loaders = (module.val_dataloader(), module.test_dataloader(), module.predict_dataloader())
+    expected = [module.val_pairs_dataset.photos.ids[pair.gt] for pair in module.val_pairs_dataset.pairs]
+    for loader in loaders:
+        assert [name for batch in loader for name in batch.id] == expected
+    module.batch_size = 1000
+    with pytest.raises(ValueError, match="batch_size=1000"):
+        module.train_dataloader()
+
+
+def test_lightning_runs_it() -> None:
+    """Through a real Trainer: the sides are found, NamedTuples survive, workers pickle the dataset."""
+
+    class Counting(LightningModule):
+        lr_size, size, side = 8, 32, 16
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Conv2d(3, 3, 1)
+            self.seen: list[str] = []
+
+        def training_step(self, batch: ReferenceBatch, index: int) -> torch.Tensor:
+            self.seen += batch.id
+            return (self.layer(batch.reference) - batch.gt).abs().mean()
+
+        def validation_step(self, batch: ReferenceBatch, index: int) -> None:
+            assert batch.gt.shape[1:] == (3, 16, 16)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.01)
+
+    model = Counting()
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, MadeUpDataModule(batch_size=4, num_workers=1))
+    assert len(model.seen) == 24
+
+
+def test_sides_come_from_the_module_of_the_trainer() -> None:
+    module = MadeUpDataModule(side=32)
+    with pytest.raises(ValueError, match="lr_size is unknown"):
+        module.setup()
+    module.trainer = SimpleNamespace(lightning_module=SimpleNamespace(lr_size=8, size=32, side=16))
+    module.setup()
+    assert module.train_dataset[0].gt.shape == (3, 32, 32)  # an argument wins
+    assert module.train_dataset[0].lr.shape == (3, 8, 8)
+    module.side = None
+    module.setup()
+    assert module.train_dataset[0].gt.shape == (3, 16, 16)  # the next block, same photos
+    assert module.calls == 1
+    module.trainer = SimpleNamespace(lightning_module=SimpleNamespace(lr_size=8, size=32))
+    with pytest.raises(ValueError, match="side is unknown"):
+        module.setup()
+
+
+def test_evaluation_with_own_and_other_person() -> None:
+    module = MadeUpDataModule(lr_size=8, size=32, val_fraction=0.3, limit_val=4)
+    own, other = module.val_dataset(), module.val_dataset(side=16, other_person=True)
+    assert own[0].gt.shape == (3, 32, 32)
+    assert other[0].gt.shape == (3, 16, 16)
+    assert [pair.gt for pair in own.pairs] == [pair.gt for pair in other.pairs]
+    photos = own.photos
+    val_people = {photos.identities[i] for i in range(30)} - {
+        photos.identities[pair.gt] for pair in module._pairing().train
+    }
+    for a, b in zip(own.pairs, other.pairs, strict=True):
+        assert photos.identities[a.gt] == photos.identities[a.reference]
+        assert photos.identities[b.gt] != photos.identities[b.reference]
+        assert photos.identities[b.reference] in val_people
+
+
+def test_no_pairs_is_an_error() -> None:
+    class Strangers(PairsDataModule):
+        def photos(self) -> MadeUpPhotos:
+            photos = MadeUpPhotos()
+            photos.identities = photos.ids
+            return photos
+
+    with pytest.raises(ValueError, match="no pair among 30 photos"):
+        Strangers(**SIDES).setup()
+
+
+@pytest.mark.realdata
+def test_real_pairs() -> None:
+    if "RPF_SHARED" not in os.environ:
+        pytest.skip("RPF_SHARED is not set: no real photos")
+    root = Path(os.environ["RPF_SHARED"]) / "data" / "celeba_hq_subset"
+    module = ReferencePairsDataModule(str(root), "celebamask-hq", 16, 512, 64, limit_val=12)
+    own, other = module.val_dataset(side=64), module.val_dataset(side=64, other_person=True)
+    assert module.dropped_duplicates == 5
+    without_rule, _ = nearest_references(own.photos.identities, own.photos.landmarks)
+    nearest = {pair.gt: pair.distance for pair in without_rule}
+    assert all(pair.distance >= nearest[pair.gt] for pair in own.pairs)
+
+    before, after = [], []
+    for sample in (own[i] for i in range(len(own))):
+        both = sample.gt_mask * (sample.warped_reference.amax(0) > 0)  # faces only: hair is cut elsewhere
+        before.append((both * (sample.unmasked_reference - sample.gt).abs()).sum() / both.sum())
+        after.append((both * (sample.warped_reference - sample.gt).abs()).sum() / both.sum())
+    assert torch.stack(after).mean() < torch.stack(before).mean()
+    assert all(other[i].id == own[i].id for i in range(3))
+    assert all(other[i].reference_id != own[i].reference_id for i in range(3))

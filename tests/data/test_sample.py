@@ -1,0 +1,117 @@
+"""One sample: sizes, LR, masks, pyramid and r_warp."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rpf_lightning.data.records import Photo
+from rpf_lightning.data.sample import make_sample
+
+INDEX = np.arange(68)
+POINTS = 0.5 + (np.sqrt((INDEX + 0.5) / 68) * np.stack([np.cos(INDEX * 2.4), np.sin(INDEX * 2.4)]) * 0.35).T
+
+
+def made_up(name: str, side: int = 64, shift: tuple[int, int] = (0, 0), seed: int = 0) -> Photo:
+    """A random smooth picture with a disc as the face; `shift` moves everything right and down."""
+    rng = torch.Generator().manual_seed(seed)
+    image = F.interpolate(torch.rand(1, 3, 8, 8, generator=rng), size=side, mode="bicubic").clamp(0, 1)
+    y, x = np.mgrid[:side, :side] + 0.5
+    mask = (np.hypot(x / side - 0.5, y / side - 0.5) < 0.36).astype(np.uint8)
+    pixels = (image[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    return Photo(
+        id=name,
+        identity="a",
+        image=np.roll(pixels, shift[::-1], (0, 1)),
+        landmarks=POINTS * side + np.array(shift),
+        mask=np.roll(mask, shift[::-1], (0, 1)),
+    )
+
+
+def tensor(photo: Photo) -> torch.Tensor:
+    return torch.from_numpy(photo.image).permute(2, 0, 1)[None].float() / 255
+
+
+def bicubic(image: torch.Tensor, side: int) -> torch.Tensor:
+    return F.interpolate(image, size=side, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+@pytest.mark.parametrize("side", [16, 32, 64])
+def test_shapes_ranges_and_names(side: int) -> None:
+    sample = make_sample(made_up("g"), made_up("r", seed=1), lr_size=8, size=64, side=side)
+    assert sample.lr.shape == (3, 8, 8)
+    for field in ("gt", "reference", "unmasked_reference", "warped_reference"):
+        image = getattr(sample, field)
+        assert image.shape == (3, side, side)
+        assert image.dtype == torch.float32
+        assert image.min() >= 0
+        assert image.max() <= 1
+    for mask in (sample.gt_mask, sample.reference_mask):
+        assert mask.shape == (1, side, side)
+        assert mask.dtype == torch.float32
+        assert set(mask.unique().tolist()) == {0.0, 1.0}
+    assert sample.flow.shape == (2, side, side)
+    assert (sample.id, sample.reference_id) == ("g", "r")
+
+
+def test_gt_is_one_step_and_lr_is_eight_bit() -> None:
+    photo = made_up("g", side=128)
+    sample = make_sample(photo, made_up("r"), lr_size=8, size=64, side=32)
+    torch.testing.assert_close(sample.gt, bicubic(tensor(photo), 32)[0])
+    in_levels = sample.lr * 255
+    torch.testing.assert_close(in_levels, in_levels.round(), atol=1e-4, rtol=0)
+    exact = bicubic(bicubic(tensor(photo), 64), 8)[0] * 255
+    assert (in_levels - exact).abs().max() <= 0.501
+    assert (in_levels - exact).abs().max() > 0.05  # it was rounded
+
+
+def test_reference_pyramid_is_repeated_halving() -> None:
+    photo = made_up("r", seed=3)
+    sample = make_sample(made_up("g"), photo, lr_size=8, size=64, side=16)
+    masked = tensor(photo) * torch.from_numpy(photo.mask)[None, None]
+    torch.testing.assert_close(sample.reference, bicubic(bicubic(masked, 32), 16)[0])
+    torch.testing.assert_close(sample.unmasked_reference, bicubic(bicubic(tensor(photo), 32), 16)[0])
+    assert (sample.reference - bicubic(masked, 16)[0]).abs().max() > 1e-3
+    assert sample.reference[:, 0, 0].abs().max() == 0
+    assert sample.unmasked_reference[:, 0, 0].abs().max() > 0
+
+
+def test_masks_are_area_averages() -> None:
+    gt, reference = made_up("g"), made_up("r", shift=(6, 2))
+    sample = make_sample(gt, reference, lr_size=8, size=64, side=16)
+    for photo, mask in ((gt, sample.gt_mask), (reference, sample.reference_mask)):
+        expected = photo.mask.reshape(16, 4, 16, 4).mean((1, 3)) >= 0.5
+        np.testing.assert_array_equal(mask[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_translated_reference_is_warped_onto_the_gt(side: int) -> None:
+    gt, reference = made_up("g"), made_up("r", shift=(6, -4))
+    sample = make_sample(gt, reference, lr_size=8, size=64, side=side)
+    scale = side / 64
+    torch.testing.assert_close(sample.flow[0], torch.full((side, side), 6 * scale), atol=1e-3, rtol=0)
+    torch.testing.assert_close(sample.flow[1], torch.full((side, side), -4 * scale), atol=1e-3, rtol=0)
+    masked_gt = bicubic(tensor(gt) * torch.from_numpy(gt.mask)[None, None], side)[0]
+    torch.testing.assert_close(sample.warped_reference, masked_gt, atol=2e-3, rtol=0)
+    assert (sample.reference - masked_gt).abs().mean() > 0.02  # it was not aligned before
+
+
+def test_small_photos_are_enlarged() -> None:
+    small = made_up("g", side=32)
+    sample = make_sample(small, made_up("r", side=32, seed=1), lr_size=8, size=64, side=64)
+    torch.testing.assert_close(sample.gt, bicubic(tensor(small), 64)[0])
+    np.testing.assert_array_equal(sample.gt_mask[0], np.kron(small.mask, np.ones((2, 2))))
+
+
+def test_bad_input_is_refused_by_name() -> None:
+    good = made_up("good")
+    sides = {"lr_size": 8, "size": 64, "side": 32}
+    with pytest.raises(ValueError, match="'blind' has no landmarks"):
+        make_sample(good, replace(made_up("blind"), landmarks=None), **sides)
+    with pytest.raises(ValueError, match="'wide' must be square"):
+        make_sample(replace(good, id="wide", image=good.image[:50]), good, **sides)
+    for wrong in ({"side": 48}, {"side": 8}, {"side": 128}, {"size": 96}, {"lr_size": 0}):
+        with pytest.raises(ValueError, match=r"power of two|lr_size < side <= size"):
+            make_sample(good, good, **{**sides, **wrong})

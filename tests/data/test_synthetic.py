@@ -1,0 +1,198 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rpf_lightning.data import synthetic
+from rpf_lightning.data.face_drawing import Canvas, draw_portrait
+from rpf_lightning.data.labels import BISENET, facial_mask
+from rpf_lightning.data.synthetic import _render, contact_sheet, render_photo
+
+LABEL = {name: value for value, name in enumerate(BISENET)}
+SEEDS = [(identity, photo) for identity in range(15) for photo in range(3)]
+
+
+def lr(image):
+    return np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BICUBIC), dtype=float)
+
+
+def pixels_near(photo, point, radius):
+    """Labels of the pixels at most `radius` pixels (each axis) from a landmark."""
+    x, y = np.floor(point).astype(int)
+    return photo.parsing[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
+
+
+def test_same_seeds_give_the_same_photo():
+    first, second = render_photo(3, 1, 64), render_photo(3, 1, 64)
+    assert (first.id, first.identity) == ("id00003_001", "id00003")
+    assert np.array_equal(first.image, second.image)
+    assert np.array_equal(first.parsing, second.parsing)
+    assert np.array_equal(first.landmarks, second.landmarks)
+
+
+@pytest.mark.parametrize("side", [32, 45, 64, 100, 256, 1024])
+def test_shapes_and_types(side):
+    photo = render_photo(0, 0, side)
+    assert photo.image.shape == (side, side, 3)
+    assert photo.image.dtype == np.uint8
+    assert photo.parsing.shape == (side, side)
+    assert photo.parsing.dtype == np.uint8
+    assert photo.landmarks.shape == (68, 2)
+    assert photo.landmarks.dtype == np.float64
+
+
+@pytest.mark.parametrize(("identity", "photo"), [(0, 0), (2, 1), (8, 2), (11, 0)])
+def test_the_picture_does_not_depend_on_the_side(identity, photo):
+    small, large = render_photo(identity, photo, 64), render_photo(identity, photo, 256)
+    reduced = large.image.reshape(64, 4, 64, 4, 3).mean((1, 3))
+    error = np.abs(reduced - small.image)
+    assert error.mean() < 1.5
+    assert np.percentile(error, 99) < 16
+    assert np.allclose(large.landmarks, 4 * small.landmarks)
+    assert (large.parsing[2::4, 2::4] == small.parsing).mean() > 0.97
+
+
+def test_drawing_is_antialiased():
+    photo = render_photo(1, 0, 256)
+    mouth = np.isin(photo.parsing, [LABEL["u_lip"], LABEL["l_lip"]])
+    # between lips and skin lie colours of neither; a drawing without antialiasing has few distinct colours
+    box = photo.image[mouth.any(1)][:, mouth.any(0)].reshape(-1, 3)
+    assert len(np.unique(box, axis=0)) > 0.3 * len(box)
+
+
+def test_labels_are_complete_for_every_face():
+    seen = set()
+    for identity, photo in SEEDS:
+        labels = set(np.unique(render_photo(identity, photo, 128).parsing).tolist())
+        assert labels <= set(range(19))
+        seen |= labels
+        missing = {
+            LABEL[n] for n in ("skin", "l_eye", "r_eye", "nose", "u_lip", "l_lip", "neck", "cloth")
+        } - labels
+        assert not missing, (identity, photo, missing)
+    assert {LABEL[n] for n in ("eye_g", "l_ear", "r_ear", "ear_r", "mouth", "neck_l", "hair", "hat")} <= seen
+
+
+def test_left_labels_are_on_the_left_of_the_image():
+    parsing = render_photo(2, 0, 128).parsing
+    for part in ("brow", "eye"):
+        left, right = (np.nonzero(parsing == LABEL[f"{side}_{part}"])[1].mean() for side in "lr")
+        assert left < right
+
+
+def test_landmarks_lie_on_their_features():
+    for identity, number in SEEDS:
+        photo = render_photo(identity, number, 256)
+        points = photo.landmarks
+        assert points.min() > 0
+        assert points.max() < 256
+        for first, label in ((36, LABEL["l_eye"]), (42, LABEL["r_eye"])):
+            for k in range(first, first + 6):  # on the border: the label is close, and so is another
+                near = pixels_near(photo, points[k], 3)
+                covered = np.isin(near, [LABEL["eye_g"], LABEL["hair"]]).any()
+                assert covered or ((near == label).any() and (near != label).any()), (identity, number, k)
+        lips = [LABEL["u_lip"], LABEL["l_lip"]]
+        for k in range(48, 68):
+            near = pixels_near(photo, points[k], 3)
+            assert np.isin(near, lips).any(), (identity, number, k)
+        inside = points[[51, 57]] * 0.5 + points[[62, 66]] * 0.5
+        assert photo.parsing[tuple(inside[0, ::-1].astype(int))] == LABEL["u_lip"]
+        assert photo.parsing[tuple(inside[1, ::-1].astype(int))] == LABEL["l_lip"]
+        nose = [LABEL["nose"], LABEL["eye_g"]]
+        assert all(np.isin(pixels_near(photo, points[k], 2), nose).any() for k in range(27, 36))
+
+
+def test_landmarks_follow_the_ibug_order():
+    for identity, number in SEEDS:
+        points = render_photo(identity, number, 64).landmarks
+        assert points[0, 0] < points[8, 0] < points[16, 0]
+        assert points[:17, 1].argmax() in (7, 8, 9)
+        for row in (range(17, 27), (36, 39, 42, 45), range(48, 55), range(60, 65), range(31, 36)):
+            assert (np.diff(points[list(row), 0]) > 0).all()
+        assert points[37, 1] < points[41, 1]
+        assert points[44, 1] < points[46, 1]
+        assert (np.diff(points[27:31, 1]) > 0).all()
+        assert points[51, 1] < points[57, 1]
+        assert points[62, 1] <= points[66, 1]
+
+
+def test_faces_are_framed_like_an_aligned_crop():
+    points = np.mean([render_photo(i, p, 32).landmarks / 32 for i, p in SEEDS], axis=0)
+    assert points[36:42].mean(0) == pytest.approx((0.37, 0.47), abs=0.02)
+    assert points[42:48].mean(0) == pytest.approx((0.63, 0.47), abs=0.02)
+    assert points[48:60, 1].mean() == pytest.approx(0.73, abs=0.025)
+    assert points[8, 1] == pytest.approx(0.92, abs=0.025)
+
+
+@pytest.mark.parametrize("identity", range(8))
+def test_marks_vanish_at_16_and_stay_at_64(identity):
+    photo, plain = _render(identity, 0, 256), _render(identity, 0, 256, marks=False)
+    face = facial_mask(photo.parsing, "bisenet").reshape(16, 16, 16, 16).mean((1, 3)) > 0.5
+    hidden = np.abs(lr(photo.image) - lr(plain.image))[face]
+    assert hidden.mean() < 1.5
+    assert hidden.max() < 12
+    small, small_plain = (_render(identity, 0, 64, marks).image.astype(float) for marks in (True, False))
+    assert np.abs(small - small_plain).max() > 40
+
+
+def test_marks_stay_on_the_face_of_their_person():
+    """Marks keep their places relative to the landmarks."""
+    places = []
+    for number in range(3):
+        photo, plain = (_render(12, number, 256, marks) for marks in (True, False))
+        points = photo.landmarks
+        gone = (plain.image.astype(float) - photo.image).sum(-1) > 90
+        y, x = np.nonzero(gone)
+        frame = np.column_stack([points[45] - points[36], points[8] - points[27]])
+        places.append(np.linalg.solve(frame, np.column_stack([x, y]).T + 0.5 - points[27][:, None]).T)
+    grid = [np.histogram2d(*p.T, bins=6, range=[(-1, 1), (-0.6, 1.2)])[0].ravel() for p in places]
+    assert all(g.sum() > 20 for g in grid)
+    for first in range(3):
+        for second in range(first):
+            assert np.corrcoef(grid[first], grid[second])[0, 1] > 0.5
+
+
+def test_photos_of_one_person_differ_in_pose_and_expression():
+    shapes = np.array([render_photo(4, number, 64).landmarks / 64 for number in range(8)])
+    nose_in_face = (shapes[:, 30, 0] - shapes[:, 0, 0]) / (shapes[:, 16, 0] - shapes[:, 0, 0])
+    assert nose_in_face.std() > 0.04  # yaw is not a shift of the picture
+    assert (shapes[:, 66, 1] - shapes[:, 62, 1]).std() > 0.004  # the mouth opens
+    colours = [render_photo(4, number, 64).image[60, ::20].tolist() for number in range(4)]
+    assert len({str(c) for c in colours}) == 4
+
+
+def test_identity_is_the_same_in_every_photo_and_differs_between_people(monkeypatch):
+    drawn = []
+
+    def spy(person, shot, canvas, marks):
+        drawn.append((person, shot))
+        return draw_portrait(person, shot, canvas, marks)
+
+    monkeypatch.setattr(synthetic, "draw_portrait", spy)
+    for seeds in ((1, 0), (1, 1), (2, 0)):
+        render_photo(*seeds, 32)
+    (first, shot), (again, another_shot), (other, _) = drawn
+    for field in dataclasses.fields(first):
+        assert np.array_equal(getattr(first, field.name), getattr(again, field.name)), field.name
+    assert shot.yaw != another_shot.yaw
+    shapes = [draw_portrait(person, shot, Canvas(64))[0] for person in (first, other)]
+    assert np.abs(shapes[0] - shapes[1]).max() > 0.01  # other people differ in shape under the same pose
+    assert np.abs(first.skin - other.skin).max() > 5
+    assert first.moles.shape != other.moles.shape or np.abs(first.moles - other.moles).max() > 0.02
+
+
+@pytest.mark.parametrize("side", [31, 1025, 0, -64])
+def test_wrong_side_is_refused(side):
+    with pytest.raises(ValueError, match=r"side must be in 32\.\.1024"):
+        render_photo(0, 0, side)
+
+
+def test_contact_sheet_shows_the_lr_and_the_photos(tmp_path):
+    path = tmp_path / "sheet.png"
+    contact_sheet(path, identities=2, photos=3, side=64)
+    sheet = np.asarray(Image.open(path))
+    assert sheet.shape == (128, 256, 3)
+    blocks = sheet[:64, :64].reshape(16, 4, 16, 4, 3)
+    assert (blocks == blocks[:, :1, :, :1]).all()
+    assert np.array_equal(sheet[64:, 192:], render_photo(1, 2, 64).image)

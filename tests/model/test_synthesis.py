@@ -1,0 +1,103 @@
+import naive_layers as naive
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from rpf_lightning.model.synthesis import SynthesisModule
+
+
+def inputs(side=32, in_side=16, batch=2, **kwargs):
+    return torch.rand(batch, 3, in_side, in_side, **kwargs), torch.rand(batch, 3, side, side, **kwargs)
+
+
+def bicubic(x, side):
+    return F.interpolate(x, size=(side, side), mode="bicubic", antialias=True)
+
+
+def macs_per_pixel(fuse):
+    module = SynthesisModule(64, 32, fuse=fuse).to("meta")
+    with FlopCounterMode(display=False) as counter:
+        module(*inputs(64, 32, 1, device="meta"))
+    return counter.get_total_flops() / 2 / 64**2
+
+
+@pytest.mark.parametrize(("side", "in_side"), [(8, 4), (32, 16), (32, 8), (64, 8)])
+@pytest.mark.parametrize("residual", [False, True])
+def test_shape(side, in_side, residual):
+    image = SynthesisModule(side, in_side, 4, residual=residual)(*inputs(side, in_side))
+    assert image.shape == (2, 3, side, side)
+
+
+@pytest.mark.parametrize("init", ["kaiming", "torch"])
+def test_residual_starts_close_to_the_bicubic_image(init):
+    x, aligned = inputs()
+    expected = bicubic(x, 32)
+    assert (SynthesisModule(32, 16, residual=True, init=init)(x, aligned) - expected).abs().max() < 0.15
+    assert (SynthesisModule(32, 16, residual=False, init=init)(x, aligned) - expected).abs().max() > 0.5
+
+
+def test_without_fusion_the_residual_blocks_have_twice_the_channels():
+    module = SynthesisModule(32, 16, channels=5, fuse=False)
+    assert {conv.weight.shape for block in module.blocks for conv in (block.conv1, block.conv2)} == {
+        (10, 10, 3, 3)
+    }
+    assert module(*inputs()).shape == (2, 3, 32, 32)
+    # 3x3 convolutions: LR features at a quarter of the pixels, reference features, eight in the blocks, RGB
+    first = 3 * 256 / 4 + 3 * 64
+    fused, concatenated = macs_per_pixel(True), macs_per_pixel(False)
+    assert fused == 9 * (first + 128 * 64 + 8 * 64 * 64 + 64 * 3)
+    assert concatenated == 9 * (first + 8 * 128 * 128 + 128 * 3)
+    assert concatenated / fused == pytest.approx(3, abs=0.2)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("bias", [-4.0, 4.0])
+def test_pixels_outside_the_range_receive_gradient(residual, bias):
+    module = SynthesisModule(16, 8, 2, residual=residual)
+    with torch.no_grad():
+        module.to_rgb.bias.fill_(bias)
+        module.to_rgb.weight.mul_(0.1)
+    image = module(*inputs(16, 8))
+    assert ((image < 0) | (image > 1)).all()
+    image.sum().backward()
+    assert torch.equal(module.to_rgb.bias.grad, torch.full((3,), 2.0 * 16 * 16))
+
+
+def test_fp32_under_autocast():
+    module = SynthesisModule(16, 8, 2, residual=True)
+    torch.nn.init.zeros_(module.to_rgb.weight)
+    x, aligned = inputs(16, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        image = module(x, aligned)
+    assert image.dtype == torch.float32
+    torch.testing.assert_close(image, bicubic(x, 16), atol=1e-6, rtol=0)  # bf16 would be off by 1e-3
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize(("init", "offset"), [("kaiming", 0.5), ("torch", 0.0)])
+def test_equals_the_network_written_out(fuse, residual, init, offset):
+    module = SynthesisModule(16, 8, 3, fuse=fuse, residual=residual, init=init).double()
+    naive.randomize(module, std=0.3)
+    x, aligned = inputs(16, 8, dtype=torch.float64)
+    w = dict(module.named_parameters())
+
+    def layer(name, value):
+        return F.conv2d(value, w[f"{name}.weight"], w[f"{name}.bias"], padding=1)
+
+    value = torch.cat(
+        [
+            F.pixel_shuffle(layer("lr_features.steps.0", x - offset), 2).relu(),
+            layer("reference_features", aligned - offset).relu(),
+        ],
+        dim=1,
+    )
+    if fuse:
+        value = layer("fuse", value).relu()
+    for i in range(4):
+        value = value + layer(f"blocks.{i}.conv2", layer(f"blocks.{i}.conv1", value).relu())
+    value = layer("to_rgb", value)
+    expected = value + bicubic(x, 16) if residual else value + offset
+    result = module(x, aligned)
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-6)  # the resize matrices are fp32
