@@ -103,6 +103,8 @@ def test_split_is_disjoint_and_ignores_the_order() -> None:
     shuffled = [identities[i] for i in order]
     people = {shuffled[i] for i in split_by_identity(shuffled, 0.2, seed=3)[1]}
     assert people == {identities[i] for i in val}
+    drawn = np.random.default_rng(3).permutation(20)[:4]  # from sorted names: a set's order is not repeatable
+    assert people == {sorted({*identities} - {""})[i] for i in drawn}
     assert people != {identities[i] for i in split_by_identity(identities, 0.2, seed=4)[1]}
 
 

@@ -110,19 +110,19 @@ def test_limits_are_evenly_spread() -> None:
 
 
 def test_loaders() -> None:
-    module = MadeUpDataModule(**SIDES, batch_size=4)
+    module = MadeUpDataModule(**SIDES, batch_size=5)
     module.setup()
     batches = list(module.train_dataloader())
-    assert len(batches) == len(module.train_dataset) // 4
-    assert all(len(batch.id) == 4 for batch in batches)  # the last one is dropped
+    assert len(batches) == len(module.train_dataset) // 5 == 4  # of 24
+    assert all(len(batch.id) == 5 for batch in batches)  # the last one is dropped
     assert isinstance(batches[0].id, list)
     assert isinstance(batches[0].reference_id, list)
-    assert batches[0].lr.shape == (4, 3, 8, 8)
-    assert batches[0].flow.shape == (4, 2, 16, 16)
+    assert batches[0].lr.shape == (5, 3, 8, 8)
+    assert batches[0].flow.shape == (5, 2, 16, 16)
     again = list(module.train_dataloader())
     assert [batch.id for batch in batches] == [batch.id for batch in again]  # seeded
     in_order = [module.train_dataset.photos.ids[pair.gt] for pair in module.train_dataset.pairs]
-    assert [name for batch in batches for name in batch.id] != in_order[: 4 * len(batches)]  # and shuffled
+    assert [name for batch in batches for name in batch.id] != in_order[: 5 * len(batches)]  # and shuffled
     loaders = (module.val_dataloader(), module.test_dataloader(), module.predict_dataloader())
     expected = [module.val_pairs_dataset.photos.ids[pair.gt] for pair in module.val_pairs_dataset.pairs]
     for loader in loaders:

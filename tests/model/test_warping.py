@@ -14,9 +14,9 @@ def constant_flow(side, x, y, dtype=torch.float32):
 
 def shifted(image, x, y):
     """out(p) = image(p + (x, y)) for whole pixels, zero outside."""
-    side = image.shape[-1]
-    padded = F.pad(image, (side, side, side, side))
-    return padded[..., side + y : 2 * side + y, side + x : 2 * side + x]
+    side, far = image.shape[-1], 2 * image.shape[-1]
+    padded = F.pad(image, (far, far, far, far))
+    return padded[..., far + y : far + y + side, far + x : far + x + side]
 
 
 def warp_of_scipy(image, flow):

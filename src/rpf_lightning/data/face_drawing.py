@@ -368,7 +368,7 @@ def _back_hair(person: Person, shot: Shot, canvas: Canvas, head: Head, rng: np.r
     dark = person.hair * 0.7
     if shot.style == "bald":
         return
-    if shot.style == "bun":
+    if shot.style == "bun" and shot.hat == "none":
         knot = head.rim(circle(0.0, -0.45, 0.13, 0.10), back=0.1)
         canvas.fill(knot, person.hair * 0.85, HAIR)
     half = head.outline[EAR:] * (1.005 + volume)

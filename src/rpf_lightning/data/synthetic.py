@@ -153,6 +153,8 @@ def _render(identity_seed: int, photo_seed: int, side: int, marks: bool = True) 
 
 def _develop(canvas: Canvas, shot: Shot, spots: Array, landmarks: Array, side: int) -> NDArray[np.uint8]:
     """Reduces the flat drawing and lays light, soft spots and the background over it."""
+    # hairs and lashes that stick out over the background would be added to it
+    canvas.colours.paste((0, 0, 0), mask=canvas.labels.point([255] + [0] * 255))
     colours = np.asarray(canvas.colours.reduce(canvas.factor), dtype=np.float32)
     facial = _coverage(canvas, BARE)
     drawn = _coverage(canvas, range(SKIN, HAT + 1))

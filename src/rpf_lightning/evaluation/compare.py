@@ -1,8 +1,8 @@
 """Comparison of a model with and without the reference on held-out pairs (P IV-C, IV-D; METHOD section 10).
 
-A method that copies the reference scores well on ISC and LPIPS and ignores its input, so PSNR and LR consistency
-stand beside them always. What the reference gives is read from the difference between the own reference and one
-of another person: the difference to no reference also holds what the training gives anyway.
+A method that copies the reference scores well on ISC and LPIPS and ignores its input, so PSNR and LR
+consistency stand beside them always. What the reference gives is read from the difference between the own
+reference and one of another person: the difference to no reference also holds what the training gives anyway.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rpf_lightning.data.records import ReferenceBatch
-from rpf_lightning.evaluation.report import draw_grid, picture_row, table_markdown
+from rpf_lightning.evaluation.report import PictureRow, draw_grid, picture_row, table_markdown
 from rpf_lightning.metrics.image import (
     ERROR_FLOOR,
     detail_error,
@@ -70,8 +70,8 @@ def evaluate(
         grid_images: Faces in the grid, evenly spread over the pairs; 0 draws none.
         device: A torch device, or "auto": the GPU where there is one.
         perceptual: LPIPS: (B, 3, S, S) prediction and GT, both in [0, 1] on the device, to (B,).
-        identity: Features of ArcFace: (B, 3, S, S) in [0, 1] on the device to (B, D); ISC is the cosine between
-            those of output and GT. A row of NaN says that no face was found.
+        identity: Features of ArcFace: (B, 3, S, S) in [0, 1] on the device to (B, D); ISC is the cosine
+            between those of output and GT. A row of NaN says that no face was found.
         protocol_extra: Further entries of the protocol, such as the names of data set and networks. They do
             not replace what is measured here.
 
@@ -100,10 +100,8 @@ def evaluate(
     model.eval().to(chosen)
     try:
         per_image = _measure_all(model, dataset, other_person, batch_size, chosen, perceptual, identity)
-        chosen_faces = (
-            [i * count // grid_images for i in range(grid_images)] if grid_images < count else range(count)
-        )
-        rows = [picture_row(model, dataset[i], chosen) for i in chosen_faces]
+        shown = min(grid_images, count)
+        rows = [picture_row(model, dataset[i * count // shown], chosen) for i in range(shown)]
     finally:
         model.train(training).to(home)
 
@@ -206,7 +204,7 @@ def _check_batch(model: RPFModel, batch: ReferenceBatch, other: ReferenceBatch) 
             raise ValueError(f"other_person: expected the GT {gt!r} as in dataset, got {other_gt!r}")
         if reference == other_reference:
             raise ValueError(
-                f"other_person: expected another person's photo for the GT {gt!r}, got {reference!r} as in dataset"
+                f"other_person: expected another reference for the GT {gt!r} than dataset's {reference!r}"
             )
 
 
@@ -253,7 +251,7 @@ def _protocol(
     }
 
 
-def _write(out: Path, results: Mapping[str, Any], rows: Sequence[Any]) -> None:
+def _write(out: Path, results: Mapping[str, Any], rows: Sequence[PictureRow]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     storage.write_atomically(out / "results.json", text.encode())
@@ -262,6 +260,8 @@ def _write(out: Path, results: Mapping[str, Any], rows: Sequence[Any]) -> None:
         buffer = io.BytesIO()
         draw_grid(rows).save(buffer, format="PNG")
         storage.write_atomically(out / "grid.png", buffer.getvalue())
+    else:
+        (out / "grid.png").unlink(missing_ok=True)  # an earlier run's would not fit these results
 
 
 def _number(value: float) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
@@ -30,12 +29,13 @@ class Column(NamedTuple):
     digits: int
 
 
+# no square brackets: rich takes them for markup
 COLUMNS = {
-    "psnr": Column("PSNR [dB]", True, 2),
+    "psnr": Column("PSNR (dB)", True, 2),
     "ssim": Column("SSIM", True, 4),
-    "psnr_face": Column("PSNR face [dB]", True, 2),
+    "psnr_face": Column("PSNR face (dB)", True, 2),
     "detail_error": Column("detail error", False, 5),
-    "lr_consistency": Column("LR consistency [dB]", True, 2),
+    "lr_consistency": Column("LR consistency (dB)", True, 2),
     "lpips": Column("LPIPS", False, 4),
     "isc": Column("ISC", True, 4),
 }
@@ -53,11 +53,12 @@ class PictureRow(NamedTuple):
 
     Attributes:
         caption: Names of the photos.
-        images: One (3, h, h) image in [0, 1] per title of `PICTURE_TITLES`, on the CPU.
+        pictures: One per title of `PICTURE_TITLES`, of side `CELL`: enlarged, or reduced, at once, so that
+            large faces do not pile up.
     """
 
     caption: str
-    images: Sequence[Tensor]
+    pictures: Sequence[Image.Image]
 
 
 def table_markdown(results: Mapping[str, Any]) -> str:
@@ -78,7 +79,7 @@ def table_markdown(results: Mapping[str, Any]) -> str:
     for name, cells in rows:
         texts = [f"**{text}**" if best else text for text, best in cells]
         lines.append("| " + " | ".join([name, *texts]) + " |")
-    return "\n".join([*lines, "", *_notes(results)]) + "\n"
+    return "\n".join([*lines, "", "\n\n".join(_notes(results))]) + "\n"
 
 
 def table_for_console(results: Mapping[str, Any]) -> Table:
@@ -109,7 +110,8 @@ def picture_row(model: RPFModel, sample: ReferenceBatch, device: torch.device) -
         device: Where to compute.
 
     Returns:
-        The pictures; the aligned reference and the synthesized image are those of the last block.
+        The pictures; the aligned reference and the synthesized image are those of the last block. The LR is
+        enlarged without interpolation, the others with Lanczos.
     """
     lr, reference = sample.lr[None].to(device), sample.reference[None].to(device)
     with torch.inference_mode():
@@ -117,7 +119,7 @@ def picture_row(model: RPFModel, sample: ReferenceBatch, device: torch.device) -
         last = blocks[-1]
         bicubic = resize(lr, model.size)
         images = (lr, bicubic, last.aligned, last.synthesized, output, sample.gt[None], reference)
-        pictures = [image[0].float().clamp(0, 1).cpu() for image in images]
+        pictures = [_picture(image, nearest=image is lr) for image in images]
     return PictureRow(f"{sample.id}, reference {sample.reference_id}", pictures)
 
 
@@ -128,7 +130,7 @@ def draw_grid(rows: Sequence[PictureRow]) -> Image.Image:
         rows: The faces.
 
     Returns:
-        An RGB picture. The first column is enlarged without interpolation, the others with Lanczos.
+        An RGB picture.
     """
     width = len(PICTURE_TITLES) * (CELL + GAP) + GAP
     row_height = TEXT + CELL + GAP
@@ -141,10 +143,8 @@ def draw_grid(rows: Sequence[PictureRow]) -> Image.Image:
     for number, row in enumerate(rows):
         y = GAP + TEXT + number * row_height
         draw.text((GAP, y + TEXT // 2), row.caption, fill="dimgray", font=caption_font, anchor="lm")
-        for column, image in enumerate(row.images):
-            filtering = Image.Resampling.NEAREST if column == 0 else Image.Resampling.LANCZOS
-            cell = _to_pil(image).resize((CELL, CELL), filtering)
-            grid.paste(cell, (GAP + column * (CELL + GAP), y + TEXT))
+        for column, picture in enumerate(row.pictures):
+            grid.paste(picture, (GAP + column * (CELL + GAP), y + TEXT))
     return grid
 
 
@@ -186,6 +186,7 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _to_pil(image: Tensor) -> Image.Image:
-    pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-    return Image.fromarray(pixels)
+def _picture(image: Tensor, nearest: bool) -> Image.Image:
+    pixels = (image[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    filtering = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
+    return Image.fromarray(pixels).resize((CELL, CELL), filtering)

@@ -4,9 +4,9 @@ Images are RGB in [0, 1]; every prediction is clamped to that range first, nothi
 returns one value per image, because the convention is the mean of the images' values: images of 20 dB and
 40 dB average to 30 dB, while pooling their squared errors would give 23 dB.
 
-PSNR of identical images is infinite, which no mean survives: squared errors have a floor of 1e-10, so 100 dB is
-the highest PSNR. A metric inside the face is NaN for an empty mask; `mean_and_count` leaves such images out
-and tells how many it averaged.
+PSNR of identical images is infinite, which no mean survives: squared errors have a floor of 1e-10, so 100 dB
+is the highest PSNR. A metric inside the face is NaN for an empty mask; `mean_and_count` leaves such images
+out and tells how many it averaged.
 """
 
 from __future__ import annotations
@@ -69,13 +69,19 @@ def ssim(pred: Tensor, gt: Tensor) -> Tensor:
         ValueError: If the shapes differ or are not those of RGB images.
     """
     pred = _clamped(pred, gt)
-    # One image at a time: the windows of a batch of large images would take gigabytes. In double, because
-    # GPUs may convolve floats with 10 bits of mantissa, too few for differences of squares.
+    # GPUs may convolve floats with 10 bits of mantissa, too few for differences of squares. CPUs do not, and
+    # would need half a minute and gigabytes for a large image in double.
+    precision = torch.float64 if pred.is_cuda else pred.dtype
     values = [
         structural_similarity_index_measure(
-            p[None].double(), g[None].double(), sigma=1.5, kernel_size=11, data_range=1.0, reduction="none"
+            p[None].to(precision),
+            g[None].to(precision),
+            sigma=1.5,
+            kernel_size=11,
+            data_range=1.0,
+            reduction="none",
         )
-        for p, g in zip(pred, gt, strict=True)
+        for p, g in zip(pred, gt, strict=True)  # one at a time: ten maps per image would add up
     ]
     return torch.stack([torch.as_tensor(value).reshape(()) for value in values]).to(pred.dtype)
 
@@ -83,9 +89,9 @@ def ssim(pred: Tensor, gt: Tensor) -> Tensor:
 def detail_error(pred: Tensor, gt: Tensor, mask: Tensor, lr_size: int) -> Tensor:
     """Mean absolute error of the details inside the face: of the part of the picture that the LR cannot hold.
 
-    The details of an image y are ``y - up(down(y))``, with bicubic reduction to `lr_size` and enlargement back.
-    What the LR shows (colour, light, coarse shape) cancels; lines, marks and texture stay, which only a reference
-    or a guess can supply. An output without any details scores the mean strength of the GT's own.
+    The details of an image y are ``y - up(down(y))``, bicubic reduction to `lr_size` and enlargement back.
+    What the LR shows (colour, light, coarse shape) cancels; lines, marks and texture stay, which only a
+    reference or a guess can supply. An output without any details scores the mean strength of the GT's own.
 
     Args:
         pred: (B, 3, S, S), clamped to [0, 1].
@@ -135,7 +141,7 @@ def mean_and_count(values: Tensor) -> tuple[float, int]:
 
 
 def _clamped(pred: Tensor, gt: Tensor) -> Tensor:
-    """Return the prediction in [0, 1] and at least fp32, after checking the shapes: no silent broadcasting."""
+    """Return the prediction in [0, 1] in at least fp32; checks shapes, since tensors broadcast silently."""
     if pred.ndim != 4 or pred.shape[1] != 3 or pred.shape != gt.shape:
         got = f"{tuple(pred.shape)} and {tuple(gt.shape)}"
         raise ValueError(f"expected prediction and GT of one shape (B, 3, S, S), got {got}")

@@ -53,7 +53,7 @@ class FeatureModulation(nn.Module):
         self.act = Activate(act)
 
     def forward(self, styled: Tensor, feature: Tensor) -> Tensor:
-        """s and e, both (B, C, H, H) -> d (B, C, H, H)."""
+        """Blend s and e, both (B, C, H, H), to d (B, C, H, H)."""
         norm = torch.rsqrt(self.alpha.square() + self.beta.square() + 1e-8)
         a, b = ((weight * norm)[:, None, None].to(styled.dtype) for weight in (self.alpha, self.beta))
         return self.act(a * styled + b * self.conv(feature))

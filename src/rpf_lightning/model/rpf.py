@@ -338,7 +338,7 @@ class RPFModel(nn.Module):
     def _check_values(self, name: str, image: Tensor) -> None:
         if not image.is_floating_point():
             raise ValueError(f"{name}: expected floating point values in [0, 1], got {image.dtype}")
-        if not self.validate or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if not self.validate or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
             return
         low, high = image.min().item(), image.max().item()
         if not (low >= 0 and high <= 1):  # also false for NaN

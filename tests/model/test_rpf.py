@@ -1,0 +1,423 @@
+import math
+
+import naive_layers as naive
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from rpf_lightning.model.refinement import RefinementModule
+from rpf_lightning.model.rpf import ReconstructionBlock, RPFModel
+
+# METHOD section 5: side -> GMAC and parameters in millions of (warping, synthesis, refinement)
+GMAC = {
+    32: (0.2, 0.4, 11.2),
+    64: (1.0, 1.5, 45.1),
+    128: (3.8, 6.1, 83.9),
+    256: (15.4, 24.5, 122.9),
+    512: (61.7, 98.0, 162.3),
+    1024: (246.8, 392.0, 202.4),
+}
+LITERAL_GMAC = {32: 6.4, 64: 25.8, 128: 64.7, 256: 103.7, 512: 143.1, 1024: 183.2}
+MILLIONS = {
+    32: (0.55, 0.38, 42.5),
+    64: (0.80, 0.38, 55.1),
+    128: (1.05, 0.38, 59.9),
+    256: (1.30, 0.38, 61.4),
+    512: (1.55, 0.38, 62.0),
+    1024: (1.80, 0.38, 62.4),
+}
+MODULES = ("warping", "synthesis", "refinement")
+
+
+def small(lr_size=16, scale=4, **kwargs):
+    """A model whose untrained output looks like an image, with every parameter moved from its start."""
+    kwargs = {
+        "channels": 4, "width": 1 / 64, "residual": True, "synthesis_residual": True, **kwargs,
+    }  # fmt: skip
+    return naive.stir(RPFModel(lr_size, scale, **kwargs), std=0.02).eval()
+
+
+def face(side, batch=1, channels=3, **kwargs):
+    return torch.rand(batch, channels, side, side, **kwargs)
+
+
+def half_mask(side, batch=1):
+    mask = torch.zeros(batch, 1, side, side)
+    mask[..., side // 3 :, : side // 2] = 1
+    return mask
+
+
+def bicubic(image, side):
+    return F.interpolate(image, size=(side, side), mode="bicubic", antialias=True)
+
+
+def meta(build, *args, **kwargs):
+    with torch.device("meta"):
+        module = build(*args, **kwargs)
+    return module.to("meta")
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def gmac(module, *sides):
+    with FlopCounterMode(display=False) as counter:
+        module(*(face(side, device="meta") for side in sides))
+    return counter.get_total_flops() / 2e9
+
+
+def printed(value, decimals):
+    """Within 1 % of the table's value, or of its last printed digit."""
+    return pytest.approx(value, rel=0.01, abs=0.5 * 10**-decimals)
+
+
+@pytest.mark.parametrize("side", GMAC)
+def test_block_costs_what_the_table_says(side):
+    block = meta(ReconstructionBlock, side, side // 2)
+    modules = [getattr(block, name) for name in MODULES]
+    sizes = [parameters(module) / 1e6 for module in modules]
+    assert sizes == [printed(v, d) for v, d in zip(MILLIONS[side], (2, 2, 1), strict=True)]
+    assert parameters(block) == sum(parameters(module) for module in modules)
+    costs = [gmac(block.warping, side // 2, side), gmac(block.synthesis, side // 2, side)]
+    assert [*costs, gmac(block.refinement, side)] == [printed(v, 1) for v in GMAC[side]]
+
+
+@pytest.mark.parametrize("side", LITERAL_GMAC)
+def test_literal_refinement_costs_what_the_table_says(side):
+    assert gmac(meta(RefinementModule, side, skip="literal"), side) == printed(LITERAL_GMAC[side], 1)
+
+
+def test_whole_model_costs_what_the_table_says():
+    model = meta(RPFModel, validate=False)
+    assert model.sides == tuple(GMAC)
+    assert parameters(model) / 1e6 == pytest.approx(352, rel=0.01)
+    assert gmac(model, 16, 1024) == pytest.approx(1479, rel=0.01)
+
+
+@pytest.mark.parametrize(("lr_size", "scale"), [(4, 2), (8, 4), (16, 2), (16, 8), (32, 4)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_forward_shape_and_range(lr_size, scale, batch):
+    model = small(lr_size, scale)
+    output = model(face(lr_size, batch), face(lr_size * scale, batch))
+    assert output.shape == (batch, 3, lr_size * scale, lr_size * scale)
+    assert output.dtype == torch.float32
+    assert output.min() >= 0
+    assert output.max() <= 1
+    assert model.sides == tuple(lr_size * 2**n for n in range(1, int(math.log2(scale)) + 1))
+
+
+def test_intermediates_are_the_records_of_the_blocks_run_by_hand():
+    model, lr, reference = small(16, 8), face(16, 2), face(128, 2)
+    output, records = model(lr, reference, return_intermediates=True)
+    x = lr
+    level = {128: reference}
+    for side in (64, 32):
+        level[side] = bicubic(level[2 * side], side).clamp(0, 1)
+    assert len(records) == 3
+    for block, record, side in zip(model.blocks, records, (32, 64, 128), strict=True):
+        assert record._fields == ("flow", "aligned", "synthesized", "output")
+        flow, aligned = block.warping(x, level[side])
+        synthesized = block.synthesis(x, aligned)
+        refined = block.refinement((bicubic(x, side) + synthesized) / 2)
+        for result, expected in zip(record, (flow, aligned, synthesized, refined), strict=True):
+            assert result.shape == (2, 2 if result is record.flow else 3, side, side)
+            torch.testing.assert_close(result, expected, atol=2e-4, rtol=1e-4)
+        x = record.output.clamp(0, 1)
+    assert torch.equal(output, x)
+    assert torch.equal(output, model(lr, reference))
+
+
+def test_blocks_get_clamped_images_and_records_are_not_clamped():
+    model, lr, reference = small(), face(16), face(64)
+    with torch.no_grad():
+        model.blocks[0].refinement.to_rgb.bias.copy_(torch.tensor([3.0, -3.0, 0.0]))
+        model.blocks[1].refinement.to_rgb.bias.copy_(torch.tensor([3.0, -3.0, 0.0]))
+    output, (first, second) = model(lr, reference, return_intermediates=True)
+    for record in (first, second):
+        assert record.output[:, 0].min() > 1
+        assert record.output[:, 1].max() < 0
+    assert torch.equal(output, second.output.clamp(0, 1))
+    expected = model.blocks[1](first.output.clamp(0, 1), reference)
+    assert torch.equal(second.output, expected.output)
+
+
+@pytest.mark.parametrize("part", ["synthesized", "output"])
+def test_records_outside_the_range_receive_gradient(part):
+    model = small()
+    head = model.blocks[-1].synthesis.to_rgb if part == "synthesized" else model.blocks[-1].refinement.to_rgb
+    with torch.no_grad():
+        head.bias.fill_(-3.0)
+    _, records = model(face(16), face(64), return_intermediates=True)
+    image = getattr(records[-1], part)
+    assert (image < 0).all()
+    image.sum().backward()
+    assert torch.equal(head.bias.grad, torch.full((3,), 64.0 * 64))
+
+
+def test_larger_lr_enters_at_its_block():
+    model, lr, reference = small(), face(32, 2), face(64, 2)
+    output, records = model(lr, reference, return_intermediates=True)
+    expected = model.blocks[1](lr, reference).output
+    assert len(records) == 1
+    assert torch.equal(records[0].output, expected)
+    assert torch.equal(output, expected.clamp(0, 1))
+
+
+@pytest.mark.parametrize("lr_side", [16, 32])
+def test_without_a_reference_the_enlarged_lr_serves(lr_side):
+    model, lr = small(), face(lr_side, 2).round()  # bicubic overshoots at such edges: the clamp counts
+    enlarged = bicubic(lr, 64)
+    assert enlarged.max() > 1.01
+    assert torch.equal(model(lr), model(lr, enlarged.clamp(0, 1)))
+
+
+def test_reference_pyramid_is_masked_then_halved():
+    model, reference, mask = small(16, 8), face(128, 2).round(), half_mask(128, 2)
+    levels = model.encode_reference(reference, mask)
+    expected = reference * mask
+    assert [level.shape[-1] for level in levels] == [32, 64, 128]
+    for level in reversed(levels):
+        torch.testing.assert_close(level, expected, atol=1e-6, rtol=0)
+        expected = bicubic(level, level.shape[-1] // 2).clamp(0, 1)
+
+
+@pytest.mark.parametrize("lr_side", [16, 32])
+@pytest.mark.parametrize("masked", [False, True])
+def test_encoded_reference_gives_the_same_result(lr_side, masked):
+    model, lr, reference = small(), face(lr_side, 2), face(64, 2)
+    mask = half_mask(64, 2) if masked else None
+    expected = model(lr, reference, mask)
+    assert torch.equal(model(lr, model.encode_reference(reference, mask)), expected)
+    assert torch.equal(model(lr, list(model.encode_reference(reference, mask))), expected)
+
+
+def test_mask_equals_a_masked_reference():
+    model, lr, reference, mask = small(), face(16, 2), face(64, 2), half_mask(64, 2)
+    result = model(lr, reference, mask)
+    assert torch.equal(result, model(lr, reference * mask))
+    assert (result - model(lr, reference)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_one_reference_serves_a_batch(encoded):
+    model, lr, reference, mask = small(), face(16, 3), face(64), half_mask(64)
+    one = (model.encode_reference(reference, mask),) if encoded else (reference, mask)
+    expected = model(lr, reference.repeat(3, 1, 1, 1), mask.repeat(3, 1, 1, 1))
+    assert torch.equal(model(lr, *one), expected)
+
+
+def test_samples_of_a_batch_do_not_touch():
+    model, lr, reference, mask = small(), face(16, 3), face(64, 3), half_mask(64, 3)
+    together = model(lr, reference, mask)
+    for i in range(3):
+        alone = model(lr[i : i + 1], reference[i : i + 1], mask[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_deterministic(training):
+    model, lr, reference = small().train(training), face(16, 2), face(64, 2)
+    assert torch.equal(model(lr, reference), model(lr, reference))
+
+
+def test_fp32_agrees_with_float64():
+    model, lr, reference, mask = small(16, 8, channels=8, width=1 / 32), face(16), face(128), half_mask(128)
+    with torch.no_grad():
+        _, single = model(lr, reference, mask, return_intermediates=True)
+        model.double()
+        _, double = model(lr.double(), reference.double(), mask.double(), return_intermediates=True)
+    for one, two in zip(single, double, strict=True):
+        assert two.output.dtype == torch.float64
+        assert 0.05 < two.output.std() < 2
+        torch.testing.assert_close(one.output.double(), two.output, atol=1e-4, rtol=0)
+
+
+def test_records_are_fp32_under_autocast():
+    model, lr, reference = small(), face(16), face(64)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        output, records = model(lr, reference, return_intermediates=True)
+    with torch.no_grad():
+        expected = model(lr, reference)
+    assert {image.dtype for record in records for image in record} == {torch.float32}
+    assert output.dtype == torch.float32
+    assert (output - expected).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_prefix_and_block_equal_the_full_forward(block):
+    model, lr, reference = small(16, 8), face(16, 2), face(128, 2)
+    levels = model.encode_reference(reference)
+    _, records = model(lr, reference, return_intermediates=True)
+    x = model.prefix(lr, levels[block - 1], block)
+    assert x.shape[-1] == 16 * 2 ** (block - 1)
+    assert torch.equal(x, lr if block == 1 else records[block - 2].output.clamp(0, 1))
+    for result, expected in zip(
+        model.blocks[block - 1](x, levels[block - 1]), records[block - 1], strict=True
+    ):
+        assert torch.equal(result, expected)
+
+
+def test_refine_alone_is_the_refinement_of_the_enlarged_image():
+    block, x = small().blocks[1], face(32, 2)
+    expected = block.refinement(bicubic(x, 64))
+    torch.testing.assert_close(block.refine_alone(x), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("lr_size", "scale"), [(8, 8), (16, 4)])
+def test_without_progressive_reconstruction_one_block_does_it_all(lr_size, scale):
+    model, lr, reference = small(lr_size, scale, progressive=False), face(lr_size, 2), face(64, 2)
+    assert len(model.blocks) == 1
+    assert model.sides == (64,)
+    assert len(model.blocks[0].warping.lr_features.steps) == math.log2(scale)
+    output = model(lr, reference)
+    assert output.shape == (2, 3, 64, 64)
+    assert torch.equal(output, model.blocks[0](lr, reference).output.clamp(0, 1))
+    assert torch.equal(output, model(lr, model.encode_reference(reference)))
+    with pytest.raises(ValueError, match=f"lr: expected a side of {lr_size} pixels, got 32"):
+        model(face(32), reference)
+
+
+LITERAL = {
+    "default": {},
+    "skip": {"skip": "literal"},
+    "act": {"act": "relu"},
+    "fuse": {"synthesis_fuse": False},
+    "flow_unit": {"flow_unit": "pixels"},
+    "init": {"init": "torch"},
+    "residual": {"residual": True},
+    "synthesis_residual": {"synthesis_residual": True},
+    "not progressive": {"progressive": False},
+    "all": {
+        "skip": "literal", "act": "relu", "synthesis_fuse": False, "flow_unit": "pixels", "init": "torch",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", LITERAL.values(), ids=LITERAL)
+def test_every_reading_runs_and_uses_all_its_parameters(options):
+    model = RPFModel(16, 4, channels=2, width=1 / 128, **options)
+    output, records = model(face(16), face(64), half_mask(64), return_intermediates=True)
+    assert output.shape == (1, 3, 64, 64)
+    assert all(image.isfinite().all() for record in records for image in record)
+    records[-1].output.sum().backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("options", [value for key, value in LITERAL.items() if key != "default"])
+def test_every_reading_reaches_every_block(options):
+    model = RPFModel(16, 4, channels=2, width=1 / 128, **options)
+    for block in model.blocks:
+        assert block.refinement.literal == (options.get("skip") == "literal")
+        assert block.refinement.decoder[0].literal == (options.get("skip") == "literal")
+        assert block.refinement.act.slope == (0.0 if options.get("act") == "relu" else 0.2)
+        assert block.refinement.residual == options.get("residual", False)
+        assert (block.synthesis.fuse is None) == (options.get("synthesis_fuse") is False)
+        assert (block.synthesis.enlarge is not None) == options.get("synthesis_residual", False)
+        assert block.warping.flow_scale == (1.0 if options.get("flow_unit") == "pixels" else block.side / 64)
+        offsets = {block.warping.offset, block.synthesis.offset}
+        assert offsets == {0.0 if options.get("init") == "torch" else -0.5}
+        assert block.in_side == (block.side // 2 if options.get("progressive", True) else 16)
+
+
+NAN = float("nan")
+BAD_LR = {
+    "not square": (torch.rand(1, 3, 16, 32), "lr: expected square RGB images"),
+    "side": (face(8), "lr: expected a side of 16 or 32 pixels, got 8"),
+    "side of the output": (face(64), "lr: expected a side of 16 or 32 pixels, got 64"),
+    "channels": (face(16, channels=1), r"lr: expected square RGB images .*\(1, 1, 16, 16\)"),
+    "no batch": (torch.rand(3, 16, 16), "lr: expected square RGB images"),
+    "nan": (face(16).where(face(16) < 0.9, NAN), r"lr: expected values in \[0, 1\] without NaN"),
+    "below 0": (face(16) - 0.1, r"lr: expected values in \[0, 1\]"),
+    "0 to 255": (face(16) * 255, r"lr: expected values in \[0, 1\]"),
+    "integers": (torch.ones(1, 3, 16, 16, dtype=torch.uint8), "lr: expected floating point values"),
+}
+
+
+@pytest.mark.parametrize(("lr", "message"), BAD_LR.values(), ids=BAD_LR)
+def test_bad_lr(lr, message):
+    with pytest.raises(ValueError, match=message):
+        small()(lr, face(64))
+    with pytest.raises(ValueError, match=message):
+        small()(lr)
+
+
+BAD_REFERENCE = {
+    "size": (face(32), r"reference: expected RGB images of the shape \(B, 3, 64, 64\), got \(1, 3, 32, 32\)"),
+    "channels": (face(64, channels=4), r"reference: expected RGB images of the shape \(B, 3, 64, 64\)"),
+    "not square": (torch.rand(1, 3, 64, 32), "reference: expected RGB images of the shape"),
+    "no batch": (torch.rand(3, 64, 64), "reference: expected RGB images of the shape"),
+    "batch": (face(64, 2), "reference: expected 1 or 3 images, got 2"),
+    "nan": (face(64) * NAN, r"reference: expected values in \[0, 1\] without NaN"),
+    "above 1": (face(64) + 0.5, r"reference: expected values in \[0, 1\]"),
+    "integers": (torch.ones(1, 3, 64, 64, dtype=torch.uint8), "reference: expected floating point values"),
+    "too few levels": ((face(64),), "reference: expected levels of side 32 or 64"),
+    "levels in the wrong order": ((face(64), face(32)), "reference: expected levels of side 32 or 64"),
+    "batch of the levels": ((face(32, 2), face(64, 2)), "reference: expected 1 or 3 images, got 2"),
+    "channels of a level": ((face(32), face(64, channels=1)), "reference: expected"),
+    "level not square": ((face(32), torch.rand(1, 3, 32, 64)), "reference: expected"),
+    "batches of the levels": ((face(32), face(64, 2)), "reference: expected"),
+}
+
+
+@pytest.mark.parametrize(("reference", "message"), BAD_REFERENCE.values(), ids=BAD_REFERENCE)
+def test_bad_reference(reference, message):
+    with pytest.raises(ValueError, match=message):
+        small()(face(16, 3), reference)
+
+
+BAD_MASK = {
+    "channels": (face(64), r"mask: expected the shape \(1, 1, 64, 64\), got \(1, 3, 64, 64\)"),
+    "size": (half_mask(32), r"mask: expected the shape \(1, 1, 64, 64\)"),
+    "batch": (half_mask(64, 2), r"mask: expected the shape \(1, 1, 64, 64\)"),
+    "no channel": (half_mask(64)[:, 0], r"mask: expected the shape \(1, 1, 64, 64\)"),
+    "nan": (half_mask(64) * NAN, r"mask: expected values in \[0, 1\] without NaN"),
+    "0 or 255": (half_mask(64) * 255, r"mask: expected values in \[0, 1\]"),
+    "integers": (half_mask(64).long(), "mask: expected floating point values"),
+}
+
+
+@pytest.mark.parametrize(("mask", "message"), BAD_MASK.values(), ids=BAD_MASK)
+def test_bad_mask(mask, message):
+    with pytest.raises(ValueError, match=message):
+        small()(face(16), face(64), mask)
+
+
+def test_mask_needs_a_plain_reference():
+    model = small()
+    with pytest.raises(ValueError, match="mask was given without a reference"):
+        model(face(16), None, half_mask(64))
+    with pytest.raises(ValueError, match="mask was given with an encoded reference"):
+        model(face(16), model.encode_reference(face(64)), half_mask(64))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"lr_size": 12}, "lr_size: expected a power of two of at least 4, got 12"),
+        ({"lr_size": 2}, "lr_size: expected a power of two of at least 4, got 2"),
+        ({"lr_size": 0}, "lr_size: expected a power of two"),
+        ({"lr_size": -16}, "lr_size: expected a power of two"),
+        ({"scale": 1}, "scale: expected a power of two of at least 2, got 1"),
+        ({"scale": 6}, "scale: expected a power of two of at least 2, got 6"),
+        ({"skip": "none"}, "skip: expected same_resolution or literal, got 'none'"),
+        ({"act": "gelu"}, "act: expected leaky_relu or relu, got 'gelu'"),
+        ({"flow_unit": "metres"}, "flow_unit: expected relative or pixels, got 'metres'"),
+        ({"init": "zeros"}, "init: expected kaiming or torch, got 'zeros'"),
+        ({"channels": 0}, "channels and width must be positive, got 0"),
+        ({"width": 0.0}, "channels and width must be positive"),
+    ],
+)
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        RPFModel(**{"lr_size": 16, "scale": 2, "channels": 2, "width": 1 / 256, **kwargs})
+
+
+def test_without_validation_values_pass_and_shapes_do_not():
+    model = small(validate=False)
+    assert model(face(16) * NAN, face(64)).isnan().all()
+    assert model(face(16) * 2, face(64) - 1, half_mask(64) * 3).isfinite().all()
+    for lr, message in (BAD_LR["side"], BAD_LR["channels"], BAD_LR["integers"]):
+        with pytest.raises(ValueError, match=message):
+            model(lr, face(64))

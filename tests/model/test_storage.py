@@ -1,0 +1,232 @@
+import json
+import re
+import socket
+
+import huggingface_hub
+import naive_layers as naive
+import pytest
+import safetensors.torch
+import torch
+
+from rpf_lightning.model import RPFModel
+from rpf_lightning.model.storage import CONFIG_FILE, WEIGHTS_FILE, save, weights_hash, write_atomically
+
+ARGUMENTS = {"lr_size": 4, "scale": 4, "channels": 2, "width": 1 / 256, "skip": "literal", "act": "relu"}
+
+
+def model(**kwargs):
+    return naive.stir(RPFModel(**{**ARGUMENTS, **kwargs}))
+
+
+@pytest.fixture
+def directory(tmp_path):
+    model().save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def rewrite_weights(directory, change):
+    state = safetensors.torch.load_file(directory / WEIGHTS_FILE)
+    change(state)
+    safetensors.torch.save_file(state, directory / WEIGHTS_FILE)
+
+
+def assert_same_weights(state, expected):
+    assert list(state) == list(expected)
+    for name, tensor in expected.items():
+        assert state[name].dtype == tensor.dtype
+        assert torch.equal(state[name], tensor)
+
+
+@pytest.fixture
+def disk_full_after_1000_bytes():
+    """The operating system refuses to let any file grow beyond 1000 bytes, in the middle of a write."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Limit:
+        def __enter__(self):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+
+        def __exit__(self, *_):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return Limit()
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_round_trip(tmp_path, as_text):
+    saved = model(validate=False, residual=True, synthesis_residual=True)
+    target = tmp_path / "new" / "directory"
+    saved.save_pretrained(str(target) if as_text else target)
+    assert sorted(path.name for path in target.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+    loaded = RPFModel.from_pretrained(str(target) if as_text else target)
+    assert loaded.config == saved.config
+    assert {**json.loads((target / CONFIG_FILE).read_text()), **ARGUMENTS} == saved.config
+    assert_same_weights(loaded.state_dict(), saved.state_dict())
+    lr, reference = torch.rand(1, 3, 4, 4), torch.rand(1, 3, 16, 16)
+    assert torch.equal(loaded(lr, reference), saved(lr, reference))
+
+
+def test_loaded_model_is_in_eval_mode(directory):
+    assert model().training
+    loaded = RPFModel.from_pretrained(directory)
+    assert not any(module.training for module in loaded.modules())
+
+
+def test_overrides(directory):
+    loaded = RPFModel.from_pretrained(directory, validate=False)
+    assert loaded.config == {**model().config, "validate": False}
+    assert loaded(torch.rand(1, 3, 4, 4) * 2).shape == (1, 3, 16, 16)
+    with pytest.raises(ValueError, match="lr: expected values"):
+        RPFModel.from_pretrained(directory)(torch.rand(1, 3, 4, 4) + 1)
+
+
+def test_override_that_changes_weights_is_refused(directory):
+    with pytest.raises(ValueError, match=f"(?s){re.escape(str(directory))}.*size mismatch"):
+        RPFModel.from_pretrained(directory, channels=3)
+
+
+NAME = "blocks.1.refinement.to_rgb.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda state: state.pop(NAME), f"Missing key.*{NAME}"),
+        (lambda state: state.update({"blocks.9.extra": torch.zeros(1)}), "Unexpected key.*blocks.9.extra"),
+        (lambda state: state.update({NAME: torch.zeros(3, 2, 5, 5)}), f"size mismatch for {NAME}"),
+    ],
+    ids=["missing", "extra", "reshaped"],
+)
+def test_weights_must_fit_exactly(directory, change, complaint):
+    rewrite_weights(directory, change)
+    with pytest.raises(ValueError, match=f"(?s){re.escape(str(directory))}.*{complaint}"):
+        RPFModel.from_pretrained(directory)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files_load_as_fp32(directory, dtype):
+    rewrite_weights(directory, lambda state: state.update({k: v.to(dtype) for k, v in state.items()}))
+    expected = safetensors.torch.load_file(directory / WEIGHTS_FILE)
+    state = RPFModel.from_pretrained(directory).state_dict()
+    assert {tensor.dtype for tensor in expected.values()} == {dtype}
+    assert_same_weights(dict(sorted(state.items())), {k: v.float() for k, v in sorted(expected.items())})
+
+
+@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
+def test_missing_file_is_named(directory, file):
+    (directory / file).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{re.escape(str(directory))}.*{file}"):
+        RPFModel.from_pretrained(directory)
+
+
+def test_configuration_must_be_an_object(directory):
+    (directory / CONFIG_FILE).write_text("[16, 64]")
+    with pytest.raises(
+        ValueError, match=f"{re.escape(str(directory / CONFIG_FILE))}: expected a JSON object"
+    ):
+        RPFModel.from_pretrained(directory)
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing-of-this-name", "no/such/directory", "../nowhere"])
+def test_unknown_name_without_network(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    calls = []
+
+    def connect(*args):
+        calls.append(args)
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    with pytest.raises(FileNotFoundError, match=re.escape(name)):
+        RPFModel.from_pretrained(name)
+    assert calls == []
+
+
+def test_name_of_the_hub(directory, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, **kwargs):
+        asked.append((name, sorted(kwargs["allow_patterns"])))
+        return str(directory)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    loaded = RPFModel.from_pretrained("owner/name")
+    assert asked == [("owner/name", [CONFIG_FILE, WEIGHTS_FILE])]
+    assert_same_weights(loaded.state_dict(), RPFModel.from_pretrained(directory).state_dict())
+
+
+def test_writing_replaces_the_file(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_writing_that_fails_half_way_leaves_the_old_file(tmp_path, disk_full_after_1000_bytes):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+    with pytest.raises(OSError, match="large"), disk_full_after_1000_bytes:
+        write_atomically(path, b"x" * 100_000)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_saving_that_fails_half_way_leaves_the_old_model(directory, disk_full_after_1000_bytes):
+    expected = RPFModel.from_pretrained(directory).state_dict()
+    other = model()
+    with pytest.raises(OSError, match="large"), disk_full_after_1000_bytes:
+        other.save_pretrained(directory)
+    assert_same_weights(RPFModel.from_pretrained(directory).state_dict(), expected)
+    assert len(list(directory.iterdir())) == 2
+
+
+def test_saved_tensors_may_be_views(tmp_path):
+    state = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.arange(4.0)[::2]}
+    save(tmp_path, {}, state)
+    assert_same_weights(safetensors.torch.load_file(tmp_path / WEIGHTS_FILE), state)
+
+
+def some_state():
+    return {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.update({"c": state.pop("b")}),
+        lambda state: state.update({"a": state["a"].view(3, 2)}),
+        lambda state: state.update({"a": state["a"].view(6)}),
+        lambda state: state["a"].view(-1)[5].add_(1e-6),
+        lambda state: state["a"].view(-1)[0].neg_(),
+        lambda state: state.update({"b": state["b"].double()}),
+        lambda state: state.update({"b": state["b"].view(torch.int32)}),
+        lambda state: state.pop("b"),
+        lambda state: state.update({"a": state["b"], "b": state["a"]}),
+    ],
+    ids=["name", "shape", "rank", "value", "sign of zero", "precision", "type", "missing", "swapped"],
+)
+def test_hash_changes_with_the_weights(change):
+    state = some_state()
+    change(state)
+    assert weights_hash(state) != weights_hash(some_state())
+
+
+def test_hash_depends_on_nothing_else(directory):
+    state = some_state()
+    reordered = {"b": state["b"].clone().requires_grad_(), "a": state["a"].T.contiguous().T}
+    assert weights_hash(reordered) == weights_hash(state)
+    loaded = RPFModel.from_pretrained(directory)
+    assert weights_hash(loaded.state_dict()) == weights_hash(
+        safetensors.torch.load_file(directory / WEIGHTS_FILE)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_hash_of_half_precision_weights(dtype):
+    half, other = torch.ones(2, dtype=dtype), torch.tensor([1, 2], dtype=dtype)
+    assert weights_hash({"a": half}) == weights_hash({"a": half.clone()})
+    assert weights_hash({"a": half}) != weights_hash({"a": other})
