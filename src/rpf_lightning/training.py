@@ -14,6 +14,13 @@ from lightning.pytorch.loggers import CSVLogger
 from rpf_lightning.callbacks import PredictionWriter
 from rpf_lightning.stages import RPFStage
 
+EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # num_workers: 0 is a choice where samples are cached in memory
+    ".*args parameter is intended to run from within Python.*",  # the curriculum does just that
+    ".*module\\(s\\) in eval mode at the start of training.*",  # frozen modules
+    ".*treespec, LeafSpec.*",  # Lightning 2.6 on newer torch
+)
+
 
 class RPFCLI(LightningCLI):
     """LightningCLI whose runs land in the model directory: `runs/block<n>-<stage>/`.
@@ -53,9 +60,8 @@ def lightning_cli(args: list[str]) -> RPFCLI:
     """
     torch.set_float32_matmul_precision("high")  # TF32 where there are tensor cores; no effect on a CPU
     with warnings.catch_warnings():
-        # data are decoded in the main process on purpose where a configuration says num_workers: 0
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+        for message in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
         return RPFCLI(
             RPFStage,
             LightningDataModule,

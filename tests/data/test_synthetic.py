@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from rpf_lightning.data import synthetic
-from rpf_lightning.data.face_drawing import Canvas, draw_portrait
+from rpf_lightning.data.drawing import Canvas, draw_portrait
 from rpf_lightning.data.labels import BISENET, facial_mask
 from rpf_lightning.data.synthetic import _render, contact_sheet, render_photo
 

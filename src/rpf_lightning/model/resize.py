@@ -31,10 +31,10 @@ def resize(image: Tensor, side: int) -> Tensor:
     Returns:
         (B, C, side, side) in at least fp32; not clamped, bicubic overshoots.
     """
-    if image.shape[-1] == side and image.shape[-2] == side:
-        return image
     if image.dtype in (torch.float16, torch.bfloat16):
         image = image.float()
+    if image.shape[-1] == side and image.shape[-2] == side:
+        return image
     with full_precision(image.device):
         return F.interpolate(image, size=(side, side), mode="bicubic", antialias=True)
 
@@ -67,16 +67,17 @@ def resample_matrix(source: int, target: int, start: float = 0.0, stop: float = 
         start: Where the first target pixel begins, as a fraction of the source.
         stop: Where the last target pixel ends, as a fraction of the source.
     """
-    scale = (stop - start) * source / target
-    stretch = max(scale, 1.0)  # the filter widens when it reduces
-    centre = start * source + (torch.arange(target, dtype=torch.float64, device="cpu") + 0.5) * scale
-    pixel = torch.arange(source, dtype=torch.float64, device="cpu") + 0.5
-    t = ((pixel[None] - centre[:, None]) / stretch).abs()
-    a = -0.5
-    near = ((a + 2) * t - (a + 3)) * t * t + 1
-    far = a * (((t - 5) * t + 8) * t - 4)
-    weight = torch.where(t < 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
-    return weight / weight.sum(1, keepdim=True)
+    with torch.inference_mode(False):  # a cached inference tensor could never be trained through
+        scale = (stop - start) * source / target
+        stretch = max(scale, 1.0)  # the filter widens when it reduces
+        centre = start * source + (torch.arange(target, dtype=torch.float64, device="cpu") + 0.5) * scale
+        pixel = torch.arange(source, dtype=torch.float64, device="cpu") + 0.5
+        t = ((pixel[None] - centre[:, None]) / stretch).abs()
+        a = -0.5
+        near = ((a + 2) * t - (a + 3)) * t * t + 1
+        far = a * (((t - 5) * t + 8) * t - 4)
+        weight = torch.where(t < 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
+        return weight / weight.sum(1, keepdim=True)
 
 
 class Resize(nn.Module):

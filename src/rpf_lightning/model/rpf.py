@@ -300,14 +300,17 @@ class RPFModel(nn.Module):
             ValueError: If the files do not fit each other.
         """
         config, state = storage.load(name)
-        model = cls(**{**config, **overrides})
+        try:
+            model = cls(**{**config, **overrides})
+        except TypeError as error:
+            raise ValueError(f"{name}: the configuration does not fit RPFModel: {error}") from error
         storage.restore(model, state, name)
         return model.eval()
 
     def _check_lr(self, lr: Tensor) -> int:
         if lr.ndim != 4 or lr.shape[1] != 3 or lr.shape[2] != lr.shape[3]:
             raise ValueError(f"lr: expected square RGB images (B, 3, l, l), got the shape {tuple(lr.shape)}")
-        sides = [block.in_side for block in self.blocks]
+        sides = [self.lr_size, *self.sides[:-1]]
         if lr.shape[-1] not in sides:
             raise ValueError(f"lr: expected a side of {_listed(sides)} pixels, got {lr.shape[-1]}")
         self._check_values("lr", lr)
@@ -322,7 +325,8 @@ class RPFModel(nn.Module):
             if mask is not None:
                 raise ValueError("mask was given with an encoded reference, which is masked already")
             pyramid = tuple(reference)
-            if [level.shape[-1] for level in pyramid] != list(self.sides):
+            expected = [(pyramid[0].shape[0], 3, side, side) for side in self.sides] if pyramid else []
+            if [tuple(level.shape) for level in pyramid] != expected or not pyramid:
                 got = [tuple(level.shape) for level in pyramid]
                 raise ValueError(f"reference: expected levels of side {_listed(self.sides)}, got {got}")
         if pyramid[0].shape[0] not in (1, lr.shape[0]):

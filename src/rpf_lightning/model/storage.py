@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 CONFIG_FILE = "config.json"
@@ -35,7 +36,7 @@ def load(name: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: If there is neither a directory nor a hub repository of that name.
-        ValueError: If the configuration is no JSON object.
+        ValueError: If the configuration is no JSON object, or the weights file is broken.
     """
     directory = Path(name)
     if not directory.is_dir():
@@ -43,10 +44,16 @@ def load(name: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (directory / file).is_file():
             raise FileNotFoundError(f"{directory} is no model directory: it has no {file}")
-    config = json.loads((directory / CONFIG_FILE).read_text())
+    try:
+        config = json.loads((directory / CONFIG_FILE).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{directory / CONFIG_FILE}: expected JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{directory / CONFIG_FILE}: expected a JSON object of RPFModel's arguments")
-    return config, safetensors.torch.load_file(directory / WEIGHTS_FILE)
+    try:
+        return config, safetensors.torch.load_file(directory / WEIGHTS_FILE)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{directory / WEIGHTS_FILE}: not a whole safetensors file: {error}") from error
 
 
 def restore(model: nn.Module, state: Mapping[str, Tensor], name: str | Path) -> None:
@@ -80,7 +87,7 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())  # bf16 too
     return digest.hexdigest()
 
 

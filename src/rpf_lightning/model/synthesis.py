@@ -61,7 +61,7 @@ class SynthesisModule(nn.Module):
             init_convolutions(self)
         if residual:
             with torch.no_grad():
-                self.to_rgb.weight.mul_(0.02)  # starts close to the bicubic image
+                self.to_rgb.weight.mul_(0.02)  # starts near the bicubic image
 
     def forward(self, x: Tensor, aligned: Tensor) -> Tensor:
         """Blend.

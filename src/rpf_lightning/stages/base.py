@@ -74,6 +74,7 @@ class RPFStage(LightningModule, ABC):
         self.automatic_optimization = False
         self.model_dir = Path(model_dir)
         self.model = open_model(self.model_dir, network)
+        self.model.to(memory_format=torch.channels_last)  # several times faster on CPUs, never slower
         self.model.validate = False  # our own data; the check would synchronise a GPU in every step
         if not 1 <= block <= len(self.model.blocks):
             raise ValueError(f"block: expected 1 .. {len(self.model.blocks)}, got {block}")
@@ -88,7 +89,7 @@ class RPFStage(LightningModule, ABC):
         self.critic_learning_rate = critic_learning_rate
         self.penalty_weight = penalty_weight
         self.penalty_norm = penalty_norm
-        self.critic = Critic(self.side) if adversarial_weight else None
+        self.critic = Critic(self.side).to(memory_format=torch.channels_last) if adversarial_weight else None
         self.perceptual = PerceptualLoss(perceptual_norm) if perceptual_weight else None
         self.identity = IdentityLoss() if identity_weight else None
         self.generator_steps = 0  # the trainer's global_step counts the critic's steps as well
