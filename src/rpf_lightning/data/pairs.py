@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from rpf_lightning.data.folder import PhotoFolder
@@ -162,6 +163,7 @@ class PairsDataModule(LightningDataModule, ABC):
         self.limit_val = limit_val
         self.num_workers = num_workers
         self._found: _Pairing | None = None
+        self._shuffling = torch.Generator().manual_seed(seed)
 
     @abstractmethod
     def photos(self) -> PhotoSource:
@@ -192,12 +194,20 @@ class PairsDataModule(LightningDataModule, ABC):
             self.train_dataset,
             batch_size=self.batch_size,
             shuffle=True,
-            generator=torch.Generator().manual_seed(self.seed),
+            generator=self._shuffling,
             drop_last=True,
             num_workers=self.num_workers,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,  # a worker's cache dies with it
         )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """State of the shuffling, so that a resumed fit sees the epochs that an uninterrupted one would see."""
+        return {"shuffling": self._shuffling.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Continue the shuffling of a checkpoint."""
+        self._shuffling.set_state(state_dict["shuffling"].cpu())
 
     def val_dataloader(self) -> DataLoader[ReferenceBatch]:
         """Return the validation pairs in order."""

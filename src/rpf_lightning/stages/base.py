@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
@@ -137,7 +139,16 @@ class RPFStage(LightningModule, ABC):
         }
 
     def on_fit_start(self) -> None:
-        """Say which terms are on."""
+        """Say which terms are on.
+
+        Raises:
+            ValueError: If the precision is 16-mixed, which nobody has shown to be right with the penalty, or if
+                the fit's length is unknown to the decay.
+        """
+        if self.trainer.precision in ("16-mixed", "16-true"):
+            raise ValueError(f"precision: expected 32-true or bf16-mixed, got {self.trainer.precision}")
+        if self.decay == "cosine" and (self.trainer.max_epochs or 0) < 1:
+            raise ValueError("decay: cosine needs the fit's length in trainer.max_epochs")
         terms = ", ".join(f"{name} {f'x {w:g}' if w else 'off'}" for name, w in self.terms().items())
         trained = sum(p.numel() for p in self.trained_module.parameters())
         rank_zero_info(
@@ -151,6 +162,16 @@ class RPFStage(LightningModule, ABC):
         if self.critic is not None:
             optimizers.append(Adam(self.critic.parameters(), lr=self.critic_learning_rate, betas=(0.0, 0.9)))
         return optimizers
+
+    def on_train_start(self) -> None:
+        """Use the learning rates that were given; a restored optimizer brings those of its checkpoint."""
+        optimizers = self.optimizers()
+        rates = (self.learning_rate, self.critic_learning_rate)
+        for optimizer, rate in zip(
+            optimizers if isinstance(optimizers, list) else [optimizers], rates, strict=False
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
 
     def training_step(self, batch: ReferenceBatch, batch_idx: int) -> None:
         """One critic step, if there is a critic, and one generator step."""
@@ -184,12 +205,10 @@ class RPFStage(LightningModule, ABC):
         self.log("loss", total.detach(), prog_bar=True, logger=False)
 
     def validation_step(self, batch: ReferenceBatch, batch_idx: int) -> None:
-        """Log the stage's terms and the PSNR, in the whole picture and inside the face."""
+        """Log the stage's terms and what `diagnostics` adds."""
         with torch.no_grad():
             outputs = self.generate(batch)
             values = self.reconstruction_terms(batch, outputs)
-        values["psnr"] = psnr(outputs["output"], batch.gt).mean()
-        values["psnr_face"] = psnr_face(outputs["output"], batch.gt, batch.gt_mask).nanmean()
         self._log("val", {**values, **self.diagnostics(batch, outputs)}, batch.lr.shape[0])
 
     def test_step(self, batch: ReferenceBatch, batch_idx: int) -> None:
@@ -201,8 +220,12 @@ class RPFStage(LightningModule, ABC):
         return list(batch.id), self.generate(batch)["output"].clamp(0, 1)
 
     def diagnostics(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
-        """Further values for the validation log."""
-        return {}
+        """Further values for the validation log: PSNR in the whole picture and inside the face."""
+        image = outputs["output"]
+        return {
+            "psnr": psnr(image, batch.gt).mean(),
+            "psnr_face": psnr_face(image, batch.gt, batch.gt_mask).nanmean(),
+        }
 
     def on_train_end(self) -> None:
         """Write the model back into its directory."""
@@ -215,6 +238,11 @@ class RPFStage(LightningModule, ABC):
         checkpoint["state_dict"] = {key: value for key, value in state.items() if key.startswith(own)}
         checkpoint["frozen_hash"] = self.frozen_hash()
         checkpoint["generator_steps"] = self.generator_steps
+        checkpoint["random_state"] = _random_state()
+        if "model_dir" in checkpoint.get("hyper_parameters", {}):
+            checkpoint["hyper_parameters"]["model_dir"] = str(
+                self.model_dir
+            )  # a Path could not be read safely
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose frozen rest differs from the model directory's.
@@ -225,12 +253,13 @@ class RPFStage(LightningModule, ABC):
         if checkpoint["frozen_hash"] != self.frozen_hash():
             raise ValueError(
                 f"the checkpoint of block {self.block} {self.name} was trained on another model than the one in "
-                f"{self.model_dir}: their frozen modules differ"
+                f"{self.model_dir}: their frozen modules differ. Delete {self.run_dir} to train it anew"
             )
         own = self._own_keys()
         frozen = {key: value for key, value in self.state_dict().items() if not key.startswith(own)}
         checkpoint["state_dict"] = {**frozen, **checkpoint["state_dict"]}
         self.generator_steps = checkpoint["generator_steps"]
+        _restore_random_state(checkpoint["random_state"])
 
     def frozen_hash(self) -> str:
         """SHA-256 over the weights that this stage reads but does not train: the blocks up to its own."""
@@ -258,6 +287,29 @@ class RPFStage(LightningModule, ABC):
     def _log(self, phase: str, values: Mapping[str, Tensor], batch_size: int | None = None) -> None:
         named = {f"{phase}/{name}": value.detach() for name, value in values.items()}
         self.log_dict(named, batch_size=batch_size, sync_dist=phase == "val")
+
+
+def _random_state() -> dict[str, Any]:
+    """State of all generators as plain types, which a checkpoint may hold under `weights_only`."""
+    version, numbers, gauss = random.getstate()
+    state: dict[str, Any] = np.random.get_state(legacy=False)  # noqa: NPY002
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": (version, list(numbers), gauss),
+        "numpy": {**state, "state": {**state["state"], "key": state["state"]["key"].tolist()}},
+    }
+
+
+def _restore_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    numpy_state = state["numpy"]
+    key = np.array(numpy_state["state"]["key"], dtype=np.uint32)
+    np.random.set_state({**numpy_state, "state": {**numpy_state["state"], "key": key}})  # noqa: NPY002
 
 
 def open_model(model_dir: Path, network: dict[str, Any] | None) -> RPFModel:

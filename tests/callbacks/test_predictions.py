@@ -1,0 +1,90 @@
+"""PredictionWriter: pixel values, names, whole files."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from rpf_lightning.callbacks import PredictionWriter
+from rpf_lightning.stages import RefinementStage
+
+
+def write(folder: Path, names: list[str], images: Tensor) -> None:
+    PredictionWriter(str(folder)).write_on_batch_end(
+        SimpleNamespace(default_root_dir=str(folder)), None, (names, images), None, None, 0, 0
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_value_is_written_as_it_is(tmp_path: Path, dtype: torch.dtype) -> None:
+    values = torch.arange(256, dtype=torch.float32).reshape(1, 1, 16, 16)
+    image = torch.cat((values, values.flip(-1), values.flip(-2)), 1) / 255
+    write(tmp_path, ["a"], image.to(dtype))
+    pixels = torch.from_numpy(np.array(Image.open(tmp_path / "a.png"))).permute(2, 0, 1)
+    expected = (image.to(dtype).float() * 255).round()
+    assert torch.equal(pixels.float(), expected[0])
+    if dtype == torch.float32:
+        assert torch.equal(pixels[0].flatten().float(), torch.arange(256.0))
+
+
+def test_rounds_to_the_nearest(tmp_path: Path) -> None:
+    near = torch.tensor([0.4, 0.6, 127.4, 127.6, 254.4, 254.6]).reshape(1, 1, 2, 3).expand(1, 3, 2, 3) / 255
+    write(tmp_path, ["a"], near)
+    pixels = np.asarray(Image.open(tmp_path / "a.png"))
+    assert pixels[..., 0].flatten().tolist() == [0, 1, 127, 128, 254, 255]
+    assert pixels.shape == (2, 3, 3)
+
+
+def test_names(tmp_path: Path) -> None:
+    write(tmp_path / "new" / "folder", ["00001.jpg", "id00002_001"], torch.zeros(2, 3, 4, 4))
+    assert {p.name for p in (tmp_path / "new" / "folder").iterdir()} == {"00001.png", "id00002_001.png"}
+
+
+def test_default_folder(tmp_path: Path) -> None:
+    PredictionWriter().write_on_batch_end(
+        SimpleNamespace(default_root_dir=str(tmp_path)), None, (["a"], torch.zeros(1, 3, 4, 4)), None, None, 0, 0
+    )  # fmt: skip
+    assert (tmp_path / "predictions" / "a.png").is_file()
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        write(tmp_path, ["a"], torch.zeros(1, 3, 4, 4))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_and_images_must_match(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        write(tmp_path, ["a"], torch.zeros(2, 3, 4, 4))
+
+
+def test_files_equal_the_stages_outputs(
+    model_dir: Path, tmp_path: Path, batch_of: Callable[..., Any]
+) -> None:
+    stage = RefinementStage(
+        str(model_dir), 2, input="lr", adversarial_weight=0, perceptual_weight=0, identity_weight=0
+    )
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        callbacks=[PredictionWriter(str(tmp_path / "out"))],
+    )  # fmt: skip
+    trainer.predict(stage, DataLoader([batch_of(2, 0), batch_of(2, 1)], batch_size=None))
+    for batch in (batch_of(2, 0), batch_of(2, 1)):
+        with torch.no_grad():
+            output = stage.generate(batch)["output"].clamp(0, 1)
+        for name, image in zip(batch.id, output, strict=True):
+            pixels = np.asarray(Image.open(tmp_path / "out" / f"{name}.png"), dtype=np.float32)
+            assert np.abs(pixels / 255 - image.permute(1, 2, 0).numpy()).max() <= 0.5 / 255 + 1e-6

@@ -1,0 +1,188 @@
+"""Wasserstein losses and the gradient penalty, against METHOD section 6's two linear critics."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rpf_lightning.losses import critic_loss, generator_loss, gradient_penalty
+from rpf_lightning.model import Critic
+
+SHAPES = [(2, 3, 8, 8), (3, 3, 16, 16), (1, 1, 4, 32), (2, 3, 64, 64)]
+
+
+class Linear(nn.Module):
+    """D(x) = <w, x> with a given ||w||_2, the same gradient everywhere."""
+
+    def __init__(self, shape: tuple[int, ...], length: float) -> None:
+        super().__init__()
+        w = torch.randn(shape[1:], generator=torch.Generator().manual_seed(1))
+        self.w = nn.Parameter(w / w.norm() * length)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.w).flatten(1).sum(1, keepdim=True)
+
+
+def pair(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return torch.rand(shape, generator=generator), torch.rand(shape, generator=generator)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_unit_length_satisfies_l2_and_not_rms(shape: tuple[int, ...]) -> None:
+    critic = Linear(shape, 1.0)
+    numel = math.prod(shape[1:])
+    assert gradient_penalty(critic, *pair(shape), "l2").item() < 1e-10
+    expected = (math.sqrt(numel) - 1) ** 2
+    assert gradient_penalty(critic, *pair(shape), "rms").item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_root_of_numel_satisfies_rms_and_not_l2(shape: tuple[int, ...]) -> None:
+    numel = math.prod(shape[1:])
+    critic = Linear(shape, 1 / math.sqrt(numel))
+    assert gradient_penalty(critic, *pair(shape), "rms").item() < 1e-10
+    assert gradient_penalty(critic, *pair(shape)).item() < 1e-10  # rms is the default
+    expected = (1 / math.sqrt(numel) - 1) ** 2
+    assert gradient_penalty(critic, *pair(shape), "l2").item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_norm_is_over_all_dimensions_of_a_sample() -> None:
+    shape = (2, 3, 8, 8)
+    critic = Linear(shape, 1.0)
+    channels_only = (critic.w.norm(dim=0) - 1).square().mean().item()
+    assert channels_only > 0.5  # what the well-known wrong version would return for a perfect critic
+    assert gradient_penalty(critic, *pair(shape), "l2").item() < 1e-10
+
+
+def test_each_sample_has_its_own_norm() -> None:
+    def critic(x: Tensor) -> Tensor:  # gradient of length 1 in the first sample and 3 in the second
+        weights = torch.tensor([1.0, 3.0])[:, None, None, None] / math.sqrt(3 * 8 * 8)
+        return (x * weights).flatten(1).sum(1, keepdim=True)
+
+    value = gradient_penalty(critic, *pair((2, 3, 8, 8)), "l2")
+    assert value.item() == pytest.approx((0 + 4) / 2, rel=1e-5)
+
+
+def test_no_gradient_to_the_images_and_one_to_the_critic() -> None:
+    real, fake = (x.requires_grad_() for x in pair((2, 3, 16, 16)))
+    torch.manual_seed(0)
+    critic = Critic(16)
+    gradient_penalty(critic, real, fake).backward()
+    assert real.grad is None
+    assert fake.grad is None
+    for conv in critic.convolutions:
+        assert conv.weight.grad.abs().sum() > 0
+    assert critic.score.weight.grad.abs().sum() > 0
+
+
+def test_gradient_to_the_critic_is_the_derivative_of_the_formula() -> None:
+    shape = (2, 3, 8, 8)
+    critic = Linear(shape, 2.0)
+    gradient_penalty(critic, *pair(shape), "l2").backward()
+    w = critic.w.detach()
+    torch.testing.assert_close(critic.w.grad, 2 * (w.norm() - 1) * w / w.norm())
+
+
+def test_descending_the_penalty_alone_reaches_the_wanted_length() -> None:
+    shape = (4, 3, 8, 8)
+    critic = Linear(shape, 5.0)
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        gradient_penalty(critic, *pair(shape), "l2").backward()
+        optimizer.step()
+    assert critic.w.norm().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_works_without_an_outer_gradient() -> None:
+    with torch.no_grad():
+        assert gradient_penalty(Linear((2, 3, 8, 8), 1.0), *pair((2, 3, 8, 8)), "l2").item() < 1e-10
+
+
+def test_fp32_under_autocast() -> None:
+    seen: list[torch.dtype] = []
+    torch.manual_seed(0)
+    critic = Critic(16)
+    critic.convolutions[0].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    real, fake = pair((2, 3, 16, 16))
+    torch.manual_seed(3)
+    expected = gradient_penalty(critic, real, fake)
+    torch.manual_seed(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = gradient_penalty(critic, real, fake)
+    assert seen == [torch.float32, torch.float32]
+    assert value.dtype == torch.float32
+    assert torch.equal(value, expected)
+
+
+def test_half_precision_images_are_taken_in_fp32() -> None:
+    seen: list[torch.dtype] = []
+
+    def critic(x: Tensor) -> Tensor:
+        seen.append(x.dtype)
+        return x.flatten(1).sum(1, keepdim=True)
+
+    real, fake = pair((2, 3, 8, 8))
+    gradient_penalty(critic, real, fake.bfloat16())
+    assert seen == [torch.float32]
+
+
+def test_points_lie_between_real_and_fake_each_at_its_own_place() -> None:
+    points: list[Tensor] = []
+
+    def critic(x: Tensor) -> Tensor:
+        points.append(x.detach())
+        return x.flatten(1).sum(1, keepdim=True)
+
+    torch.manual_seed(0)
+    real, fake = pair((64, 3, 8, 8))
+    gradient_penalty(critic, real, fake)
+    share = (points[0] - real) / (fake - real)
+    near = (fake - real).abs() > 0.2  # the quotient is ill-conditioned elsewhere
+    first = torch.stack([s[n].median() for s, n in zip(share, near, strict=True)])
+    assert (share - first[:, None, None, None])[near].abs().max() < 1e-4  # one share per sample
+    assert 0 <= first.min() < 0.15
+    assert 0.85 < first.max() <= 1
+    assert first.unique().numel() == 64
+
+
+def test_signs() -> None:
+    real, fake = torch.tensor([[3.0], [5.0]]), torch.tensor([[1.0], [-2.0]])
+    assert critic_loss(real, fake).item() == pytest.approx(-0.5 - 4)
+    assert generator_loss(fake).item() == pytest.approx(0.5)
+
+
+def test_one_critic_step_raises_real_over_fake() -> None:
+    torch.manual_seed(0)
+    critic = Critic(16)
+    real, fake = torch.rand(4, 3, 16, 16) * 0.2 + 0.7, torch.rand(4, 3, 16, 16) * 0.2 + 0.1
+
+    def gap() -> Tensor:
+        return critic(real).mean() - critic(fake).mean()
+
+    before = gap().item()
+    optimizer = torch.optim.Adam(critic.parameters(), lr=1e-4, betas=(0.0, 0.9))
+    critic_loss(critic(real), critic(fake)).backward()
+    optimizer.step()
+    assert gap().item() > before
+
+
+def test_one_generator_step_raises_the_score() -> None:
+    critic = Linear((2, 3, 8, 8), 1.0)
+    image = pair((2, 3, 8, 8))[0].requires_grad_()
+    generator_loss(critic(image)).backward()
+    with torch.no_grad():
+        assert critic(image - 0.1 * image.grad).mean() > critic(image).mean()
+
+
+@pytest.mark.parametrize("side", [8, 32])
+def test_rms_critic_pulls_as_hard_as_mean_l1(side: int) -> None:
+    shape = (2, 3, side, side)
+    critic = Linear(shape, 1 / math.sqrt(3 * side**2))
+    assert gradient_penalty(critic, *pair(shape), "rms").item() < 1e-10
+    image = pair(shape)[0].requires_grad_()
+    (adversarial,) = torch.autograd.grad(generator_loss(critic(image)), image)
+    (l1,) = torch.autograd.grad((image - 2).abs().mean(), image)
+    assert adversarial.norm().item() == pytest.approx(l1.norm().item(), rel=1e-5)

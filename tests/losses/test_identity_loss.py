@@ -1,0 +1,77 @@
+"""The identity loss: mean L1 of raw features, with gradients to the prediction."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from rpf_lightning.faces.identity import ArcFace
+from rpf_lightning.losses import IdentityLoss
+
+
+def test_mean_l1_of_raw_features(make_pack: Callable[..., Path]) -> None:
+    make_pack()
+    torch.manual_seed(0)
+    prediction, target = torch.rand(2, 2, 3, 64, 64)
+    features = ArcFace()
+    expected = (features(prediction) - features(target)).abs().mean()
+    assert IdentityLoss()(prediction, target).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert features(target).norm(dim=1).min() > 1.5  # raw: not of unit length
+
+
+def test_gradient_flows_to_the_prediction_only(make_pack: Callable[..., Path]) -> None:
+    make_pack()
+    torch.manual_seed(0)
+    prediction, target = (x.requires_grad_() for x in torch.rand(2, 2, 3, 64, 64).unbind())
+    loss = IdentityLoss()
+    loss(prediction, target).backward()
+    assert prediction.grad.flatten(1).abs().sum(1).min() > 0
+    assert target.grad is None
+    assert all(p.grad is None for p in loss.parameters())
+
+
+def test_zero_for_equal_images(make_pack: Callable[..., Path]) -> None:
+    make_pack()
+    image = torch.rand(1, 3, 64, 64)
+    assert IdentityLoss()(image, image).item() == 0
+
+
+def test_named_pack(make_pack: Callable[..., Path]) -> None:
+    make_pack("one")
+    make_pack("two", normalise=True)
+    assert IdentityLoss("two").arcface.pack == "two"
+
+
+@pytest.mark.weights
+@pytest.mark.realdata
+def test_descending_makes_the_face_that_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not os.environ.get("RPF_SHARED"):
+        pytest.skip("RPF_SHARED is not set: the mbf pack and the photos are below it")
+    shared = Path(os.environ["RPF_SHARED"])
+    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(shared / "weights"))
+    files = sorted((shared / "data" / "celeba_hq_subset" / "images").glob("*.jpg"))[:2]
+
+    def photo(path: Path) -> Tensor:
+        pixels = np.asarray(Image.open(path).convert("RGB").resize((128, 128), Image.Resampling.BICUBIC))
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255
+
+    image, target = photo(files[0]), photo(files[1])
+    loss = IdentityLoss()
+    assert loss.arcface.pack == "mbf"
+    goal = loss.arcface(target)
+    before = F.cosine_similarity(loss.arcface(image), goal).item()
+    image.requires_grad_()
+    optimizer = torch.optim.Adam([image], lr=0.01)
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss(image, target).backward()
+        optimizer.step()
+    after = F.cosine_similarity(loss.arcface(image.detach().clamp(0, 1)), goal).item()
+    assert before < 0.3
+    assert after > before + 0.3

@@ -1,0 +1,185 @@
+"""`rpf fit|validate|test|predict` in this process, on a tiny network and a few drawn faces."""
+
+import csv
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from rpf_lightning.cli import main
+from rpf_lightning.model import RPFModel
+from rpf_lightning.stages import WarpingStage
+from rpf_lightning.training import lightning_cli
+
+Write = Callable[..., Path]
+DATA = {
+    "class_path": "rpf_lightning.data.SyntheticFacesDataModule",
+    "init_args": {"people": 6, "photos_each": 2, "batch_size": 2, "val_fraction": 0.34},
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path, network: dict[str, Any]) -> Write:
+    """Write a configuration and return its path; the model directory is `tmp_path/model`."""
+
+    def config(stage: str = "WarpingStage", **init_args: Any) -> Path:
+        init_args = {"model_dir": str(tmp_path / "model"), "network": network, **init_args}
+        content = {
+            "seed_everything": 0,
+            "trainer": {
+                "accelerator": "cpu",
+                "devices": 1,
+                "max_epochs": 1,
+                "limit_train_batches": 2,
+                "limit_val_batches": 1,
+                "log_every_n_steps": 1,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                "enable_progress_bar": False,
+                "callbacks": [{"class_path": "rpf_lightning.callbacks.FreezeEarlierBlocks"}],
+            },
+            "model": {"class_path": f"rpf_lightning.stages.{stage}", "init_args": init_args},
+            "data": DATA,
+        }
+        path = tmp_path / f"{stage}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return config
+
+
+def run_dir(tmp_path: Path) -> Path:
+    return tmp_path / "model" / "runs" / "block1-warping"
+
+
+def last(tmp_path: Path) -> Path:
+    return run_dir(tmp_path) / "checkpoints" / "last.ckpt"
+
+
+def test_fit_writes_metrics_checkpoint_configuration_and_model(write: Write, tmp_path: Path) -> None:
+    main(["fit", "--config", str(write(learning_rate=1e-2)), "--model.init_args.flow_weight", "0.02"])
+    log = run_dir(tmp_path) / "logs" / "version_0"
+    with (log / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    train = [float(row["train/loss"]) for row in rows if row["train/loss"]]
+    assert len(train) == 2
+    assert all(np.isfinite(train))
+    assert sum(bool(row["val/end_point_error"]) for row in rows) == 1
+    saved = yaml.safe_load((log / "config.yaml").read_text())
+    assert saved["model"]["init_args"]["flow_weight"] == 0.02
+    assert saved["model"]["init_args"]["learning_rate"] == 1e-2
+    assert saved["data"]["init_args"]["people"] == 6
+    checkpoint = torch.load(last(tmp_path), weights_only=True)
+    assert checkpoint["generator_steps"] == 2
+    module = RPFModel.from_pretrained(tmp_path / "model").blocks[0].warping.state_dict()
+    for key, value in module.items():
+        assert torch.equal(checkpoint["state_dict"][f"model.blocks.0.warping.{key}"], value)
+
+
+def test_saved_configuration_runs_again(write: Write, tmp_path: Path) -> None:
+    main(["fit", "--config", str(write())])
+    saved = run_dir(tmp_path) / "logs" / "version_0" / "config.yaml"
+    cli = lightning_cli(["fit", "--config", str(saved)])
+    assert cli.trainer.current_epoch == 1
+    assert (run_dir(tmp_path) / "logs" / "version_1" / "metrics.csv").is_file()
+
+
+def test_validate_and_test_log_the_same_people(write: Write, tmp_path: Path) -> None:
+    config = str(write())
+    main(["fit", "--config", config])
+    values = []
+    for number, command in enumerate(("validate", "test"), start=1):
+        main([command, "--config", config, "--trainer.limit_test_batches", "1"])
+        path = run_dir(tmp_path) / "logs" / f"version_{number}" / "metrics.csv"
+        with path.open() as file:
+            values.append(float(next(csv.DictReader(file))["val/warping"]))
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    with (run_dir(tmp_path) / "logs" / "version_0" / "metrics.csv").open() as file:
+        fitted = [float(row["val/warping"]) for row in csv.DictReader(file) if row["val/warping"]]
+    assert values[0] == pytest.approx(fitted[-1], rel=1e-4)  # the model was read from the directory
+
+
+def test_predict_writes_every_validation_photo(write: Write, tmp_path: Path) -> None:
+    config = str(write("SynthesisStage"))
+    cli = lightning_cli(["predict", "--config", config])
+    ids = [name for batch in cli.datamodule.val_dataloader() for name in batch.id]
+    folder = tmp_path / "model" / "runs" / "block1-synthesis" / "predictions"
+    assert len(ids) >= 4
+    assert {path.name for path in folder.iterdir()} == {f"{name}.png" for name in ids}
+    assert Image.open(folder / f"{ids[0]}.png").size == (32, 32)
+
+
+def test_predict_from_the_command_line(write: Write, tmp_path: Path) -> None:
+    config = str(write("SynthesisStage", block=2))
+    main(["predict", "--config", config, "--trainer.limit_predict_batches", "1"])
+    files = list((tmp_path / "model" / "runs" / "block2-synthesis" / "predictions").iterdir())
+    assert [Image.open(path).size for path in files] == [(64, 64)] * 2
+
+
+def test_checkpoint_hyperparameters_do_not_win(write: Write, tmp_path: Path) -> None:
+    config = str(write(learning_rate=1e-3))
+    main(["fit", "--config", config])
+    more = ["--trainer.max_epochs", "2", "--model.init_args.learning_rate", "0.5"]
+    cli = lightning_cli(["fit", "--config", config, "--ckpt_path", str(last(tmp_path)), *more])
+    assert type(cli.model) is WarpingStage
+    assert cli.model.learning_rate == 0.5
+    assert cli.model.hparams["learning_rate"] == 0.5
+    assert cli.model.generator_steps == 4  # and yet it was resumed
+
+
+def test_overridden_learning_rate_reaches_the_optimizer(write: Write, tmp_path: Path) -> None:
+    config = str(write(learning_rate=1e-3))
+    main(["fit", "--config", config])
+    more = ["--trainer.max_epochs", "2", "--model.init_args.learning_rate", "0.5"]
+    cli = lightning_cli(["fit", "--config", config, "--ckpt_path", str(last(tmp_path)), *more])
+    assert cli.trainer.optimizers[0].param_groups[0]["lr"] == 0.5
+
+
+def test_last_checkpoint_is_the_last_fits(write: Write, tmp_path: Path) -> None:
+    """A second fit from the start in the same folder: `last.ckpt` must not stay the first one's."""
+    main(["fit", "--config", str(write(learning_rate=1e-2))])
+    main(["fit", "--config", str(write(learning_rate=1e-2))])
+    saved = torch.load(last(tmp_path), weights_only=True)["state_dict"]
+    module = RPFModel.from_pretrained(tmp_path / "model").blocks[0].warping.state_dict()
+    changed = [k for k, v in module.items() if not torch.equal(saved[f"model.blocks.0.warping.{k}"], v)]
+    assert changed == []
+
+
+def test_fast_dev_run_leaves_only_the_model(write: Write, tmp_path: Path) -> None:
+    main(["fit", "--config", str(write()), "--trainer.fast_dev_run", "true"])
+    assert not last(tmp_path).exists()
+
+
+def test_own_checkpoint_callback_is_kept(write: Write, tmp_path: Path) -> None:
+    path = write()
+    content = yaml.safe_load(path.read_text())
+    content["trainer"]["callbacks"].append(
+        {
+            "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+            "init_args": {"dirpath": str(tmp_path / "mine"), "filename": "own"},
+        }
+    )
+    path.write_text(yaml.safe_dump(content))
+    main(["fit", "--config", str(path)])
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["own.ckpt"]
+    assert not last(tmp_path).exists()
+
+
+def test_unknown_option_is_refused(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(write()), "--model.init_args.learning_rat", "0.5"])
+    assert "learning_rat" in capsys.readouterr().err
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for command in ("fit", "validate", "test", "predict", "curriculum", "evaluate"):
+        assert re.search(rf"^    {command}\b", text, re.MULTILINE)
