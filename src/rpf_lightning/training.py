@@ -18,6 +18,7 @@ EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # num_workers: 0 is a choice where samples are cached in memory
     ".*args parameter is intended to run from within Python.*",  # the curriculum does just that
     ".*module\\(s\\) in eval mode at the start of training.*",  # frozen modules
+    ".*Checkpoint directory .* exists and is not empty.*",  # a fit that continues
     ".*treespec, LeafSpec.*",  # Lightning 2.6 on newer torch
 )
 
@@ -41,7 +42,12 @@ class RPFCLI(LightningCLI):
         checkpointing = config.get("enable_checkpointing") is not False and not config.get("fast_dev_run")
         if checkpointing and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
             callbacks.append(
-                ModelCheckpoint(stage.run_dir / "checkpoints", filename="{epoch}", save_last=True)
+                ModelCheckpoint(
+                    stage.run_dir / "checkpoints",
+                    filename="{epoch}",
+                    save_last=True,
+                    enable_version_counter=False,  # or a second fit would leave the first one's last.ckpt
+                )
             )
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter())

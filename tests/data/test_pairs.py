@@ -119,7 +119,9 @@ def test_loaders() -> None:
     assert isinstance(batches[0].reference_id, list)
     assert batches[0].lr.shape == (5, 3, 8, 8)
     assert batches[0].flow.shape == (5, 2, 16, 16)
-    again = list(module.train_dataloader())
+    same = MadeUpDataModule(**SIDES, batch_size=5)
+    same.setup()
+    again = list(same.train_dataloader())
     assert [batch.id for batch in batches] == [batch.id for batch in again]  # seeded
     in_order = [module.train_dataset.photos.ids[pair.gt] for pair in module.train_dataset.pairs]
     assert [name for batch in batches for name in batch.id] != in_order[: 5 * len(batches)]  # and shuffled
@@ -230,3 +232,30 @@ def test_real_pairs() -> None:
     assert torch.stack(after).mean() < torch.stack(before).mean()
     assert all(other[i].id == own[i].id for i in range(3))
     assert all(other[i].reference_id != own[i].reference_id for i in range(3))
+
+
+def test_datasets_of_the_same_photos_share_their_samples() -> None:
+    photos = MadeUpPhotos()
+    first = PairsDataset(photos, [Pair(0, 2, 0.0)], **SIDES)[0]
+    reads = photos.reads
+    assert PairsDataset(photos, [Pair(3, 5, 0.0), Pair(0, 2, 0.0)], **SIDES)[1] is first
+    assert photos.reads == reads
+    assert PairsDataset(photos, [Pair(0, 2, 0.0)], **{**SIDES, "side": 32})[0].gt.shape[-1] == 32
+    assert PairsDataset(MadeUpPhotos(), [Pair(0, 2, 0.0)], **SIDES)[0] is not first
+
+
+def test_resumed_shuffling_continues() -> None:
+    def epochs(data: MadeUpDataModule, number: int) -> list[list[str]]:
+        loader = data.train_dataloader()
+        return [[name for batch in loader for name in batch.id] for _ in range(number)]
+
+    def fresh() -> MadeUpDataModule:
+        data = MadeUpDataModule(**SIDES, batch_size=2)
+        data.setup()
+        return data
+
+    whole = epochs(fresh(), 2)
+    first, second = fresh(), fresh()
+    assert epochs(first, 1) == whole[:1]
+    second.load_state_dict(first.state_dict())
+    assert epochs(second, 1) == whole[1:] != whole[:1]

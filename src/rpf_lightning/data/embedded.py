@@ -75,7 +75,7 @@ class SyntheticFacesDataModule(PairsDataModule):
 
     def __init__(
         self,
-        people: int = 240,
+        people: int = 200,
         photos_each: int = 5,
         lr_size: int | None = None,
         size: int | None = None,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -51,10 +52,15 @@ class PhotoSource(Protocol):
     def __len__(self) -> int: ...
 
 
+# Finished samples live as long as their photos: the fits of one curriculum share both.
+_SAMPLES: WeakKeyDictionary[PhotoSource, dict[tuple[int, ...], ReferenceBatch]] = WeakKeyDictionary()
+
+
 class PairsDataset(Dataset[ReferenceBatch]):
     """Samples of one level, made from pairs of photos.
 
     Finished samples are kept in memory, unless all of them together would exceed the budget: then none is.
+    Datasets of the same photos share them.
     The budget counts per process, so every loader worker may use that much.
 
     Args:
@@ -87,16 +93,17 @@ class PairsDataset(Dataset[ReferenceBatch]):
         self.lr_size, self.size, self.side = lr_size, size, side
         floats = 16 * side**2 + 3 * lr_size**2  # four images, two masks and the flow; the LR
         self.cached = cache and len(self.pairs) * floats * 4 <= cache_mb * 2**20
-        self._samples: dict[int, ReferenceBatch] = {}
+        self._samples = _SAMPLES.setdefault(photos, {})
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> ReferenceBatch:
         """Return one sample without batch dimension; treat it as read-only, it may come from the cache."""
-        if index in self._samples:
-            return self._samples[index]
         pair = self.pairs[index]
+        key = (pair.gt, pair.reference, self.lr_size, self.size, self.side)
+        if self.cached and key in self._samples:
+            return self._samples[key]
         sample = make_sample(
             self.photos.photo(pair.gt),
             self.photos.photo(pair.reference),
@@ -105,7 +112,7 @@ class PairsDataset(Dataset[ReferenceBatch]):
             side=self.side,
         )
         if self.cached:
-            self._samples[index] = sample
+            self._samples[key] = sample
         return sample
 
 
@@ -332,7 +339,11 @@ class ReferencePairsDataModule(PairsDataModule):
 
     def photos(self) -> PhotoFolder:
         """Return the photos of the folder."""
-        return PhotoFolder(self.root, self.label_scheme)
+        return _opened_once(self.root, self.label_scheme)
+
+
+# one curriculum builds a datamodule for each of its fits; the photos stay the same
+_opened_once = lru_cache(maxsize=2)(PhotoFolder)
 
 
 def _spread(pairs: list[Pair], limit: int | None) -> list[Pair]:
