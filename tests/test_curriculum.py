@@ -283,7 +283,7 @@ def test_changed_settings_of_a_finished_fit(
         change(tmp_path / "warping.yaml", "model", "learning_rate", 0.25)
         expected = r"block1-warping(.|\n)*learning_rate: 0\.001 then, 0\.25 now"
     else:
-        expected = r"'1'\] then, \['--trainer\.max_epochs', '2'\] now"
+        expected = r"--trainer\.max_epochs: '1' then, '2' now"
     with pytest.raises(ValueError, match=expected):
         run_curriculum(path, ["--trainer.max_epochs", "1" if where == "file" else "2"], say=quiet)
     assert fits.names == []

@@ -183,3 +183,37 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for command in ("fit", "validate", "test", "predict", "curriculum", "evaluate"):
         assert re.search(rf"^    {command}\b", text, re.MULTILINE)
+
+
+def test_every_epoch_is_kept_however_seldom_the_fit_validates(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "3"]
+    seen = []
+
+    def interrupt(stage: WarpingStage) -> None:
+        seen.append(stage.current_epoch)
+        if stage.current_epoch == 2:
+            raise RuntimeError("killed in the third epoch")
+
+    monkeypatch.setattr(WarpingStage, "on_train_epoch_start", interrupt)
+    with pytest.raises(RuntimeError, match="killed"):
+        main(["fit", "--config", str(write()), *options])
+    assert seen == [0, 1, 2]
+    assert torch.load(last(tmp_path), weights_only=True)["epoch"] == 1
+
+
+def test_killed_before_the_model_was_written(write: Write, tmp_path: Path) -> None:
+    """The last checkpoint is finished, the model directory still holds the old weights."""
+    path = str(write(learning_rate=1e-2))
+    RPFModel(**yaml.safe_load(Path(path).read_text())["model"]["init_args"]["network"]).save_pretrained(
+        tmp_path / "model"
+    )
+    weights = tmp_path / "model" / "model.safetensors"
+    before = weights.read_bytes()
+    main(["fit", "--config", path])
+    after = weights.read_bytes()
+    assert after != before
+    weights.write_bytes(before)
+    main(["fit", "--config", path, "--ckpt_path", str(last(tmp_path))])
+    assert weights.read_bytes() == after

@@ -42,6 +42,7 @@ def _add_curriculum(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser = commands.add_parser(
         "curriculum",
         help="run all fits of a model in order; continues where it stopped",
+        allow_abbrev=False,  # --model belongs to the fits
         epilog="Further options go to every fit, such as --data.init_args.root DIR or --trainer.max_epochs 1.",
     )
     parser.add_argument("--config", required=True, help="a curriculum.yaml")

@@ -22,7 +22,16 @@ from rpf_lightning.stages.base import open_model
 from rpf_lightning.training import lightning_cli
 
 STATE_FILE = "state.json"
-MOVABLE = "--data.init_args.root"  # where the data lie may change between two starts
+# what may change between two starts: where the data lie, and what it runs on
+MOVABLE = (
+    "--data.init_args.root",
+    "--data.init_args.num_workers",
+    "--trainer.accelerator",
+    "--trainer.devices",
+    "--trainer.strategy",
+    "--trainer.logger",
+    "--trainer.enable_",
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ def read_curriculum(path: str | Path) -> tuple[Curriculum, list[Fit]]:
             f"{path}: expected the keys {sorted(required)} and at most {sorted(known)}, got {got}"
         )
     curriculum = Curriculum(**content)
-    blocks = range(1, _count_blocks(curriculum.network) + 1)
+    blocks = range(1, len(_on_meta(curriculum.network).blocks) + 1)
     stages = ["warping", "synthesis"] + (["finetune"] if curriculum.finetune else [])
     order = [(n, "refinement") for n in blocks] + [(n, stage) for n in blocks for stage in stages]
     plan = [Fit(n, stage, path.parent / getattr(curriculum, stage)) for n, stage in order]
@@ -124,9 +133,14 @@ def run_curriculum(
     overrides = overrides or []
     finished = _read_state(directory)
     if dry_run:
-        for fit, size in zip(plan, _trained_parameters(curriculum.network, plan), strict=True):
+        model = _on_meta(curriculum.network)
+        for fit in plan:
+            module = getattr(
+                model.blocks[fit.block - 1], "refinement" if fit.stage == "finetune" else fit.stage
+            )
+            size = sum(p.numel() for p in module.parameters())
             done = "finished" if fit.name in finished else "to do"
-            side = curriculum.network["lr_size"] * 2**fit.block
+            side = model.sides[fit.block - 1]
             say(
                 f"block {fit.block}  {fit.stage}  side {side}  {size / 1e6:.2f} M parameters  {fit.config}  {done}"
             )
@@ -165,12 +179,16 @@ def _read_state(directory: Path) -> dict[str, dict[str, Any]]:
 def _settings(fit: Fit, overrides: list[str]) -> dict[str, Any]:
     """Everything that a fit's result depends on, flat."""
     settings = _flatten(yaml.safe_load(fit.config.read_text()))
-    kept = [o for i, o in enumerate(overrides) if not (_movable(o) or (i and overrides[i - 1] == MOVABLE))]
-    return {**settings, "overrides": kept}
-
-
-def _movable(option: str) -> bool:
-    return option == MOVABLE or option.startswith(MOVABLE + "=")
+    given: dict[str, str] = {}
+    name = ""
+    for word in overrides:  # --name=value or --name value
+        if word.startswith("--"):
+            name, _, value = word.partition("=")
+            given[name] = value
+        else:
+            given[name] = word
+    kept = {key: value for key, value in given.items() if not key.startswith(MOVABLE)}
+    return {**settings, **kept}
 
 
 def _flatten(value: Any, name: str = "") -> dict[str, Any]:
@@ -188,19 +206,6 @@ def _refuse_changes(fit: Fit, before: dict[str, Any], now: dict[str, Any], direc
             f"{fit.name} in {directory} was finished with other settings:\n{text}\n"
             "Use another --model_dir, or put the settings back"
         )
-
-
-def _count_blocks(network: dict[str, Any]) -> int:
-    return len(_on_meta(network).blocks)
-
-
-def _trained_parameters(network: dict[str, Any], plan: list[Fit]) -> list[int]:
-    model = _on_meta(network)
-    modules = [
-        getattr(model.blocks[fit.block - 1], "refinement" if fit.stage == "finetune" else fit.stage)
-        for fit in plan
-    ]
-    return [sum(p.numel() for p in module.parameters()) for module in modules]
 
 
 def _on_meta(network: dict[str, Any]) -> RPFModel:

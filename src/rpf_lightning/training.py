@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
-import torch
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 
 from rpf_lightning.callbacks import PredictionWriter
@@ -21,6 +21,18 @@ EXPECTED_WARNINGS = (
     ".*Checkpoint directory .* exists and is not empty.*",  # a fit that continues
     ".*treespec, LeafSpec.*",  # Lightning 2.6 on newer torch
 )
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the configuration beside the fit's own logs; other loggers' folder is that of all runs."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write `config.yaml` into the CSV log's folder, or else into the run folder."""
+        assert isinstance(pl_module, RPFStage)
+        csv = isinstance(trainer.logger, CSVLogger)
+        folder = Path(trainer.log_dir) if csv and trainer.log_dir else pl_module.run_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / "config.yaml", overwrite=True, multifile=False)
 
 
 class RPFCLI(LightningCLI):
@@ -46,6 +58,7 @@ class RPFCLI(LightningCLI):
                     stage.run_dir / "checkpoints",
                     filename="{epoch}",
                     save_last=True,
+                    save_on_train_epoch_end=True,  # every epoch, however seldom the fit validates
                     enable_version_counter=False,  # or a second fit would leave the first one's last.ckpt
                 )
             )
@@ -64,7 +77,6 @@ def lightning_cli(args: list[str]) -> RPFCLI:
     Args:
         args: What follows `rpf`, such as ``["fit", "--config", "warping.yaml"]``.
     """
-    torch.set_float32_matmul_precision("high")  # TF32 where there are tensor cores; no effect on a CPU
     with warnings.catch_warnings():
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
@@ -74,6 +86,7 @@ def lightning_cli(args: list[str]) -> RPFCLI:
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             args=args,
         )

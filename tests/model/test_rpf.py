@@ -259,12 +259,6 @@ def test_prefix_and_block_equal_the_full_forward(block):
         assert torch.equal(result, expected)
 
 
-def test_refine_alone_is_the_refinement_of_the_enlarged_image():
-    block, x = small().blocks[1], face(32, 2)
-    expected = block.refinement(bicubic(x, 64))
-    torch.testing.assert_close(block.refine_alone(x), expected, atol=1e-4, rtol=0)
-
-
 @pytest.mark.parametrize(("lr_size", "scale"), [(8, 8), (16, 4)])
 def test_without_progressive_reconstruction_one_block_does_it_all(lr_size, scale):
     model, lr, reference = small(lr_size, scale, progressive=False), face(lr_size, 2), face(64, 2)

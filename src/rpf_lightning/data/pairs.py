@@ -60,8 +60,8 @@ class PairsDataset(Dataset[ReferenceBatch]):
     """Samples of one level, made from pairs of photos.
 
     Finished samples are kept in memory, unless all of them together would exceed the budget: then none is.
-    Datasets of the same photos share them.
-    The budget counts per process, so every loader worker may use that much.
+    Datasets of the same photos share samples and budget. It counts per process: every loader worker may use
+    that much.
 
     Args:
         photos: The photos that the pairs index.
@@ -91,9 +91,14 @@ class PairsDataset(Dataset[ReferenceBatch]):
         self.photos = photos
         self.pairs = list(pairs)
         self.lr_size, self.size, self.side = lr_size, size, side
-        floats = 16 * side**2 + 3 * lr_size**2  # four images, two masks and the flow; the LR
-        self.cached = cache and len(self.pairs) * floats * 4 <= cache_mb * 2**20
+        wanted = len(self.pairs) * _floats(lr_size, side)
+        self.cached = cache and wanted * 4 <= cache_mb * 2**20
         self._samples = _SAMPLES.setdefault(photos, {})
+        if (
+            self.cached
+            and (wanted + sum(_floats(key[2], key[4]) for key in self._samples)) * 4 > cache_mb * 2**20
+        ):
+            self._samples.clear()  # another level's, mostly
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -344,6 +349,11 @@ class ReferencePairsDataModule(PairsDataModule):
 
 # one curriculum builds a datamodule for each of its fits; the photos stay the same
 _opened_once = lru_cache(maxsize=2)(PhotoFolder)
+
+
+def _floats(lr_size: int, side: int) -> int:
+    """Numbers in a sample: four images, two masks and the flow; the LR."""
+    return 16 * side**2 + 3 * lr_size**2
 
 
 def _spread(pairs: list[Pair], limit: int | None) -> list[Pair]:

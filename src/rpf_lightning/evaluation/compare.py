@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from rpf_lightning.data.records import ReferenceBatch
@@ -98,6 +98,9 @@ def evaluate(
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     training, home = model.training, next(model.parameters()).device
     model.eval().to(chosen)
+    for network in (perceptual, identity):
+        if isinstance(network, nn.Module):
+            network.to(chosen)
     try:
         per_image = _measure_all(model, dataset, other_person, batch_size, chosen, perceptual, identity)
         shown = min(grid_images, count)

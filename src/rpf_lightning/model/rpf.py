@@ -91,10 +91,6 @@ class ReconstructionBlock(nn.Module):
         """Refinement of the mean of the enlarged input and the synthesized image (paper III-B-3)."""
         return self.refinement((self.enlarge(x) + synthesized) / 2)
 
-    def refine_alone(self, x: Tensor) -> Tensor:
-        """Refinement of the enlarged input, without a reference: stage 1 of the training."""
-        return self.refinement(self.enlarge(x))
-
 
 class RPFModel(nn.Module):
     """Reference-based progressive face super-resolution.

@@ -76,7 +76,7 @@ class RPFStage(LightningModule, ABC):
         self.automatic_optimization = False
         self.model_dir = Path(model_dir)
         self.model = open_model(self.model_dir, network)
-        self.model.to(memory_format=torch.channels_last)  # several times faster on CPUs, never slower
+        self.model.to(memory_format=torch.channels_last)  # 20 to 30 % faster on CPUs
         self.model.validate = False  # our own data; the check would synchronise a GPU in every step
         if not 1 <= block <= len(self.model.blocks):
             raise ValueError(f"block: expected 1 .. {len(self.model.blocks)}, got {block}")
@@ -142,10 +142,10 @@ class RPFStage(LightningModule, ABC):
         """Say which terms are on.
 
         Raises:
-            ValueError: If the precision is 16-mixed, which nobody has shown to be right with the penalty, or if
-                the fit's length is unknown to the decay.
+            ValueError: If the precision is another than 32-true or bf16-mixed, which nobody has shown to be
+                right with the penalty, or if the fit's length is unknown to the decay.
         """
-        if self.trainer.precision in ("16-mixed", "16-true"):
+        if self.trainer.precision not in ("32-true", "bf16-mixed"):
             raise ValueError(f"precision: expected 32-true or bf16-mixed, got {self.trainer.precision}")
         if self.decay == "cosine" and (self.trainer.max_epochs or 0) < 1:
             raise ValueError("decay: cosine needs the fit's length in trainer.max_epochs")
@@ -227,8 +227,8 @@ class RPFStage(LightningModule, ABC):
             "psnr_face": psnr_face(image, batch.gt, batch.gt_mask).nanmean(),
         }
 
-    def on_train_end(self) -> None:
-        """Write the model back into its directory."""
+    def on_fit_end(self) -> None:
+        """Write the model back into its directory, also when a resumed fit had nothing left to train."""
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.model.save_pretrained(self.model_dir)
 

@@ -117,5 +117,7 @@ def hat(shot: Shot, canvas: Canvas, head: Head) -> None:
         canvas.fill(np.concatenate([smooth(line), smooth(level(low - 0.06, 0.12))[::-1]]), colour * 0.5, HAT)
         brim = np.column_stack([0.48 * x, low - 0.03 + 0.05 * np.cos(1.5 * x), np.full(15, 0.1)])
         edge = smooth(head.project(brim))
+        # a head that is bent back shows no forehead between crown and brim
+        canvas.fill(np.concatenate([smooth(line), edge[::-1]]), colour * 0.5, HAT)
         canvas.fill(np.concatenate([edge, (edge - (0, 0.05))[::-1]]), colour * 0.86, HAT)
     head.spots(xy(0.25 * x[2:-2:2], low + 0.03), (0.04, 0.022), 0.14 * SHADE)
