@@ -30,6 +30,17 @@ def stir(module, std=0.05):
     return module
 
 
+def stir_all(model):
+    """Give every weight of an RPFModel a part in an output that is not all clamped; the flow too."""
+    stir(model, std=0.1)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.synthesis.to_rgb.weight.mul_(0.05)
+            block.refinement.to_rgb.weight.mul_(0.1)
+            block.refinement.to_rgb.bias.add_(0.0 if block.refinement.residual else 0.5)
+    return model.eval()
+
+
 def conv(x, weight):
     """(I, H, H) and (O, I, 3, 3) -> (O, H, H), zero padding."""
     return np.stack([sum(correlate2d(c, w, "same") for c, w in zip(x, row, strict=True)) for row in weight])

@@ -64,15 +64,23 @@ class LRFeatures(nn.Module):
 
 
 class Activate(nn.Module):
-    """Leaky ReLU 0.2 or ReLU, times sqrt(2) so that the variance of equalized layers stays 1."""
+    """Leaky ReLU 0.2 or ReLU, times sqrt(2) so that the variance of equalized layers stays 1.
+
+    Both are positively homogeneous, so `RefinementModule.fuse` moves the factor into the layer before: it sets
+    `gain` to 1.
+    """
 
     def __init__(self, act: Activation) -> None:
         super().__init__()
         self.slope = 0.2 if act == "leaky_relu" else 0.0
+        self.gain = math.sqrt(2.0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape -> the same shape."""
-        return F.leaky_relu(x, self.slope) * math.sqrt(2.0)
+    def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
+        """Any shape -> the same shape; `inplace` overwrites x, where no gradient is needed."""
+        x = F.leaky_relu(x, self.slope, inplace)
+        if self.gain == 1:
+            return x
+        return x.mul_(self.gain) if inplace else x * self.gain
 
 
 class FIR(nn.Module):
@@ -80,23 +88,23 @@ class FIR(nn.Module):
 
     Args:
         gain: Factor on the result; 4 after upsampling by zero insertion.
-        pad: Zeros before and after, in both directions.
+        pad: Zeros on each side.
     """
 
     kernel: Tensor
 
-    def __init__(self, gain: float, pad: tuple[int, int]) -> None:
+    def __init__(self, gain: float, pad: int) -> None:
         super().__init__()
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
         kernel = torch.outer(taps, taps)
         self.register_buffer("kernel", kernel * (gain / kernel.sum()), persistent=False)
-        self.pad = (pad[0], pad[1], pad[0], pad[1])
+        self.pad = pad
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, H) -> (B, C, H + pads - 3, H + pads - 3)."""
+        """(B, C, H, H) -> (B, C, H + 2 pad - 3, H + 2 pad - 3)."""
         channels = x.shape[1]
         kernel = self.kernel.to(x.dtype).expand(channels, 1, 4, 4)
-        return F.conv2d(F.pad(x, self.pad), kernel, groups=channels)
+        return F.conv2d(x, kernel, padding=self.pad, groups=channels)
 
 
 class EqualizedConv2d(nn.Module):
@@ -113,14 +121,25 @@ class EqualizedConv2d(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.scale = 1 / math.sqrt(in_channels * 9)
-        self.fir = FIR(gain=1.0, pad=(2, 2)) if downsample else None
+        self.fir = FIR(gain=1.0, pad=2) if downsample else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, H) -> (B, out, H, H), or (B, out, H/2, H/2) with `downsample`."""
-        weight = self.weight * self.scale
         if self.fir is not None:
-            return F.conv2d(self.fir(x), weight, self.bias, stride=2)
-        return F.conv2d(x, weight, self.bias, padding=1)
+            return F.conv2d(self.fir(x), self.kernel(), self.bias, stride=2)
+        return F.conv2d(x, self.kernel(), self.bias, padding=1)
+
+    def kernel(self) -> Tensor:
+        """The convolution's weights at their run-time scale, (out, in, 3, 3)."""
+        return self.weight if self.scale == 1 else self.weight * self.scale
+
+    def fold(self, gain: float | Tensor) -> None:
+        """For inference: put the scale and `gain` (a number or one per output channel) into the weights."""
+        with torch.no_grad():
+            gain = torch.as_tensor(gain, dtype=self.weight.dtype, device=self.weight.device)
+            self.weight.mul_((gain * self.scale).view(-1, 1, 1, 1))
+            self.bias.mul_(gain)
+        self.scale = 1.0
 
 
 class EqualizedLinear(nn.Module):
@@ -140,7 +159,15 @@ class EqualizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in) -> (B, out)."""
-        return F.linear(x, self.weight * self.scale, self.bias)
+        weight = self.weight if self.scale == 1 else self.weight * self.scale
+        return F.linear(x, weight, self.bias)
+
+    def fold(self, gain: float) -> None:
+        """For inference: put the scale and `gain` into the weights."""
+        with torch.no_grad():
+            self.weight.mul_(self.scale * gain)
+            self.bias.mul_(gain)
+        self.scale = 1.0
 
 
 class ModulatedConv2d(nn.Module):
@@ -156,13 +183,18 @@ class ModulatedConv2d(nn.Module):
         upsample: Doubles the side: transposed convolution, then the FIR.
     """
 
+    energy: Tensor | None
+    gain: Tensor | None
+
     def __init__(self, in_channels: int, out_channels: int, latent: int, upsample: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.style = EqualizedLinear(latent, in_channels, bias=1.0)
         self.scale = 1 / math.sqrt(in_channels * 9)
-        self.fir = FIR(gain=4.0, pad=(1, 1)) if upsample else None
+        self.fir = FIR(gain=4.0, pad=1) if upsample else None
+        self.register_buffer("energy", None, persistent=False)  # set by `fold`
+        self.register_buffer("gain", None, persistent=False)
 
     def forward(self, x: Tensor, latent: Tensor) -> Tensor:
         """Convolve.
@@ -174,19 +206,42 @@ class ModulatedConv2d(nn.Module):
         Returns:
             (B, out, H, H), or (B, out, 2H, 2H) with `upsample`.
         """
-        style = self.style(latent)
-        demodulation = self.demodulation(style).to(x.dtype)
+        style, factor = self.factors(latent)
         x = x * style.to(x.dtype)[:, :, None, None]
-        weight = self.weight * self.scale
         if self.fir is not None:
-            x = self.fir(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2))
+            x = self.fir(F.conv_transpose2d(x, self.kernel().transpose(0, 1), stride=2))
         else:
-            x = F.conv2d(x, weight, padding=1)
-        return x * demodulation[:, :, None, None] + self.bias[:, None, None].to(x.dtype)
+            x = F.conv2d(x, self.kernel(), padding=1)
+        return x * factor.to(x.dtype)[:, :, None, None] + self.bias[:, None, None].to(x.dtype)
+
+    def factors(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """From (B, latent): the factors on the input's channels (B, in) and on the output's (B, out)."""
+        style = self.style(latent)
+        demodulation = self.demodulation(style)
+        return style, demodulation if self.gain is None else demodulation * self.gain
 
     def demodulation(self, style: Tensor) -> Tensor:
         """1 / ||style * weight|| per sample and output channel, (B, out), in at least fp32."""
         with full_precision(style.device):
             dtype = torch.promote_types(self.weight.dtype, torch.float32)
-            energy = (self.weight.to(dtype) * self.scale).square().sum((2, 3))
+            energy = self._energy(dtype) if self.energy is None else self.energy.to(dtype)
             return torch.rsqrt(style.to(dtype).square() @ energy.T + 1e-8)
+
+    def kernel(self) -> Tensor:
+        """The weights at their run-time scale, (out, in, 3, 3)."""
+        return self.weight if self.scale == 1 else self.weight * self.scale
+
+    def fold(self, gain: float | Tensor) -> None:
+        """For inference: put the scale into the weights, `gain` (see `EqualizedConv2d.fold`) into the rest."""
+        with torch.no_grad():
+            self.style.fold(1.0)
+            self.energy = self._energy(torch.promote_types(self.weight.dtype, torch.float32))
+            self.gain = torch.as_tensor(gain, dtype=self.energy.dtype, device=self.energy.device).expand(
+                self.bias.shape
+            )
+            self.weight.mul_(self.scale)
+            self.bias.mul_(self.gain.to(self.bias.dtype))
+        self.scale = 1.0
+
+    def _energy(self, dtype: torch.dtype) -> Tensor:
+        return (self.weight.to(dtype) * self.scale).square().sum((2, 3))

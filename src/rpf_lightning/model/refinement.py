@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,12 +51,20 @@ class FeatureModulation(nn.Module):
         self.alpha = nn.Parameter(torch.ones(channels))
         self.beta = nn.Parameter(torch.ones(channels))
         self.act = Activate(act)
+        self.folded = False  # True: the layers before already carry a and b
 
     def forward(self, styled: Tensor, feature: Tensor) -> Tensor:
         """Blend s and e, both (B, C, H, H), to d (B, C, H, H)."""
+        feature = self.conv(feature)
+        if self.folded:
+            return self.act(styled + feature)
+        a, b = (weight[:, None, None].to(styled.dtype) for weight in self.weights())
+        return self.act(a * styled + b * feature)
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """The factors a and b, (C,) each."""
         norm = torch.rsqrt(self.alpha.square() + self.beta.square() + 1e-8)
-        a, b = ((weight * norm)[:, None, None].to(styled.dtype) for weight in (self.alpha, self.beta))
-        return self.act(a * styled + b * self.conv(feature))
+        return self.alpha * norm, self.beta * norm
 
 
 class Upscale(nn.Module):
@@ -86,6 +94,14 @@ class Upscale(nn.Module):
         if self.literal:
             return self.act(self.up(self.blend(self.conv(x, latent), feature), latent))
         return self.blend(self.conv(self.act(self.up(x, latent)), latent), feature)
+
+    def fold(self, gain: float) -> None:
+        """For inference: put the constants, with the activation's `gain`, into the weights."""
+        a, b = self.blend.weights()
+        self.up.fold(gain)
+        self.conv.fold(a * gain)
+        self.blend.conv.fold(b * gain)
+        self.blend.folded = True
 
 
 class RefinementModule(nn.Module):
@@ -152,12 +168,33 @@ class RefinementModule(nn.Module):
         for downscale in self.encoder:
             feature, x = downscale(x)
             features.append(x if self.literal else feature)
-        embedded = x
-        for conv in self.embedding:
-            embedded = self.act(conv(embedded))
-        embedded = embedded.flatten(1)
-        for fully_connected, upscale in zip(self.latents, self.decoder, strict=True):
-            x = upscale(x, self.act(fully_connected(embedded)), features.pop())
+        for upscale, latent in zip(self.decoder, self.latent_vectors(x), strict=True):
+            x = upscale(x, latent, features.pop())
         output = self.to_rgb(x)
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         return output + image if self.residual else output
+
+    def latent_vectors(self, coarse: Tensor) -> list[Tensor]:
+        """Embed the encoder's output (B, C[4], 4, 4): v_1, ..., v_K, each (B, latent)."""
+        for conv in self.embedding:
+            coarse = self.act(conv(coarse))
+        embedded = coarse.flatten(1)
+        return [self.act(fully_connected(embedded)) for fully_connected in self.latents]
+
+    def fuse(self) -> None:
+        """For inference: fold every constant into the weights, in place; a second call changes nothing."""
+        gain = self.act.gain
+        if gain == 1:
+            return
+        for module in self.modules():
+            if isinstance(module, Activate):
+                module.gain = 1.0
+        self.first.fold(gain)
+        for downscale in cast("list[Downscale]", self.encoder):
+            downscale.conv.fold(gain)
+            downscale.stride.fold(gain)
+        for layer in cast("list[EqualizedConv2d | EqualizedLinear]", [*self.embedding, *self.latents]):
+            layer.fold(gain)
+        for upscale in cast("list[Upscale]", self.decoder):
+            upscale.fold(gain)
+        self.to_rgb.fold(1.0)

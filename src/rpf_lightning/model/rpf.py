@@ -8,17 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor, nn
 
-from rpf_lightning.model import storage
+from rpf_lightning.model import storage, strips
 from rpf_lightning.model.layers import Activation
 from rpf_lightning.model.refinement import RefinementModule, Skip
 from rpf_lightning.model.resize import Resize, resize
 from rpf_lightning.model.synthesis import SynthesisModule
 from rpf_lightning.model.warping import FlowUnit, WarpingModule
+
+Memory = Literal["auto", "low"]
 
 
 class BlockOutput(NamedTuple):
@@ -87,6 +89,19 @@ class ReconstructionBlock(nn.Module):
         synthesized = self.synthesis(x, aligned)
         return BlockOutput(flow, aligned, synthesized, self.refine(x, synthesized))
 
+    def in_strips(self, x: Tensor, reference: Tensor, low_memory: bool) -> BlockOutput:
+        """`forward` without gradients, a few rows at a time (see `model/strips.py`).
+
+        Args:
+            x: See `forward`.
+            reference: See `forward`.
+            low_memory: Also compute the two largest maps twice instead of keeping them.
+        """
+        flow, aligned = strips.warp(self.warping, x, reference, low_memory)
+        synthesized = strips.synthesize(self.synthesis, x, aligned)
+        output = strips.refine(self.refinement, (self.enlarge(x) + synthesized) / 2, low_memory)
+        return BlockOutput(flow, aligned, synthesized, output)
+
     def refine(self, x: Tensor, synthesized: Tensor) -> Tensor:
         """Refinement of the mean of the enlarged input and the synthesized image (paper III-B-3)."""
         return self.refinement((self.enlarge(x) + synthesized) / 2)
@@ -111,6 +126,9 @@ class RPFModel(nn.Module):
         init: ``"kaiming"`` with images centred by -0.5 at the first convolutions, or ``"torch"``.
         validate: Check the values of the inputs (range, NaN). It synchronises a GPU; shapes are always
             checked. Skipped while exporting or compiling.
+        memory: Without gradients a CPU computes the feature maps in strips (faster, and about 1 GB less at side
+            1024), a GPU as a whole. ``"low"``: in strips everywhere, and the two largest maps of each block are
+            computed twice instead of kept.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -131,6 +149,7 @@ class RPFModel(nn.Module):
         flow_unit: FlowUnit = "relative",
         init: Literal["kaiming", "torch"] = "kaiming",
         validate: bool = True,
+        memory: Memory = "auto",
     ) -> None:
         super().__init__()
         _check_power_of_two("lr_size", lr_size, 4)
@@ -139,6 +158,7 @@ class RPFModel(nn.Module):
         _check_choice("act", act, ("leaky_relu", "relu"))
         _check_choice("flow_unit", flow_unit, ("relative", "pixels"))
         _check_choice("init", init, ("kaiming", "torch"))
+        _check_choice("memory", memory, ("auto", "low"))
         if channels < 1 or width <= 0:
             raise ValueError(f"channels and width must be positive, got {channels} and {width}")
         self.config: dict[str, Any] = {
@@ -146,11 +166,14 @@ class RPFModel(nn.Module):
             "residual": residual, "act": act, "progressive": progressive,
             "synthesis_residual": synthesis_residual, "synthesis_fuse": synthesis_fuse,
             "flow_unit": flow_unit, "init": init, "validate": validate,
+            "memory": memory,
         }  # fmt: skip
         self.lr_size = lr_size
         self.scale = scale
         self.size = lr_size * scale
         self.validate = validate
+        self.memory = memory
+        self.fused = False
         sides = [lr_size * 2**n for n in range(1, int(math.log2(scale)) + 1)] if progressive else [self.size]
         self.sides = tuple(sides)
         self.blocks = nn.ModuleList(
@@ -222,8 +245,10 @@ class RPFModel(nn.Module):
         pyramid = self._check_pyramid(reference, lr, mask)
         records = []
         x = lr
-        for block, level in zip(list(self.blocks)[first:], pyramid[first:], strict=True):
-            record = block(x, level)
+        strip_wise = self._runs_in_strips(x)
+        blocks = cast("list[ReconstructionBlock]", self.blocks)[first:]
+        for block, level in zip(blocks, pyramid[first:], strict=True):
+            record = block.in_strips(x, level, self.memory == "low") if strip_wise else block(x, level)
             x = record.output.clamp(0, 1)
             if return_intermediates:
                 records.append(record)
@@ -275,6 +300,24 @@ class RPFModel(nn.Module):
             x = earlier(x, level).output.clamp(0, 1)
         return x
 
+    def fuse(self) -> RPFModel:
+        """Prepare for inference, in place: fold constants into the weights, lay them out channels_last.
+
+        Folded are the equalized-lr scales, the activations' sqrt(2), alpha and beta, and the constant part of
+        the demodulation. Outputs stay equal up to rounding. The weights are then no longer those of a
+        checkpoint: a fused model neither trains, nor saves, nor loads.
+
+        Returns:
+            The model itself, in eval mode.
+        """
+        for block in cast("list[ReconstructionBlock]", self.blocks):
+            block.refinement.fuse()
+        if not self.fused:
+            self.register_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
+            self.register_load_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
+        self.fused = True
+        return self.requires_grad_(False).to(memory_format=torch.channels_last).eval()
+
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `config.json` and `model.safetensors`; each appears whole or not at all.
 
@@ -302,6 +345,11 @@ class RPFModel(nn.Module):
             raise ValueError(f"{name}: the configuration does not fit RPFModel: {error}") from error
         storage.restore(model, state, name)
         return model.eval()
+
+    def _runs_in_strips(self, x: Tensor) -> bool:
+        if torch.is_grad_enabled() or _is_traced():
+            return False
+        return self.memory == "low" or x.device.type == "cpu"
 
     def _check_lr(self, lr: Tensor) -> int:
         if lr.ndim != 4 or lr.shape[1] != 3 or lr.shape[2] != lr.shape[3]:
@@ -338,11 +386,19 @@ class RPFModel(nn.Module):
     def _check_values(self, name: str, image: Tensor) -> None:
         if not image.is_floating_point():
             raise ValueError(f"{name}: expected floating point values in [0, 1], got {image.dtype}")
-        if not self.validate or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+        if not self.validate or _is_traced():
             return
         low, high = image.min().item(), image.max().item()
         if not (low >= 0 and high <= 1):  # also false for NaN
             raise ValueError(f"{name}: expected values in [0, 1] without NaN, got {low:.4g} .. {high:.4g}")
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+
+
+def _refuse(*_: object) -> None:
+    raise RuntimeError("this RPFModel is fused: its weights fit no checkpoint. Save or load before fuse()")
 
 
 def _check_power_of_two(name: str, value: int, least: int) -> None:

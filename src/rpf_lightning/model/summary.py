@@ -1,0 +1,116 @@
+"""What a model costs: parameters and multiply-accumulates of every module, without running it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from rpf_lightning.model.rpf import ReconstructionBlock, RPFModel
+from rpf_lightning.model.storage import CONFIG_FILE
+
+MODULES = ("warping", "synthesis", "refinement")
+
+
+class ModuleCount(NamedTuple):
+    """Size of one module.
+
+    Attributes:
+        block: n, counted from 1.
+        side: S, side of the block's output in pixels.
+        module: ``"warping"``, ``"synthesis"`` or ``"refinement"``.
+        parameters: Number of values in its parameters.
+        macs: Multiply-accumulates of its convolutions and matrix products for one image.
+    """
+
+    block: int
+    side: int
+    module: str
+    parameters: int
+    macs: int
+
+
+def count(model: RPFModel) -> list[ModuleCount]:
+    """Count parameters and multiply-accumulates (1 MAC = 2 FLOP): three modules per block, in order.
+
+    All convolutions count, the FIR's too (16 per channel and output pixel), and all products with matrices:
+    latents, styles, demodulation, the enlargement inside a residual synthesis. Not counted are elementwise
+    work, the bilinear warp and what is outside the modules: enlarging x^(n), halving the reference.
+
+    Args:
+        model: On any device, also on meta; it is neither run nor changed.
+    """
+    with torch.device("meta"):
+        copy = RPFModel(**model.config)
+    copy.to("meta")  # the resizing matrices are built on the CPU under any device
+    counts = []
+    for n, (block, shapes) in enumerate(zip(model.blocks, copy.blocks, strict=True), start=1):
+        assert isinstance(shapes, ReconstructionBlock)
+        x = torch.empty(1, 3, shapes.in_side, shapes.in_side, device="meta")
+        image = torch.empty(1, 3, shapes.side, shapes.side, device="meta")
+        for name in MODULES:
+            with FlopCounterMode(display=False) as counter:
+                getattr(shapes, name)(*((image,) if name == "refinement" else (x, image)))
+            parameters = sum(p.numel() for p in getattr(block, name).parameters())
+            counts.append(ModuleCount(n, shapes.side, name, parameters, counter.get_total_flops() // 2))
+    return counts
+
+
+def table(model: RPFModel) -> str:
+    """Format what `count` returns as a Markdown table: one line per block, then the totals.
+
+    Args:
+        model: See `count`.
+
+    Returns:
+        GMAC (10^9 multiply-accumulates for one image), GFLOP = 2 GMAC, parameters in millions (M).
+    """
+    gmacs, millions = (" | ".join(f"{name} {unit}" for name in MODULES) for unit in ("GMAC", "M"))
+    lines = [f"| side | {gmacs} | GMAC | GFLOP | {millions} | M |", "|" + 10 * "---:|"]
+    counts = count(model)
+    for title in (*model.sides, "total"):
+        rows = [row for row in counts if title in (row.side, "total")]
+        macs = [sum(row.macs for row in rows if row.module == name) / 1e9 for name in MODULES]
+        sizes = [sum(row.parameters for row in rows if row.module == name) / 1e6 for name in MODULES]
+        values = [*macs, sum(macs), 2 * sum(macs), *sizes, sum(sizes)]
+        lines.append(f"| {title} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+    return "\n".join(lines)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Print the `table` of the network that RPFModel's arguments or a model directory describe.
+
+    Args:
+        args: The command line after `rpf summary`; None takes the process's.
+
+    Raises:
+        SystemExit: After a message on stderr, if they describe none.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="rpf summary", description="Parameters and operations of a network.")
+    parser.add_class_arguments(RPFModel)
+    parser.add_argument("--model_dir", type=str, help="a model directory, in place of the arguments")
+    given = parser.parse_args(args, defaults=False).as_dict()  # only what was typed
+    directory = given.pop("model_dir", None)
+    if directory is not None and given:
+        parser.error(f"--model_dir brings the network's arguments; leave out --{', --'.join(given)}")
+    file = None if directory is None else Path(directory) / CONFIG_FILE
+    try:
+        with torch.device("meta"):  # 352 M parameters are described, not allocated
+            model = RPFModel(**(given if file is None else _read(file)))
+    except (OSError, TypeError, ValueError, OverflowError) as error:
+        parser.error(str(error) if file is None else f"{file}: {error}")
+    print(table(model))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError("no such file; a model directory has one")
+    config = json.loads(file.read_text())
+    if not isinstance(config, dict):
+        raise ValueError("expected a JSON object of RPFModel's arguments")
+    return config

@@ -1,0 +1,125 @@
+"""`RPFModel.fuse`: constants folded into the weights, the same outputs, no way back into a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import naive_layers as naive
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rpf_lightning import RPFModel
+from rpf_lightning.model.layers import Activate, EqualizedConv2d, EqualizedLinear, ModulatedConv2d
+
+READINGS = [{}, {"skip": "literal"}, {"act": "relu"}, {"residual": True}, {"progressive": False}]
+
+
+def build(**reading: object) -> RPFModel:
+    torch.manual_seed(0)
+    return naive.stir_all(RPFModel(16, 4, channels=8, width=1 / 32, **reading)).double()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("reading", READINGS, ids=str)
+def test_fused_equals_unfused(reading: dict[str, object], batch: int) -> None:
+    model = build(**reading)
+    fused = copy.deepcopy(model).fuse()
+    lr, reference = torch.rand(batch, 3, 16, 16).double(), torch.rand(batch, 3, 64, 64).double()
+    expected, blocks = model(lr, reference, return_intermediates=True)
+    assert ((expected > 0) & (expected < 1)).float().mean() > 0.5
+    for grad in (True, False):  # the modules' own forward, and in strips
+        with torch.set_grad_enabled(grad):
+            output, records = fused(lr, reference, return_intermediates=True)
+            torch.testing.assert_close(output, expected, rtol=0, atol=1e-9)
+            for record, block in zip(records, blocks, strict=True):
+                torch.testing.assert_close(record, block, rtol=1e-9, atol=1e-9)
+
+
+def test_fuse_works_in_place_and_only_once() -> None:
+    model = build()
+    assert model.fuse() is model
+    weights = [parameter.clone() for parameter in model.parameters()]
+    model.fuse()
+    for parameter, weight in zip(model.parameters(), weights, strict=True):
+        assert torch.equal(parameter, weight)
+        assert not parameter.requires_grad
+    assert not model.training
+
+
+def test_fp32_outputs_of_a_fused_model_stay_within_the_rounding() -> None:
+    model = build().float()
+    lr, reference = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 64, 64)
+    expected = model(lr, reference)
+    with torch.no_grad():
+        torch.testing.assert_close(model.fuse()(lr, reference), expected, rtol=0, atol=1e-4)
+
+
+def test_every_constant_is_folded() -> None:
+    model = build().fuse()
+    for module in model.modules():
+        if isinstance(module, EqualizedConv2d | EqualizedLinear | ModulatedConv2d):
+            assert module.scale == 1
+        if isinstance(module, Activate):
+            assert module.gain == 1
+        if isinstance(module, nn.Conv2d) and module.in_channels > 3:
+            assert module.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+class Arithmetic(TorchDispatchMode):
+    """Count operations that compute with all weights of a 3x3 convolution, other than convolving."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.ndim == 4 and result.shape[-2:] == (3, 3):
+            self.count += func.overloadpacket in (torch.ops.aten.mul, torch.ops.aten.pow)
+        return result
+
+
+def test_fused_weights_are_used_as_they_are() -> None:
+    lr, reference = torch.rand(2, 3, 16, 16).double(), torch.rand(2, 3, 64, 64).double()
+    counts = []
+    for model in (build(), build().fuse()):
+        with torch.no_grad(), Arithmetic() as arithmetic:
+            model(lr, reference)
+        counts.append(arithmetic.count)
+    assert counts[0] > 50
+    assert counts[1] == 0
+
+
+def test_a_fused_model_meets_no_checkpoint(tmp_path: Path) -> None:
+    model = build()
+    state = copy.deepcopy(model.state_dict())
+    model.fuse()
+    with pytest.raises(RuntimeError, match="fused"):
+        model.state_dict()
+    with pytest.raises(RuntimeError, match="fused"):
+        model.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="fused"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists() or not list((tmp_path / "model").iterdir())
+
+
+def test_a_copy_of_a_fused_model_is_fused() -> None:
+    model = build().fuse()
+    twin = copy.deepcopy(model)
+    lr = torch.rand(1, 3, 16, 16).double()
+    with torch.no_grad():
+        assert torch.equal(model(lr), twin(lr))
+    with pytest.raises(RuntimeError, match="fused"):
+        twin.state_dict()
+
+
+def test_a_loaded_model_can_be_fused(tmp_path: Path) -> None:
+    model = build().float()
+    model.save_pretrained(tmp_path)
+    lr = torch.rand(1, 3, 16, 16)
+    fused = RPFModel.from_pretrained(tmp_path, memory="low").fuse()
+    with torch.no_grad():
+        torch.testing.assert_close(fused(lr), model(lr), rtol=0, atol=1e-5)
