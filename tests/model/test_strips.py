@@ -64,7 +64,8 @@ def test_rows_of_a_transposed_convolution(kernel: int, stride: int, pad: int) ->
 def test_rows_of_the_other_maps() -> None:
     a, b = image(4), image(4)
     every_range(strips.shuffle(strips.stored(a)), F.pixel_shuffle(a, 2))
-    every_range(strips.concatenate(strips.stored(a), strips.stored(b), 8), torch.cat((a, b), 1))
+    both = strips.concatenate_relu(strips.stored(a), strips.stored(b), 8)
+    every_range(both, torch.cat((a, b), 1).relu())
     every_range(strips.each(strips.stored(a), lambda x: x * 2), a * 2)
     doubled = strips.each(strips.stored(a), lambda x: x * 2)
     every_range(strips.add(doubled, strips.stored(b)), a * 2 + b)

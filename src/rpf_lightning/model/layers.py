@@ -241,6 +241,9 @@ class ModulatedConv2d(nn.Module):
             )
             self.weight.mul_(self.scale)
             self.bias.mul_(self.gain.to(self.bias.dtype))
+            if self.fir is not None:  # laid out as the transposed convolution reads it
+                transposed = self.weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
+                self.weight.data = transposed.transpose(0, 1)
         self.scale = 1.0
 
     def _energy(self, dtype: torch.dtype) -> Tensor:

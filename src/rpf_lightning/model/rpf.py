@@ -310,13 +310,14 @@ class RPFModel(nn.Module):
         Returns:
             The model itself, in eval mode.
         """
+        self.to(memory_format=torch.channels_last)
         for block in cast("list[ReconstructionBlock]", self.blocks):
             block.refinement.fuse()
         if not self.fused:
             self.register_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
             self.register_load_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
         self.fused = True
-        return self.requires_grad_(False).to(memory_format=torch.channels_last).eval()
+        return self.requires_grad_(False).eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `config.json` and `model.safetensors`; each appears whole or not at all.

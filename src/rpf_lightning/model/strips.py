@@ -54,8 +54,12 @@ def whole(source: Map, batch: int) -> Tensor:
         stop = min(first + step, source.height)
         strip = source.rows(first, stop)
         if result is None:
-            size = (batch, strip.shape[1], source.height, source.width)
-            result = strip.new_empty(size).to(memory_format=torch.channels_last)
+            result = torch.empty(
+                (batch, strip.shape[1], source.height, source.width),
+                dtype=strip.dtype,
+                device=strip.device,
+                memory_format=torch.channels_last,
+            )
         result[:, :, first:stop] = strip
     assert result is not None
     return result
@@ -66,17 +70,18 @@ def convolve(
 ) -> Map:
     """`conv2d` with a square kernel (out, in / groups, k, k)."""
     kernel = weight.shape[-1]
+    height, width = ((length + 2 * pad - kernel) // stride + 1 for length in source[1:3])
 
     def rows(first: int, stop: int) -> Tensor:
+        if first == 0 and stop == height:
+            return F.conv2d(source.rows(0, source.height), weight, bias, stride, pad, 1, groups)
         low, high = first * stride - pad, (stop - 1) * stride - pad + kernel
         above, below = max(-low, 0), max(high - source.height, 0)
         x = source.rows(low + above, high - below)
-        if above != below:  # equal ones are left to the convolution: no copy
+        if above or below:
             x = F.pad(x, (0, 0, above, below))
-            above = 0
-        return F.conv2d(x, weight, bias, stride, (above, pad), 1, groups)
+        return F.conv2d(x, weight, bias, stride, (0, pad), 1, groups)
 
-    height, width = ((length + 2 * pad - kernel) // stride + 1 for length in source[1:3])
     return Map(rows, height, width, max(source.cost * stride, weight.shape[0] * width))
 
 
@@ -117,11 +122,18 @@ def add(a: Map, b: Map) -> Map:
     return a._replace(rows=rows, cost=max(a.cost, b.cost))
 
 
-def concatenate(a: Map, b: Map, channels: int) -> Map:
-    """Both maps' channels, `channels` together."""
+def concatenate_relu(a: Map, b: Map, channels: int) -> Map:
+    """Both maps' channels beside each other, `channels` together, and ReLU: one pass over the memory."""
 
     def rows(first: int, stop: int) -> Tensor:
-        return torch.cat((a.rows(first, stop), b.rows(first, stop)), dim=1)
+        result = None
+        for source, part in ((a, slice(None, channels // 2)), (b, slice(channels // 2, None))):
+            x = source.rows(first, stop)
+            if result is None:
+                result = x.new_empty((len(x), stop - first, a.width, channels)).permute(0, 3, 1, 2)
+            torch.clamp_min(x, 0, out=result[:, part])
+        assert result is not None
+        return result
 
     return Map(rows, a.height, a.width, max(a.cost, b.cost, channels * a.width))
 
@@ -157,8 +169,8 @@ def warp(
         skips.append(skip)
         features = stored(whole(relu(_conv(skip, down.stride)), batch))
     for up in cast("list[warping.Upscale]", module.decoder):
-        features = relu(_deconv(relu(_conv(features, up.conv)), up.up))
-        features = concatenate(features, skips.pop(), up.merge.in_channels)
+        features = _deconv(relu(_conv(features, up.conv)), up.up)
+        features = concatenate_relu(features, skips.pop(), up.merge.in_channels)
         features = relu(_deconv(features, up.merge))
         if skips:
             features = stored(whole(features, batch))
@@ -215,19 +227,20 @@ def _deconv(source: Map, layer: nn.ConvTranspose2d) -> Map:
 
 def _features(module: warping.WarpingModule | SynthesisModule, x: Tensor, reference: Tensor) -> Map:
     image = stored(_channels_last(centred(reference, module.offset)))
-    b = relu(_conv(image, module.reference_features))
+    b = _conv(image, module.reference_features)
     a = _lr_features(module.lr_features, centred(x, module.offset))
-    return concatenate(a, b, 2 * module.reference_features.out_channels)
+    return concatenate_relu(a, b, 2 * module.reference_features.out_channels)
 
 
 def _lr_features(module: LRFeatures, x: Tensor) -> Map:
+    """`LRFeatures.forward` but for the last ReLU."""
     source = stored(_channels_last(x))
     if module.first is not None:
         source = relu(_conv(source, module.first))
     for index, conv in enumerate(cast("list[nn.Conv2d]", module.steps)):
-        source = shuffle(relu(_conv(source, conv)))
+        source = shuffle(_conv(source, conv))
         if index < len(module.steps) - 1:
-            source = stored(whole(source, len(x)))
+            source = stored(whole(relu(source), len(x)))
     return source
 
 
