@@ -31,11 +31,10 @@ def main(args: list[str] | None = None) -> None:
         commands.add_parser(name, help=text)
     _add_curriculum(commands)
     commands.add_parser("evaluate", help="compare a model directory with its baselines", add_help=False)
+    commands.add_parser("export", help="write a model as ONNX or as a torch.export program", add_help=False)
+    commands.add_parser("summary", help="print a model's parameters and operations", add_help=False)
     known, rest = parser.parse_known_args(args)
-    if known.command == "evaluate":
-        _evaluate(rest)
-    else:
-        _curriculum(known, rest)
+    COMMANDS[known.command](known, rest)
 
 
 def _add_curriculum(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -56,7 +55,19 @@ def _curriculum(known: argparse.Namespace, rest: list[str]) -> None:
     run_curriculum(known.config, rest, known.model_dir, known.dry_run)
 
 
-def _evaluate(rest: list[str]) -> None:
+def _export(_: argparse.Namespace, rest: list[str]) -> None:
+    from rpf_lightning.export import main
+
+    main(rest)
+
+
+def _summary(_: argparse.Namespace, rest: list[str]) -> None:
+    from rpf_lightning.model.summary import main
+
+    main(rest)
+
+
+def _evaluate(_: argparse.Namespace, rest: list[str]) -> None:
     from jsonargparse import ActionConfigFile, ArgumentParser
 
     from rpf_lightning.data import PairsDataModule
@@ -78,3 +89,6 @@ def _evaluate(rest: list[str]) -> None:
     evaluate_model_dir(
         config.model_dir, data, config.out, config.batch_size, config.grid_images, config.lpips, config.isc
     )
+
+
+COMMANDS = {"curriculum": _curriculum, "evaluate": _evaluate, "export": _export, "summary": _summary}

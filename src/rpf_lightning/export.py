@@ -1,0 +1,191 @@
+"""Export of a whole model at fixed sizes, to ONNX or `torch.export`; every file is run and compared."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from rpf_lightning.model import RPFModel
+
+Format = Literal["onnx", "torch"]
+OLDEST_OPSET = 18  # the first whose Resize can antialias
+TOLERANCE = 1e-4  # of values in [0, 1]
+
+
+class Exported(NamedTuple):
+    """What was written.
+
+    Attributes:
+        files: The file that was asked for and, for ONNX above 1.5 GiB of weights, the file that holds them.
+        inputs: Names of the inputs in their order, with their shapes.
+        difference: Largest absolute difference between the exported and the eager output.
+    """
+
+    files: tuple[Path, ...]
+    inputs: dict[str, tuple[int, ...]]
+    difference: float
+
+
+def export_model(
+    model: RPFModel,
+    path: str | Path,
+    format: Format = "onnx",
+    batch_size: int = 1,
+    lr_side: int | None = None,
+    reference: bool = True,
+    mask: bool = True,
+    opset: int = OLDEST_OPSET,
+    tolerance: float = TOLERANCE,
+) -> Exported:
+    """Write a model as one graph of fixed sizes, then run the file and compare it with the model.
+
+    The inputs are `lr` (B, 3, l, l), `reference` (B, 3, S, S) and `mask` (B, 1, S, S), the output is `output`
+    (B, 3, S, S), all fp32 in [0, 1] as in `RPFModel.forward`. The file appears whole and checked, or not at
+    all; one that was there before stays until then.
+
+    Args:
+        model: On the CPU, in fp32.
+        path: The file to write; missing folders are made. ONNX above 1.5 GiB of weights has a second file
+            beside it, of the same name with ``.data`` at its end.
+        format: ``"onnx"``, or ``"torch"`` for a file ``.pt2`` that `torch.export.load` reads.
+        batch_size: B.
+        lr_side: l; a side of more than L enters at a later block. None: L.
+        reference: False: the only input is `lr`, whose enlargement serves as the reference.
+        mask: False: there is no input `mask`. Without a reference there never is one.
+        opset: ONNX operator set; 18 at least.
+        tolerance: Largest difference of the outputs that passes. Rounding stays far below the default in a
+            trained model, but an untrained one without `residual` amplifies it and may need more.
+
+    Raises:
+        ValueError: If an argument is outside its range, or the model is not on the CPU in fp32.
+        RuntimeError: If the outputs differ by more than `tolerance`.
+    """
+    path = Path(path)
+    _check(model, path, format, opset)
+    inputs = _random_inputs(model, batch_size, lr_side, reference, mask)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder,
+        torch.no_grad(),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", category=FutureWarning)  # torch's about its own calls
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch's, about its own load
+        file = Path(folder) / path.name
+        _write(torch.export.export(model, tuple(inputs.values())), file, format, list(inputs), opset)
+        difference = (_run(file, format, inputs) - model(*inputs.values())).abs().max().item()
+        if not difference <= tolerance:  # also true for NaN
+            raise RuntimeError(
+                f"{path}: not written, its output differs from the model's by {difference:.3g}, "
+                f"more than the tolerance of {tolerance:g}"
+            )
+        written = sorted(Path(folder).iterdir())
+        for part in reversed(written):  # the weights before the graph that names them
+            with part.open("rb") as stream:
+                os.fsync(stream.fileno())
+            part.replace(path.with_name(part.name))
+    shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+    return Exported(tuple(path.with_name(part.name) for part in written), shapes, difference)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run `rpf export`.
+
+    Args:
+        args: The command line after `rpf export`; None takes the process's.
+    """
+    parser = argparse.ArgumentParser("rpf export", description="Export a model directory at fixed sizes.")
+    parser.add_argument("model_dir", help="a model directory, or a repository of the Hugging Face hub")
+    parser.add_argument("--out", required=True, help="the file to write; .pt2 for torch")
+    parser.add_argument("--format", choices=get_args(Format), default="onnx")
+    parser.add_argument("--batch_size", "--batch-size", type=int, default=1, help="images per run")
+    parser.add_argument("--lr_side", "--lr-side", type=int, help="side of the LR; the model's when left out")
+    parser.add_argument(
+        "--no-reference", dest="reference", action="store_false", help="the LR is the only input"
+    )
+    parser.add_argument(
+        "--no-mask", dest="mask", action="store_false", help="the reference is masked already"
+    )
+    parser.add_argument("--opset", type=int, default=OLDEST_OPSET, help="ONNX operator set, 18 at least")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference that passes")
+    options = vars(parser.parse_args(args))
+    model = RPFModel.from_pretrained(options.pop("model_dir"))
+    exported = export_model(model, options.pop("out"), **options)
+    size = sum(file.stat().st_size for file in exported.files)
+    files = " and ".join(map(str, exported.files))
+    inputs = ", ".join(f"{name} {shape}" for name, shape in exported.inputs.items())
+    print(f"{files}: {size / 1e6:.1f} MB, {inputs}, largest difference {exported.difference:.2g}")
+
+
+def _check(model: RPFModel, path: Path, format: str, opset: int) -> None:
+    if format not in get_args(Format):
+        raise ValueError(f"format: expected {' or '.join(get_args(Format))}, got {format!r}")
+    if format == "onnx":
+        from onnx.defs import onnx_opset_version
+
+        newest = onnx_opset_version()
+        if not OLDEST_OPSET <= opset <= newest:
+            raise ValueError(f"opset: expected {OLDEST_OPSET} to {newest}, got {opset}")
+    elif path.suffix != ".pt2":  # torch.export.load expects it
+        raise ValueError(f"path: expected a name that ends in .pt2 for the format torch, got {path.name}")
+    if path.is_dir():
+        raise ValueError(f"path: expected a file, but {path} is a directory")
+    kinds = {(parameter.device.type, parameter.dtype) for parameter in model.parameters()}
+    if kinds != {("cpu", torch.float32)}:
+        raise ValueError(f"model: expected parameters on the CPU in fp32, got {kinds}")
+
+
+def _random_inputs(
+    model: RPFModel, batch_size: int, lr_side: int | None, reference: bool, mask: bool
+) -> dict[str, Tensor]:
+    sides = [model.lr_size, *model.sides[:-1]]
+    lr_side = model.lr_size if lr_side is None else lr_side
+    if lr_side not in sides:
+        raise ValueError(f"lr_side: expected {' or '.join(map(str, sides))}, got {lr_side}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    generator = torch.Generator().manual_seed(0)
+    inputs = {"lr": torch.rand(batch_size, 3, lr_side, lr_side, generator=generator)}
+    if reference:
+        inputs["reference"] = torch.rand(batch_size, 3, model.size, model.size, generator=generator)
+        if mask:
+            inputs["mask"] = torch.rand(batch_size, 1, model.size, model.size, generator=generator).round()
+    return inputs
+
+
+def _write(
+    program: torch.export.ExportedProgram, file: Path, format: Format, names: list[str], opset: int
+) -> None:
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)  # would put this machine's paths into the file
+    if format == "torch":
+        torch.export.save(program, file)
+    else:
+        torch.onnx.export(
+            program, f=file, input_names=names, output_names=["output"], opset_version=opset,
+            external_data=False,  # one file; torch writes two where protobuf's limit of 2 GB is near
+            verbose=False,
+        )  # fmt: skip
+
+
+def _run(file: Path, format: Format, inputs: dict[str, Tensor]) -> Tensor:
+    if format == "torch":
+        return torch.export.load(file).module()(*inputs.values())
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors only
+    options.enable_cpu_mem_arena = False  # 2.7 GB less at side 1024
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    (output,) = session.run(["output"], {name: tensor.numpy() for name, tensor in inputs.items()})
+    return torch.from_numpy(output)

@@ -1,0 +1,272 @@
+import zipfile
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+
+import rpf_lightning
+from rpf_lightning import export
+from rpf_lightning.export import export_model, main
+from rpf_lightning.model import RPFModel
+
+TOLERANCE = 1e-4
+NEAR_IDENTITY = {"residual": True, "synthesis_residual": True}
+LITERAL = {
+    "skip": "literal", "act": "relu", "synthesis_fuse": False, "flow_unit": "pixels", "init": "torch",
+}  # fmt: skip
+
+
+def small(scale=2, lr_size=16, **kwargs):
+    """A model in which every parameter matters and whose flows leave the image in places."""
+    torch.manual_seed(0)
+    model = RPFModel(lr_size, scale, **{"channels": 8, "width": 1 / 32, **kwargs}).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+        for block in model.blocks:
+            block.warping.flow_head.weight.normal_(std=6 / block.warping.flow_scale)
+            block.warping.flow_head.bias.copy_(torch.tensor([2.5, -1.5]))
+    return model
+
+
+def images(side, batch=1, channels=3, coarse=16):
+    """Faces have no hard noise: squares of `coarse` pixels to a side, with values up to both ends."""
+    x = (torch.rand(batch, channels, coarse, coarse) * 1.5 - 0.25).clamp(0, 1)
+    return F.interpolate(x, size=(side, side), mode="nearest")
+
+
+def inputs_of(exported):
+    torch.manual_seed(1)
+    inputs = {name: images(shape[-1], *shape[:2]) for name, shape in exported.inputs.items()}
+    if "mask" in inputs:
+        inputs["mask"] = (inputs["mask"] > 0.3).float()
+    return inputs
+
+
+def run_onnx(path, inputs):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    assert [node.name for node in session.get_outputs()] == ["output"]
+    assert [node.name for node in session.get_inputs()] == list(inputs)
+    assert [node.shape for node in session.get_inputs()] == [list(x.shape) for x in inputs.values()]
+    return torch.from_numpy(session.run(None, {name: x.numpy() for name, x in inputs.items()})[0])
+
+
+def run_torch(path, inputs):
+    return torch.export.load(path).module()(*inputs.values())
+
+
+def contents(path):
+    """All bytes of a file, those of an archive unpacked."""
+    if not zipfile.is_zipfile(path):
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return b"".join(archive.read(name) for name in archive.namelist())
+
+
+def write_nothing(monkeypatch):
+    """Replace the slow part, so that only what happens around it is tested."""
+    monkeypatch.setattr(export, "_write", lambda _program, file, *_: file.write_bytes(b"new"))
+
+
+CASES = {
+    "mask": ({"scale": 4, **NEAR_IDENTITY}, {"batch_size": 2}, ["lr", "reference", "mask"]),
+    "reference": ({}, {"mask": False, "batch_size": 2}, ["lr", "reference"]),
+    "lr": ({**NEAR_IDENTITY}, {"reference": False}, ["lr"]),
+    "later entry": ({"scale": 4}, {"lr_side": 32, "mask": False}, ["lr", "reference"]),
+    "not progressive": ({"scale": 4, "progressive": False}, {}, ["lr", "reference", "mask"]),
+    "literal": (LITERAL, {"opset": 20}, ["lr", "reference", "mask"]),
+}
+
+
+@pytest.mark.parametrize(("options", "arguments", "names"), CASES.values(), ids=CASES)
+def test_onnx_equals_eager(options, arguments, names, tmp_path):
+    model, path = small(**options), tmp_path / "model.onnx"
+    exported = export_model(model, path, **arguments)
+    assert exported.files == (path,)
+    assert list(exported.inputs) == names
+    assert 0 <= exported.difference < TOLERANCE
+    lr_side, batch = arguments.get("lr_side", 16), arguments.get("batch_size", 1)
+    channels_and_side = {"lr": (3, lr_side), "reference": (3, model.size), "mask": (1, model.size)}
+    for name in names:
+        channels, side = channels_and_side[name]
+        assert exported.inputs[name] == (batch, channels, side, side)
+    inputs = inputs_of(exported)
+    expected, records = model(*inputs.values(), return_intermediates=True)
+    for record in records:  # what is compared: real warps, partly from outside the image
+        assert record.flow.abs().max() > 4
+        assert record.flow.std() > 0.5
+        assert 0.02 < (record.aligned == 0).all(1).float().mean() < 0.98
+    assert ((expected > 0) & (expected < 1)).float().mean() > 0.1
+    torch.testing.assert_close(run_onnx(path, inputs), expected.detach(), atol=TOLERANCE, rtol=0)
+    graph = onnx.load(path)
+    onnx.checker.check_model(graph)
+    assert [s.version for s in graph.opset_import if not s.domain] == [arguments.get("opset", 18)]
+    assert [node.op_type for node in graph.graph.node].count("GridSample") == len(records)
+    assert str(Path(rpf_lightning.__file__).parent).encode() not in contents(path)
+
+
+def test_enlargement_in_the_graph_is_the_antialiased_one(tmp_path):
+    model = small(**NEAR_IDENTITY)
+    inputs = inputs_of(export_model(model, tmp_path / "model.onnx", reference=False))
+    output = run_onnx(tmp_path / "model.onnx", inputs)
+    lr = inputs["lr"]
+    for antialias, same in ((True, True), (False, False)):  # torch's plain bicubic has a = -0.75
+        enlarged = F.interpolate(lr, size=(32, 32), mode="bicubic", antialias=antialias).clamp(0, 1)
+        assert ((output - model(lr, enlarged)).abs().max() < TOLERANCE) == same
+
+
+@pytest.mark.parametrize("arguments", [{"batch_size": 2}, {"reference": False}])
+def test_torch_equals_eager(arguments, tmp_path):
+    model, path = small(), tmp_path / "model.pt2"
+    exported = export_model(model, path, "torch", **arguments)
+    inputs = inputs_of(exported)
+    assert list(inputs) == (["lr"] if "reference" in arguments else ["lr", "reference", "mask"])
+    expected = model(*inputs.values()).detach()
+    torch.testing.assert_close(run_torch(path, inputs), expected, atol=TOLERANCE, rtol=0)
+    assert 0 <= exported.difference < TOLERANCE
+    assert str(Path(rpf_lightning.__file__).parent).encode() not in contents(path)
+
+
+def test_weights_near_protobufs_limit_get_their_own_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 1000)
+    model, path = small(lr_size=4), tmp_path / "model.onnx"
+    exported = export_model(model, path, mask=False)
+    assert exported.files == (path, tmp_path / "model.onnx.data")
+    assert sorted(tmp_path.iterdir()) == sorted(exported.files)
+    inputs = inputs_of(exported)
+    expected = model(*inputs.values()).detach()
+    torch.testing.assert_close(run_onnx(path, inputs), expected, atol=TOLERANCE, rtol=0)
+    moved = tmp_path / "elsewhere"  # the graph names the weights' file without a folder
+    moved.mkdir()
+    for file in exported.files:
+        file.rename(moved / file.name)
+    torch.testing.assert_close(run_onnx(moved / "model.onnx", inputs), expected, atol=TOLERANCE, rtol=0)
+
+
+def test_the_model_and_the_random_state_stay_as_they_were(tmp_path):
+    model = small(lr_size=4).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    lr, state = images(4), torch.get_rng_state()
+    expected = model(lr)
+    export_model(model, tmp_path / "model.onnx", reference=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert torch.equal(model(lr), expected)
+
+
+@pytest.mark.parametrize("wrong", [2e-4, float("nan")])
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_difference_leaves_no_file(wrong, there_before, tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    if there_before:
+        path.write_bytes(b"old")
+    model = small(lr_size=4)
+    write_nothing(monkeypatch)
+    run = lambda _file, _format, inputs: model(*inputs.values()).detach() + wrong  # noqa: E731
+    monkeypatch.setattr(export, "_run", run)
+    with pytest.raises(RuntimeError, match=rf"{path}: not written, its output differs .* (0.0002|nan)"):
+        export_model(model, path)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"] * there_before
+
+
+def test_a_difference_within_the_tolerance_passes(tmp_path, monkeypatch):
+    path = tmp_path / "made" / "on the way" / "model.onnx"
+    model = small(lr_size=4)
+    write_nothing(monkeypatch)
+    monkeypatch.setattr(
+        export, "_run", lambda _file, _format, inputs: model(*inputs.values()).detach() + 5e-5
+    )
+    exported = export_model(model, path)
+    assert exported.difference == pytest.approx(5e-5, rel=0.01)
+    with pytest.raises(RuntimeError, match="more than the tolerance of 1e-05"):
+        export_model(model, path, tolerance=1e-5)
+    assert path.read_bytes() == b"new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_a_failing_export_leaves_nothing(format, tmp_path, monkeypatch):
+    def fail(*args, f=None, **_):
+        Path(f or args[1]).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    monkeypatch.setattr(torch.export, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export_model(small(lr_size=4), tmp_path / "model.pt2", format)
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD = {
+    "format": ({"format": "tflite"}, "format: expected onnx or torch, got 'tflite'"),
+    "batch": ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+    "side": ({"lr_side": 8}, "lr_side: expected 16 or 32, got 8"),
+    "side of the output": ({"lr_side": 64}, "lr_side: expected 16 or 32, got 64"),
+    "old opset": ({"opset": 17}, r"opset: expected 18 to \d+, got 17"),
+    "unknown opset": ({"opset": 999}, r"opset: expected 18 to \d+, got 999"),
+    "ending": ({"format": "torch"}, "path: expected a name that ends in .pt2 .* got model.onnx"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_arguments(arguments, message, tmp_path):
+    path = tmp_path / "folder" / "model.onnx"
+    with pytest.raises(ValueError, match=message):
+        export_model(small(4), path, **arguments)
+    assert not path.parent.exists()
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(ValueError, match=f"path: expected a file, but {tmp_path} is a directory"):
+        export_model(small(), tmp_path)
+
+
+def test_a_model_in_half_precision(tmp_path):
+    with pytest.raises(ValueError, match=r"model: expected parameters on the CPU in fp32, got .*float16"):
+        export_model(small().half(), tmp_path / "model.onnx")
+
+
+def test_command(model_dir, tmp_path, capfd, caplog):
+    path = tmp_path / "out" / "model.onnx"
+    main([str(model_dir), "--out", str(path), "--batch_size", "2", "--lr_side", "32", "--no-mask"])
+    out, err = capfd.readouterr()
+    size = path.stat().st_size / 1e6
+    assert out.startswith(f"{path}: {size:.1f} MB, lr (2, 3, 32, 32), reference (2, 3, 64, 64), largest diff")
+    assert out.count("\n") == 1
+    assert float(out.split()[-1]) < TOLERANCE
+    assert err == ""
+    assert [record for record in caplog.records if record.levelname != "DEBUG"] == []
+    model, inputs = RPFModel.from_pretrained(model_dir), {"lr": images(32, 2), "reference": images(64, 2)}
+    expected = model(*inputs.values()).detach()
+    torch.testing.assert_close(run_onnx(path, inputs), expected, atol=TOLERANCE, rtol=0)
+
+
+def test_command_hands_every_option_on(model_dir, monkeypatch, capsys):
+    calls = []
+
+    def fake(model, path, **kwargs):
+        calls.append((model.size, path, kwargs))
+        return export.Exported((), {"lr": (1, 3, 16, 16)}, 0.0)
+
+    monkeypatch.setattr(export, "export_model", fake)
+    options = {
+        "format": "onnx", "batch_size": 1, "lr_side": None, "reference": True, "mask": True, "opset": 18,
+        "tolerance": 1e-4,
+    }  # fmt: skip
+    main([str(model_dir), "--out", "a"])
+    main([str(model_dir), "--out", "a", "--format", "torch", "--no-reference", "--opset", "20"])
+    changed = {"format": "torch", "reference": False, "opset": 20}
+    assert calls == [(64, "a", options), (64, "a", {**options, **changed})]
+
+
+def test_command_without_a_model(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty is no model directory: it has no config\.json"):
+        main([str(tmp_path / "empty"), "--out", str(tmp_path / "model.onnx")])
