@@ -1,0 +1,293 @@
+"""Inference time and memory of the whole network: the floor, a straightforward version, and ours.
+
+    python benchmarks/inference.py                       # 16 -> 1024 at width 1, all tables (about 6 minutes)
+    python benchmarks/inference.py --scale 8 --width 0.25
+    python benchmarks/inference.py --only ours low
+
+Every variant runs in a process of its own: memory ceiling taken before and after, one forward to warm up, then the
+best of `--repeats`. The floor is the network's FLOP divided by the ceiling, which is a large fp32 matrix product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gpu
+import measure
+import torch
+import torch.nn.functional as F
+from straightforward import StraightforwardRPF
+from torch import Tensor
+
+from rpf_lightning.model import RPFModel, strips
+from rpf_lightning.model.summary import count
+
+Run = Callable[[], Tensor]
+
+
+def straightforward(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
+    """Per-sample weights and grouped convolutions, contiguous, nothing folded."""
+    network = StraightforwardRPF(model).eval()
+    return lambda: network(lr, reference)
+
+
+def modules(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
+    """The modules' own forward, which training uses: activations modulated."""
+    model._runs_in_strips = lambda x: False  # type: ignore[method-assign]
+    return lambda: model(lr, reference)
+
+
+def channels_last(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
+    """+ channels_last."""
+    return modules(model.to(memory_format=torch.channels_last), lr, reference)
+
+
+def fused(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
+    """+ fuse()."""
+    return modules(model.fuse(), lr, reference)
+
+
+def whole_maps(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
+    """+ in place, batch 1 modulates the weights."""
+    strips.STRIP_BYTES = 2**62
+    model.fuse()
+    return lambda: model(lr, reference)
+
+
+def ours(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
+    """+ in strips = the default on a CPU."""
+    model.fuse()
+    return lambda: model(lr, reference)
+
+
+def unfused(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
+    """The same without fuse(), channels_last."""
+    model.to(memory_format=torch.channels_last)
+    return lambda: model(lr, reference)
+
+
+def low(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
+    """memory="low"."""
+    model.fuse()
+    model.memory = "low"
+    return lambda: model(lr, reference)
+
+
+VARIANTS = {
+    variant.__name__: variant
+    for variant in (straightforward, modules, channels_last, fused, whole_maps, ours, unfused, low)
+}
+
+
+def build(options: argparse.Namespace) -> tuple[RPFModel, Tensor, Tensor]:
+    """A seeded model whose warp is not the identity, and seeded images."""
+    torch.manual_seed(0)
+    model = RPFModel(16, options.scale, width=options.width, validate=False).eval()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.warping.flow_head.weight.normal_(std=0.01)  # type: ignore[union-attr, operator]
+            block.refinement.to_rgb.weight.mul_(0.1)  # type: ignore[union-attr, operator]
+            block.refinement.to_rgb.bias.fill_(0.5)  # type: ignore[union-attr, operator]
+    return model, torch.rand(1, 3, 16, 16), torch.rand(1, 3, model.size, model.size)
+
+
+def run_variant(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one variant in this process."""
+    torch.set_num_threads(options.threads)
+    before = measure.ceiling()
+    model, lr, reference = build(options)
+    with torch.inference_mode():
+        run = VARIANTS[name](model, lr, reference)
+        loaded = measure.resident()
+        measure.reset_peak()
+        output = run()
+        times = [measure.seconds(run) for _ in range(options.repeats)]
+        memory = measure.peak() - loaded
+        after = measure.ceiling()
+        result = {"seconds": min(times), "memory": memory, "ceiling": (before + after) / 2}
+        result["range"] = sorted((before, after))
+        if options.output:
+            torch.save(output, options.output)
+        if name == "ours" and options.layers:
+            result["layers"] = layers(run)
+            result["reuse"] = reuse(model, lr, reference)
+    return result
+
+
+def layers(run: Run) -> list[list[Any]]:
+    """Seconds and MACs of one run by kind of layer: [name, calls, GMAC, seconds], largest first."""
+    with torch.profiler.profile(record_shapes=True) as profile:
+        run()
+    groups: dict[str, list[Any]] = defaultdict(lambda: [0, 0.0, 0.0])
+    for event in profile.key_averages(group_by_input_shape=True):
+        shapes = event.input_shapes
+        if event.key in ("aten::conv2d", "aten::conv_transpose2d"):
+            (_, _, height, width), weight = shapes[0], shapes[1]
+            group, macs = _convolution(event.key, height, width, weight)
+            total = event.cpu_time_total
+        else:
+            group, macs, total = event.key.removeprefix("aten::"), 0.0, event.self_cpu_time_total
+            if "convolution" in group or group == "conv2d":
+                continue  # inside the two above
+        row = groups[group]
+        row[0] += event.count
+        row[1] += macs * event.count / 1e9
+        row[2] += total / 1e6
+    return sorted(([name, *row] for name, row in groups.items()), key=lambda row: -row[3])
+
+
+def _convolution(key: str, height: int, width: int, weight: list[int]) -> tuple[str, float]:
+    a, b, kernel = weight[0], weight[1], weight[2]
+    macs = float(a * b * kernel * kernel * height * width)
+    if key == "aten::conv_transpose2d":
+        return f"deconv {kernel}x{kernel} {a} -> {b}, from width {width}", macs
+    if kernel == 4:  # FIR, one filter per channel
+        return f"FIR, {a} channels, width {width}", macs
+    stride = 2 if width % 2 else 1  # only the FIR's output has an odd width
+    return f"conv {b} -> {a}, width {width}", macs / stride**2
+
+
+def reuse(model: RPFModel, lr: Tensor, reference: Tensor) -> dict[str, float]:
+    """What encoding the reference once saves for each further LR image."""
+    mask = torch.ones_like(reference[:, :1])
+    levels = model.encode_reference(reference, mask)
+    encode = min(measure.seconds(lambda: model.encode_reference(reference, mask)) for _ in range(3))
+    forward = min(measure.seconds(lambda: model(lr, levels)) for _ in range(2))
+    return {"encode": encode, "forward": forward}
+
+
+def fir_folding() -> str:
+    """Separate FIR against the FIR folded into the convolution (6x6 kernels), in strips of 16 MB."""
+
+    def best(run: Callable[..., object], *tensors: Tensor) -> str:
+        run(*tensors)
+        return f"{min(measure.seconds(partial(run, *tensors)) for _ in range(5)) * 1e3:.1f}"
+
+    def tensor(*shape: int) -> Tensor:
+        return torch.randn(shape).contiguous(memory_format=torch.channels_last)
+
+    rows = []
+    for side, fine, coarse in ((1024, 32, 64), (512, 64, 128), (128, 256, 512), (64, 512, 512)):
+        height = min(side, 16 * 2**20 // (4 * fine * side))
+        fir, name = tensor(fine, 1, 4, 4), f"side {side}, {fine} channels, and {coarse} at half the side"
+        x, weight, folded = (
+            tensor(1, fine, height, side),
+            tensor(coarse, fine, 3, 3),
+            tensor(coarse, fine, 6, 6),
+        )
+        rows.append(["down: " + name, best(down, x, fir, weight), best(down_folded, x, folded)])
+        x, weight = tensor(1, coarse, height // 2, side // 2), tensor(coarse, fine, 3, 3)
+        folded = tensor(4 * fine, coarse, 3, 3)
+        rows.append(["up: " + name, best(up, x, fir, weight), best(up_folded, x, folded)])
+    return measure.markdown(["FIR and convolution", "apart, ms", "folded, ms"], rows)
+
+
+def down(x: Tensor, fir: Tensor, weight: Tensor) -> Tensor:
+    """FIR, then a convolution with stride 2."""
+    return F.conv2d(F.conv2d(x, fir, padding=2, groups=len(fir)), weight, stride=2)
+
+
+def down_folded(x: Tensor, weight: Tensor) -> Tensor:
+    """The same as one 6x6 convolution: four times the products."""
+    return F.conv2d(x, weight, stride=2, padding=2)
+
+
+def up(x: Tensor, fir: Tensor, weight: Tensor) -> Tensor:
+    """Transposed convolution, then the FIR."""
+    return F.conv2d(F.conv_transpose2d(x, weight, stride=2), fir, padding=1, groups=len(fir))
+
+
+def up_folded(x: Tensor, weight: Tensor) -> Tensor:
+    """The same as one 3x3 convolution for each of the four phases: four times the products."""
+    return F.pixel_shuffle(F.conv2d(x, weight, padding=1), 2)
+
+
+def child(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one variant in a fresh process."""
+    command = [sys.executable, __file__, "--child", name, "--scale", options.scale, "--width", options.width]
+    command += ["--threads", options.threads, "--repeats", options.repeats]
+    command += ["--layers"] * options.layers + ["--output", options.output] * bool(options.output)
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def report(options: argparse.Namespace) -> None:
+    """Run the variants one after the other and print the tables."""
+    print(measure.heading())
+    with torch.device("meta"):
+        model = RPFModel(16, options.scale, width=options.width)
+    macs = sum(entry.macs for entry in count(model))
+    print(f"\n16 -> {model.size}, width {options.width}, batch 1, fp32: {macs / 1e9:.0f} GMAC\n")
+    rows, results = [], {}
+    for name in options.only:
+        result = results[name] = child(name, options)
+        floor = 2 * macs / result["ceiling"]
+        low_end, high_end = (f"{value / 1e9:.0f}" for value in result["range"])
+        rows.append([
+            VARIANTS[name].__doc__.removesuffix("."), f"{low_end} - {high_end}", f"{floor:.2f}",
+            f"{result['seconds']:.2f}", f"{result['seconds'] / floor:.2f}", f"{result['memory']:.0f}",
+        ])  # fmt: skip
+        print(name, *rows[-1][1:], file=sys.stderr)
+    head = ["variant", "ceiling, GFLOP/s", "floor, s", "seconds", "ratio", "peak memory - loaded, MB"]
+    print(measure.markdown(head, rows))
+    if "ours" in results and options.layers:
+        _print_layers(results["ours"])
+        print("\n" + fir_folding())
+    print()
+    gpu.report(options.scale, options.width)
+
+
+def _print_layers(result: dict[str, Any]) -> None:
+    rows, rest = [], [0, 0.0, 0.0]
+    for name, calls, gmac, spent in result["layers"]:
+        if spent > 0.01 * result["seconds"]:
+            floor = 2e9 * gmac / result["ceiling"]
+            rows.append([name, calls, f"{gmac:.1f}", f"{floor:.3f}", f"{spent:.3f}", f"{spent - floor:.3f}"])
+        else:
+            rest = [a + b for a, b in zip(rest, (calls, gmac, spent), strict=True)]
+    floor = 2e9 * rest[1] / result["ceiling"]
+    rows.append(
+        ["the rest", rest[0], f"{rest[1]:.1f}", f"{floor:.3f}", f"{rest[2]:.3f}", f"{rest[2] - floor:.3f}"]
+    )
+    head = ["what is left, under the profiler", "calls", "GMAC", "floor, s", "seconds", "above floor"]
+    print("\n" + measure.markdown(head, rows))
+    spent = result["reuse"]
+    share = spent["encode"] / (spent["encode"] + spent["forward"])
+    print(
+        f"\nA further LR image of one person: `encode_reference` {spent['encode']:.3f} s once, then "
+        f"{spent['forward']:.2f} s each; saved per image {100 * share:.1f} %."
+    )
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scale", type=int, default=64)
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument("--layers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--child", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--output", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(run_variant(options.child, options)))
+    else:
+        report(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What the benchmark scripts share: the machine's ceiling, peak memory, versions, Markdown tables."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+
+import torch
+
+
+def seconds(function: Callable[[], object], device: str = "cpu") -> float:
+    """Wall-clock time of one call, the device's queue emptied before and after."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def ceiling(device: str = "cpu", dtype: torch.dtype = torch.float32, side: int = 4096) -> float:
+    """FLOP per second of a large matrix product: the best of five."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    out = torch.mm(a, b)
+    return 2 * side**3 / min(seconds(lambda: torch.mm(a, b, out=out), device) for _ in range(5))
+
+
+def resident() -> float:
+    """Resident memory of this process in MB."""
+    return _status("VmRSS")
+
+
+def reset_peak() -> None:
+    """Start a new measurement of `peak` (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> float:
+    """Largest resident memory since `reset_peak`, in MB."""
+    return _status("VmHWM")
+
+
+def _status(key: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise OSError(f"/proc/self/status has no {key}: memory is measured on Linux only")
+
+
+def processor() -> str:
+    """Name of the CPU and its number of cores."""
+    name = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            name = line.split(":", 1)[1].strip()
+            break
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def heading() -> str:
+    """Date, processor and versions: what every table of results starts with."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return (
+        f"{date.today()}, {processor()}{gpu}, Python {platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
