@@ -170,3 +170,43 @@ def test_kaiming_initialisation(layer, fan_in):
     x = torch.randn(4, 32, 32, 32).relu()
     inside = layer(x)[..., 2:-2, 2:-2]
     assert (inside.square().mean() / x.square().mean()).item() == pytest.approx(2, rel=0.15)
+
+
+LAYERS = {
+    "FIR": (lambda: FIR(4.0, pad=1), [(2, 5, 5)]),
+    "activation": (lambda: Activate("leaky_relu"), [(2, 3, 3)]),
+    "equalized": (lambda: EqualizedConv2d(2, 3), [(2, 4, 4)]),
+    "equalized, stride": (lambda: EqualizedConv2d(2, 3, downsample=True), [(2, 4, 4)]),
+    "linear": (lambda: EqualizedLinear(4, 3), [(4,)]),
+    "modulated": (lambda: ModulatedConv2d(2, 3, latent=4), [(2, 4, 4), (4,)]),
+    "modulated, up": (lambda: ModulatedConv2d(2, 3, latent=4, upsample=True), [(2, 3, 3), (4,)]),
+    "LR features": (lambda: LRFeatures(4, 8, channels=2), [(3, 4, 4)]),
+    "LR features, two steps": (lambda: LRFeatures(2, 8, channels=2), [(3, 2, 2)]),
+}
+
+
+def layer_and_inputs(layer, shapes, batch):
+    inputs = [torch.randn(batch, *shape, dtype=torch.float64) for shape in shapes]
+    return naive.randomize(layer().double()), inputs
+
+
+@pytest.mark.parametrize(("layer", "shapes"), LAYERS.values(), ids=LAYERS)
+def test_gradients(layer, shapes):
+    layer, inputs = layer_and_inputs(layer, shapes, batch=2)
+    names = [name for name, _ in layer.named_parameters()]
+
+    def forward(*tensors):
+        given = dict(zip(names, tensors[len(inputs) :], strict=True))
+        return torch.func.functional_call(layer, given, tensors[: len(inputs)])
+
+    for x in inputs:
+        x.requires_grad_()
+    assert torch.autograd.gradcheck(forward, (*inputs, *layer.parameters()))
+
+
+@pytest.mark.parametrize(("layer", "shapes"), LAYERS.values(), ids=LAYERS)
+def test_batch_of_three_equals_three_of_one(layer, shapes):
+    layer, inputs = layer_and_inputs(layer, shapes, batch=3)
+    alone = [layer(*(x[i : i + 1] for x in inputs)) for i in range(3)]
+    torch.testing.assert_close(layer(*inputs), torch.cat(alone), atol=1e-12, rtol=0)
+    assert (alone[0] - alone[1]).abs().max() > 1e-3
