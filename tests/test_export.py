@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 import rpf_lightning
 from rpf_lightning import export
+from rpf_lightning.cli import main as rpf
 from rpf_lightning.export import export_model, main
 from rpf_lightning.model import RPFModel
 
@@ -266,7 +267,37 @@ def test_command_hands_every_option_on(model_dir, monkeypatch, capsys):
     assert calls == [(64, "a", options), (64, "a", {**options, **changed})]
 
 
-def test_command_without_a_model(tmp_path):
+def test_command_without_a_model(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"empty is no model directory: it has no config\.json"):
+    with pytest.raises(SystemExit) as stop:
         main([str(tmp_path / "empty"), "--out", str(tmp_path / "model.onnx")])
+    assert stop.value.code == 2
+    assert "empty is no model directory: it has no config.json" in capsys.readouterr().err
+
+
+def test_command_names_bad_arguments(model_dir, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(model_dir), "--out", str(tmp_path / "a.onnx"), "--opset", "12"])
+    assert "rpf export: error: opset: expected 18 to" in capsys.readouterr().err
+    assert not (tmp_path / "a.onnx").exists()
+
+
+@pytest.mark.parametrize(("format", "run"), [("onnx", run_onnx), ("torch", run_torch)])
+def test_rpf_export(format, run, model_dir, tmp_path, capsys):
+    path = tmp_path / ("model.pt2" if format == "torch" else "model.onnx")
+    rpf(["export", str(model_dir), "--out", str(path), "--format", format])
+    assert capsys.readouterr().out.startswith(f"{path}: ")
+    model, mask = RPFModel.from_pretrained(model_dir), (images(64, channels=1) > 0.3).float()
+    inputs = {"lr": images(16), "reference": images(64), "mask": mask}
+    with torch.no_grad():  # in strips, as the command line runs it
+        expected = model(*inputs.values())
+    torch.testing.assert_close(run(path, inputs), expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(("format", "run"), [("onnx", run_onnx), ("torch", run_torch)])
+def test_a_fused_model(format, run, tmp_path):
+    model, path = small(), tmp_path / "model.pt2"
+    inputs = {"lr": images(16), "reference": images(32)}
+    expected = model(*inputs.values()).detach()
+    export_model(model.fuse(), path, format, mask=False)
+    torch.testing.assert_close(run(path, inputs), expected, atol=TOLERANCE, rtol=0)

@@ -34,6 +34,8 @@ def main(args: list[str] | None = None) -> None:
     commands.add_parser("export", help="write a model as ONNX or as a torch.export program", add_help=False)
     commands.add_parser("summary", help="print a model's parameters and operations", add_help=False)
     known, rest = parser.parse_known_args(args)
+    if known.command in LIGHTNING:
+        parser.error(f"expected {known.command} as the first word, got {args[0]}")
     COMMANDS[known.command](known, rest)
 
 

@@ -48,7 +48,7 @@ def export_model(
 
     The inputs are `lr` (B, 3, l, l), `reference` (B, 3, S, S) and `mask` (B, 1, S, S), the output is `output`
     (B, 3, S, S), all fp32 in [0, 1] as in `RPFModel.forward`. The file appears whole and checked, or not at
-    all; one that was there before stays until then.
+    all; one that was there before stays until then. Of two files, the weights are replaced first.
 
     Args:
         model: On the CPU, in fp32.
@@ -78,6 +78,7 @@ def export_model(
     ):
         warnings.filterwarnings("ignore", category=FutureWarning)  # torch's about its own calls
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch's, about its own load
+        warnings.filterwarnings("ignore", "No complete tensor found")  # torch's, about a fused model's layout
         file = Path(folder) / path.name
         _write(torch.export.export(model, tuple(inputs.values())), file, format, list(inputs), opset)
         difference = (_run(file, format, inputs) - model(*inputs.values())).abs().max().item()
@@ -100,6 +101,9 @@ def main(args: list[str] | None = None) -> None:
 
     Args:
         args: The command line after `rpf export`; None takes the process's.
+
+    Raises:
+        SystemExit: After a message on stderr, if nothing was written.
     """
     parser = argparse.ArgumentParser("rpf export", description="Export a model directory at fixed sizes.")
     parser.add_argument("model_dir", help="a model directory, or a repository of the Hugging Face hub")
@@ -116,8 +120,11 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--opset", type=int, default=OLDEST_OPSET, help="ONNX operator set, 18 at least")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference that passes")
     options = vars(parser.parse_args(args))
-    model = RPFModel.from_pretrained(options.pop("model_dir"))
-    exported = export_model(model, options.pop("out"), **options)
+    try:
+        model = RPFModel.from_pretrained(options.pop("model_dir"))
+        exported = export_model(model, options.pop("out"), **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        parser.error(str(error))
     size = sum(file.stat().st_size for file in exported.files)
     files = " and ".join(map(str, exported.files))
     inputs = ", ".join(f"{name} {shape}" for name, shape in exported.inputs.items())

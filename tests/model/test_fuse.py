@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rpf_lightning import RPFModel
+from rpf_lightning.model import strips
 from rpf_lightning.model.layers import Activate, EqualizedConv2d, EqualizedLinear, ModulatedConv2d
 
 READINGS = [{}, {"skip": "literal"}, {"act": "relu"}, {"residual": True}, {"progressive": False}]
@@ -22,17 +23,22 @@ def build(**reading: object) -> RPFModel:
     return naive.stir_all(RPFModel(16, 4, channels=8, width=1 / 32, **reading)).double()  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("strip_bytes", [2**24, 60_000])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("reading", READINGS, ids=str)
-def test_fused_equals_unfused(reading: dict[str, object], batch: int) -> None:
+def test_fused_equals_unfused(
+    monkeypatch: pytest.MonkeyPatch, reading: dict[str, object], batch: int, strip_bytes: int
+) -> None:
     model = build(**reading)
     fused = copy.deepcopy(model).fuse()
     lr, reference = torch.rand(batch, 3, 16, 16).double(), torch.rand(batch, 3, 64, 64).double()
     expected, blocks = model(lr, reference, return_intermediates=True)
     assert ((expected > 0) & (expected < 1)).float().mean() > 0.5
+    monkeypatch.setattr(strips, "STRIP_BYTES", strip_bytes)
     for grad in (True, False):  # the modules' own forward, and in strips
         with torch.set_grad_enabled(grad):
-            output, records = fused(lr, reference, return_intermediates=True)
+            output, records = fused(lr.requires_grad_(grad), reference, return_intermediates=True)
+            assert output.requires_grad == grad
             torch.testing.assert_close(output, expected, rtol=0, atol=1e-9)
             for record, block in zip(records, blocks, strict=True):
                 torch.testing.assert_close(record, block, rtol=1e-9, atol=1e-9)
@@ -49,12 +55,30 @@ def test_fuse_works_in_place_and_only_once() -> None:
     assert not model.training
 
 
-def test_fp32_outputs_of_a_fused_model_stay_within_the_rounding() -> None:
-    model = build().float()
-    lr, reference = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 64, 64)
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("reading", READINGS, ids=str)
+def test_fp32_outputs_of_a_fused_model_stay_within_the_rounding(
+    monkeypatch: pytest.MonkeyPatch, reading: dict[str, object], batch: int
+) -> None:
+    monkeypatch.setattr(strips, "STRIP_BYTES", 30_000)
+    model = build(**reading).float()
+    lr, reference = torch.rand(batch, 3, 16, 16), torch.rand(batch, 3, 64, 64)
     expected = model(lr, reference)
     with torch.no_grad():
-        torch.testing.assert_close(model.fuse()(lr, reference), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(model.fuse()(lr, reference), expected, rtol=0, atol=2e-5)
+
+
+def test_a_fused_model_needs_no_gradient() -> None:
+    """Whatever the mode in which it was fused and runs: no graph is kept, and it runs in strips."""
+    model = build().fuse()
+    assert not any(buffer.requires_grad for buffer in model.buffers())
+    lr, reference = torch.rand(1, 3, 16, 16).double(), torch.rand(1, 3, 64, 64).double()
+    assert torch.is_grad_enabled()
+    output, records = model(lr, reference, return_intermediates=True)
+    assert not any(image.requires_grad for record in records for image in (output, *record))
+    with torch.no_grad():
+        assert torch.equal(output, model(lr, reference))
+    assert copy.deepcopy(model.float()).blocks[0].refinement.fused
 
 
 def test_every_constant_is_folded() -> None:
@@ -103,7 +127,23 @@ def test_a_fused_model_meets_no_checkpoint(tmp_path: Path) -> None:
         model.load_state_dict(state)
     with pytest.raises(RuntimeError, match="fused"):
         model.save_pretrained(tmp_path / "model")
-    assert not (tmp_path / "model").exists() or not list((tmp_path / "model").iterdir())
+    assert not (tmp_path / "model").exists()
+
+
+def test_neither_do_its_parts() -> None:
+    """Checkpoints of one module exist as well."""
+    model = build()
+    refinement = model.blocks[0].refinement
+    state = copy.deepcopy(refinement.state_dict())
+    refinement.fuse()
+    for refused in (
+        refinement.state_dict,
+        model.blocks[0].state_dict,
+        model.state_dict,
+        lambda: refinement.load_state_dict(state),
+    ):
+        with pytest.raises(RuntimeError, match="fused"):
+            refused()
 
 
 def test_a_copy_of_a_fused_model_is_fused() -> None:

@@ -131,3 +131,13 @@ def test_mask_is_reduced_by_area(factor, dtype):
 def test_mask_of_the_same_side_is_unchanged():
     mask = (torch.rand(1, 1, 8, 8) < 0.5).float()
     assert torch.equal(resize_mask(mask, 8), mask)
+
+
+def test_gradients_of_the_module():
+    image = torch.rand(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(Resize(6, 4).double(), image)
+
+
+@pytest.mark.parametrize(("source", "target"), SIDES)
+def test_matrix_of_the_module_is_the_exact_one_rounded_to_fp32(source, target):
+    assert torch.equal(Resize(source, target).matrix, resample_matrix(source, target).float())

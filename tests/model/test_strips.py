@@ -121,9 +121,48 @@ def test_strips_equal_the_modules(
             torch.testing.assert_close(record, block, rtol=1e-9, atol=1e-9)
 
 
-def test_inputs_are_not_overwritten() -> None:
-    model = naive.stir_all(RPFModel(16, 4, channels=8, width=1 / 32))
-    lr, reference = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 64, 64)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("memory", ["auto", "low"])
+def test_strips_equal_the_modules_in_fp32(
+    monkeypatch: pytest.MonkeyPatch, memory: str, mode: type[torch.no_grad]
+) -> None:
+    """From the smallest side, where the warping module has no encoder."""
+    monkeypatch.setattr(strips, "STRIP_BYTES", 20_000)
+    model = naive.stir_all(RPFModel(4, 16, channels=8, width=1 / 32, memory=memory))  # type: ignore[arg-type]
+    lr, reference = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 64, 64)
+    expected = model(lr, reference)
+    with mode():
+        torch.testing.assert_close(model(lr, reference), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_strips_round_like_the_modules_under_autocast(
+    monkeypatch: pytest.MonkeyPatch, batch: int, fused: bool
+) -> None:
+    monkeypatch.setattr(strips, "STRIP_BYTES", 20_000)
+    model = naive.stir_all(RPFModel(16, 4, channels=8, width=1 / 32, memory="low"))
+    lr, reference = torch.rand(batch, 3, 16, 16), torch.rand(batch, 3, 64, 64)
+    exact = model(lr, reference)
+    with torch.autocast("cpu", torch.bfloat16):
+        modules = model(lr, reference)
+        model = model.fuse() if fused else model
+        with torch.no_grad():
+            in_strips = model(lr, reference)
+    error = (modules - exact).abs().mean()
+    assert error > 1e-5
+    assert (in_strips - exact).abs().mean() < 2 * error
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("memory", ["auto", "low"])
+@pytest.mark.parametrize("reading", READINGS, ids=str)
+def test_inputs_are_not_overwritten(
+    reading: dict[str, object], memory: str, batch: int, layout: torch.memory_format
+) -> None:
+    model = naive.stir_all(RPFModel(16, 4, channels=8, width=1 / 32, memory=memory, **reading))  # type: ignore[arg-type]
+    lr, reference = (torch.rand(batch, 3, side, side).to(memory_format=layout) for side in (16, 64))
     levels = model.encode_reference(reference)
     copies = [x.clone() for x in (lr, reference, *levels)]
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}

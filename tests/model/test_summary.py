@@ -275,6 +275,13 @@ def test_main_names_the_file_at_fault(tmp_path, content, message, capsys):
     assert message in err.partition("config.json: ")[2]
 
 
+def test_rpf_summary(capsys):
+    from rpf_lightning.cli import main as rpf
+
+    rpf(["summary", "--scale", "2", "--width", "0.25"])
+    assert capsys.readouterr().out == table(RPFModel(16, 2, width=0.25)) + "\n"
+
+
 def test_python_dash_m(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["summary", *(f"--{name}={value}" for name, value in SMALL.items())])
     runpy.run_module("rpf_lightning.model", run_name="__main__")

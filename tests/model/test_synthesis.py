@@ -2,6 +2,7 @@ import naive_layers as naive
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from rpf_lightning.model.synthesis import SynthesisModule
@@ -109,3 +110,22 @@ def test_equals_the_network_written_out(fuse, residual, init, offset):
     expected = value + bicubic(x, 16) if residual else value + offset
     result = module(x, aligned)
     torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-6)  # the resize matrices are fp32
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_gradients(residual):
+    module = naive.stir(SynthesisModule(8, 4, 2, residual=residual).double(), std=0.3)
+    names = [name for name, _ in module.named_parameters()]
+    x, aligned = (image.requires_grad_() for image in inputs(8, 4, 1, dtype=torch.float64))
+
+    def forward(x, aligned, *values):
+        return functional_call(module, dict(zip(names, values, strict=True)), (x, aligned))
+
+    assert torch.autograd.gradcheck(forward, (x, aligned, *module.parameters()))
+
+
+def test_batch_of_three_equals_three_of_one():
+    module = naive.randomize(SynthesisModule(16, 8, 3).double(), std=0.3)
+    x, aligned = inputs(16, 8, 3, dtype=torch.float64)
+    alone = [module(x[i : i + 1], aligned[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(module(x, aligned), torch.cat(alone), atol=1e-12, rtol=1e-12)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import map_coordinates
+from torch.func import functional_call
 
 from rpf_lightning.model.warping import WarpingModule, backward_warp
 
@@ -155,3 +156,17 @@ def test_flow_equals_the_network_written_out(init, offset):
     flow, aligned = module(x, reference)
     torch.testing.assert_close(flow, expected, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(aligned, warp_of_scipy(reference, expected.detach()), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("side", [8, 16])  # without an encoder, and with one
+def test_gradients_of_the_module(side):
+    module = naive.stir(WarpingModule(side, side // 2, 2).double(), std=0.3)
+    names = [name for name, _ in module.named_parameters()]
+    x, reference = (
+        torch.rand(1, 3, s, s, dtype=torch.float64, requires_grad=True) for s in (side // 2, side)
+    )
+
+    def forward(x, reference, *values):
+        return functional_call(module, dict(zip(names, values, strict=True)), (x, reference))
+
+    assert torch.autograd.gradcheck(forward, (x, reference, *module.parameters()))

@@ -133,12 +133,12 @@ class EqualizedConv2d(nn.Module):
         """The convolution's weights at their run-time scale, (out, in, 3, 3)."""
         return self.weight if self.scale == 1 else self.weight * self.scale
 
+    @torch.no_grad()
     def fold(self, gain: float | Tensor) -> None:
         """For inference: put the scale and `gain` (a number or one per output channel) into the weights."""
-        with torch.no_grad():
-            gain = torch.as_tensor(gain, dtype=self.weight.dtype, device=self.weight.device)
-            self.weight.mul_((gain * self.scale).view(-1, 1, 1, 1))
-            self.bias.mul_(gain)
+        gain = torch.as_tensor(gain, dtype=self.weight.dtype, device=self.weight.device)
+        self.weight.mul_((gain * self.scale).view(-1, 1, 1, 1))
+        self.bias.mul_(gain)
         self.scale = 1.0
 
 
@@ -162,11 +162,11 @@ class EqualizedLinear(nn.Module):
         weight = self.weight if self.scale == 1 else self.weight * self.scale
         return F.linear(x, weight, self.bias)
 
+    @torch.no_grad()
     def fold(self, gain: float) -> None:
         """For inference: put the scale and `gain` into the weights."""
-        with torch.no_grad():
-            self.weight.mul_(self.scale * gain)
-            self.bias.mul_(gain)
+        self.weight.mul_(self.scale * gain)
+        self.bias.mul_(gain)
         self.scale = 1.0
 
 
@@ -231,19 +231,19 @@ class ModulatedConv2d(nn.Module):
         """The weights at their run-time scale, (out, in, 3, 3)."""
         return self.weight if self.scale == 1 else self.weight * self.scale
 
+    @torch.no_grad()
     def fold(self, gain: float | Tensor) -> None:
         """For inference: put the scale into the weights, `gain` (see `EqualizedConv2d.fold`) into the rest."""
-        with torch.no_grad():
-            self.style.fold(1.0)
-            self.energy = self._energy(torch.promote_types(self.weight.dtype, torch.float32))
-            self.gain = torch.as_tensor(gain, dtype=self.energy.dtype, device=self.energy.device).expand(
-                self.bias.shape
-            )
-            self.weight.mul_(self.scale)
-            self.bias.mul_(self.gain.to(self.bias.dtype))
-            if self.fir is not None:  # laid out as the transposed convolution reads it
-                transposed = self.weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
-                self.weight.data = transposed.transpose(0, 1)
+        self.style.fold(1.0)
+        self.energy = self._energy(torch.promote_types(self.weight.dtype, torch.float32))
+        self.gain = torch.as_tensor(gain, dtype=self.energy.dtype, device=self.energy.device).expand(
+            self.bias.shape
+        )
+        self.weight.mul_(self.scale)
+        self.bias.mul_(self.gain.to(self.bias.dtype))
+        if self.fir is not None:  # laid out as the transposed convolution reads it
+            transposed = self.weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
+            self.weight.data = transposed.transpose(0, 1)
         self.scale = 1.0
 
     def _energy(self, dtype: torch.dtype) -> Tensor:

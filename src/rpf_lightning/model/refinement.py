@@ -129,6 +129,7 @@ class RefinementModule(nn.Module):
         super().__init__()
         self.literal = skip == "literal"
         self.residual = residual
+        self.fused = False
         levels = int(math.log2(side // COARSEST_SIDE))  # K
         latent = max(1, round(LATENT * width))
         sides = [side // 2**i for i in range(levels)]  # S, S/2, ..., 8
@@ -181,11 +182,18 @@ class RefinementModule(nn.Module):
         embedded = coarse.flatten(1)
         return [self.act(fully_connected(embedded)) for fully_connected in self.latents]
 
+    @torch.no_grad()
     def fuse(self) -> None:
-        """For inference: fold every constant into the weights, in place; a second call changes nothing."""
-        gain = self.act.gain
-        if gain == 1:
+        """For inference: fold every constant into the weights, in place; a second call changes nothing.
+
+        The weights then fit no checkpoint: `state_dict` and `load_state_dict` raise a RuntimeError.
+        """
+        if self.fused:
             return
+        self.fused = True
+        self.register_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
+        gain = self.act.gain
         for module in self.modules():
             if isinstance(module, Activate):
                 module.gain = 1.0
@@ -198,3 +206,7 @@ class RefinementModule(nn.Module):
         for upscale in cast("list[Upscale]", self.decoder):
             upscale.fold(gain)
         self.to_rgb.fold(1.0)
+
+
+def _refuse(*_: object) -> None:
+    raise RuntimeError("this model is fused: its weights fit no checkpoint. Save or load before fuse()")

@@ -173,7 +173,6 @@ class RPFModel(nn.Module):
         self.size = lr_size * scale
         self.validate = validate
         self.memory = memory
-        self.fused = False
         sides = [lr_size * 2**n for n in range(1, int(math.log2(scale)) + 1)] if progressive else [self.size]
         self.sides = tuple(sides)
         self.blocks = nn.ModuleList(
@@ -245,10 +244,9 @@ class RPFModel(nn.Module):
         pyramid = self._check_pyramid(reference, lr, mask)
         records = []
         x = lr
-        strip_wise = self._runs_in_strips(x)
         blocks = cast("list[ReconstructionBlock]", self.blocks)[first:]
         for block, level in zip(blocks, pyramid[first:], strict=True):
-            record = block.in_strips(x, level, self.memory == "low") if strip_wise else block(x, level)
+            record = self._reconstruct(block, x, level)
             x = record.output.clamp(0, 1)
             if return_intermediates:
                 records.append(record)
@@ -296,8 +294,9 @@ class RPFModel(nn.Module):
             (B, 3, S/2, S/2) in [0, 1].
         """
         x = lr
-        for earlier, level in zip(self.blocks, self.pyramid(reference, block)[:-1], strict=False):
-            x = earlier(x, level).output.clamp(0, 1)
+        earlier = cast("list[ReconstructionBlock]", self.blocks)[: block - 1]
+        for before, level in zip(earlier, self.pyramid(reference, block)[:-1], strict=True):
+            x = self._reconstruct(before, x, level).output.clamp(0, 1)
         return x
 
     def fuse(self) -> RPFModel:
@@ -313,10 +312,6 @@ class RPFModel(nn.Module):
         self.to(memory_format=torch.channels_last)
         for block in cast("list[ReconstructionBlock]", self.blocks):
             block.refinement.fuse()
-        if not self.fused:
-            self.register_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
-            self.register_load_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
-        self.fused = True
         return self.requires_grad_(False).eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -347,10 +342,17 @@ class RPFModel(nn.Module):
         storage.restore(model, state, name)
         return model.eval()
 
-    def _runs_in_strips(self, x: Tensor) -> bool:
-        if torch.is_grad_enabled() or _is_traced():
+    def _reconstruct(self, block: ReconstructionBlock, x: Tensor, reference: Tensor) -> BlockOutput:
+        if self._runs_in_strips(block, x, reference):
+            return block.in_strips(x, reference, self.memory == "low")
+        return block(x, reference)
+
+    def _runs_in_strips(self, block: nn.Module, *inputs: Tensor) -> bool:
+        if _is_traced() or not (self.memory == "low" or inputs[0].device.type == "cpu"):
             return False
-        return self.memory == "low" or x.device.type == "cpu"
+        return not torch.is_grad_enabled() or not any(
+            tensor.requires_grad for tensor in (*inputs, *block.parameters())
+        )
 
     def _check_lr(self, lr: Tensor) -> int:
         if lr.ndim != 4 or lr.shape[1] != 3 or lr.shape[2] != lr.shape[3]:
@@ -370,10 +372,12 @@ class RPFModel(nn.Module):
             if mask is not None:
                 raise ValueError("mask was given with an encoded reference, which is masked already")
             pyramid = tuple(reference)
-            expected = [(pyramid[0].shape[0], 3, side, side) for side in self.sides] if pyramid else []
-            if [tuple(level.shape) for level in pyramid] != expected or not pyramid:
-                got = [tuple(level.shape) for level in pyramid]
+            got = [tuple(level.shape) if isinstance(level, Tensor) else type(level) for level in pyramid]
+            batch = tuple(pyramid[0].shape[:1]) if pyramid and isinstance(pyramid[0], Tensor) else ()
+            if got != [(*batch, 3, side, side) for side in self.sides]:
                 raise ValueError(f"reference: expected levels of side {_listed(self.sides)}, got {got}")
+            for level in pyramid:
+                self._check_values("reference", level)
         if pyramid[0].shape[0] not in (1, lr.shape[0]):
             raise ValueError(f"reference: expected 1 or {lr.shape[0]} images, got {pyramid[0].shape[0]}")
         return tuple(level.expand(lr.shape[0], -1, -1, -1) for level in pyramid)
@@ -387,6 +391,11 @@ class RPFModel(nn.Module):
     def _check_values(self, name: str, image: Tensor) -> None:
         if not image.is_floating_point():
             raise ValueError(f"{name}: expected floating point values in [0, 1], got {image.dtype}")
+        dtype = next(self.parameters()).dtype
+        if image.dtype != dtype and not torch.is_autocast_enabled(image.device.type):
+            raise ValueError(f"{name}: expected {dtype} as the model's weights, got {image.dtype}")
+        if not len(image):
+            raise ValueError(f"{name}: expected at least one image, got none")
         if not self.validate or _is_traced():
             return
         low, high = image.min().item(), image.max().item()
@@ -396,10 +405,6 @@ class RPFModel(nn.Module):
 
 def _is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
-
-
-def _refuse(*_: object) -> None:
-    raise RuntimeError("this RPFModel is fused: its weights fit no checkpoint. Save or load before fuse()")
 
 
 def _check_power_of_two(name: str, value: int, least: int) -> None:

@@ -93,7 +93,9 @@ def main(args: list[str] | None = None) -> None:
 
     parser = ArgumentParser(prog="rpf summary", description="Parameters and operations of a network.")
     parser.add_class_arguments(RPFModel)
-    parser.add_argument("--model_dir", type=str, help="a model directory, in place of the arguments")
+    parser.add_argument(
+        "--model_dir", "--model-dir", type=str, help="a model directory, in place of the arguments"
+    )
     given = parser.parse_args(args, defaults=False).as_dict()  # only what was typed
     directory = given.pop("model_dir", None)
     if directory is not None and given:
