@@ -2,13 +2,17 @@
 
     python benchmarks/gpu.py                 # 16 -> 1024 at width 1; benchmarks/inference.py runs it at its end
 
-Without a CUDA device it says so and measures nothing.
+Every row is measured in a process of its own, so that no memory of another variant counts. The FLOP floor of a row
+is that of a large matrix product in its precision; fp32 means fp32, not TF32. Without a CUDA device it says so and
+measures nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import measure
@@ -87,22 +91,30 @@ def report(scale: int, width: float) -> None:
         print("GPU: this machine has no CUDA device; the GPU part was not run.")
         return
     print(measure.heading())
-    with torch.device("meta"):
-        flop = 2 * sum(entry.macs for entry in count(RPFModel(16, scale, width=width)))
-    speed = bandwidth()
     rows = []
     for variant in (eager_fp32, bf16, compiled, low):
         for batch in (1, 8):
-            dtype = torch.float32 if variant is eager_fp32 else torch.bfloat16
-            ceiling = measure.ceiling("cuda", dtype, 8192)
-            moved = traffic(scale, width, batch) * dtype.itemsize
-            spent, memory = _measure(variant, scale, width, batch)
-            rows.append([
-                variant.__doc__, batch, f"{1e3 * spent:.1f}", f"{batch / spent:.1f}", f"{memory / 1e9:.1f}",
-                f"{1e3 * flop * batch / ceiling:.1f}", f"{1e3 * moved / speed:.1f}",
-            ])  # fmt: skip
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                rows.append(process.submit(row, variant, scale, width, batch).result())
     head = ["variant", "batch", "ms", "images/s", "peak GB", "FLOP floor, ms", "bandwidth floor, ms"]
     print(measure.markdown(head, rows))
+
+
+def row(variant: Callable[[RPFModel], Network], scale: int, width: float, batch: int) -> list[object]:
+    """Measure one variant in this process: a row of the table."""
+    torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions, off for matrix products
+    dtype = torch.float32 if variant is eager_fp32 else torch.bfloat16
+    with torch.device("meta"):
+        flop = 2 * sum(entry.macs for entry in count(RPFModel(16, scale, width=width)))
+    floors = (
+        flop * batch / measure.ceiling("cuda", dtype, 8192),
+        traffic(scale, width, batch) * dtype.itemsize / bandwidth(),
+    )
+    spent, memory = _measure(variant, scale, width, batch)
+    return [
+        variant.__doc__, batch, f"{1e3 * spent:.1f}", f"{batch / spent:.1f}", f"{memory / 1e9:.1f}",
+        *(f"{1e3 * floor:.1f}" for floor in floors),
+    ]  # fmt: skip
 
 
 def _measure(
@@ -110,7 +122,6 @@ def _measure(
 ) -> tuple[float, int]:
     torch.manual_seed(0)
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
     with torch.device("cuda"):
         model = RPFModel(16, scale, width=width, validate=False).eval().cuda()
         lr, reference = torch.rand(batch, 3, 16, 16), torch.rand(batch, 3, model.size, model.size)
@@ -118,6 +129,8 @@ def _measure(
         run = variant(model)
         for _ in range(3):
             run(lr, reference)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()  # without the workspaces of autotuning
         spent = min(measure.seconds(lambda: run(lr, reference), "cuda") for _ in range(10))
     return spent, torch.cuda.max_memory_allocated()
 

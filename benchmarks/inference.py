@@ -1,8 +1,8 @@
 """Inference time and memory of the whole network: the floor, a straightforward version, and ours.
 
-    python benchmarks/inference.py                       # 16 -> 1024 at width 1, all tables (about 6 minutes)
+    python benchmarks/inference.py                       # 16 -> 1024 at width 1, all tables (about 12 minutes)
     python benchmarks/inference.py --scale 8 --width 0.25
-    python benchmarks/inference.py --only ours low
+    python benchmarks/inference.py --only ours low compiled
 
 Every variant runs in a process of its own: ceilings taken before and after, one forward to warm up, then the best of
 `--repeats`. The floor is the network's FLOP divided by the ceiling, which is a large fp32 matrix product; where the
@@ -44,7 +44,7 @@ def straightforward(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
 
 def modules(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
     """The modules' own forward, which training uses: activations modulated."""
-    model._runs_in_strips = lambda x: False  # type: ignore[method-assign]
+    model._runs_in_strips = lambda *_: False  # type: ignore[method-assign]
     return lambda: model(lr, reference)
 
 
@@ -84,10 +84,15 @@ def low(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
     return lambda: model(lr, reference)
 
 
-VARIANTS = {
-    variant.__name__: variant
-    for variant in (straightforward, modules, channels_last, fused, whole_maps, ours, unfused, low)
-}
+def compiled(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
+    """torch.compile of the fused modules."""
+    model.fuse()
+    network = torch.compile(model)
+    return lambda: network(lr, reference)
+
+
+DEFAULT = (straightforward, modules, channels_last, fused, whole_maps, ours, unfused, low)
+VARIANTS = {variant.__name__: variant for variant in (*DEFAULT, compiled)}  # the last needs a C++ compiler
 
 
 def build(options: argparse.Namespace) -> tuple[RPFModel, Tensor, Tensor]:
@@ -128,35 +133,34 @@ def run_variant(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def layers(run: Run) -> list[list[Any]]:
     """Seconds and MACs of one run by kind of layer: [name, calls, GMAC, seconds], largest first."""
-    with torch.profiler.profile(record_shapes=True) as profile:
+    with torch.profiler.profile(record_shapes=True, with_flops=True) as profile:
         run()
     groups: dict[str, list[Any]] = defaultdict(lambda: [0, 0.0, 0.0])
     for event in profile.key_averages(group_by_input_shape=True):
-        shapes = event.input_shapes
         if event.key in ("aten::conv2d", "aten::conv_transpose2d"):
-            (_, _, height, width), weight = shapes[0], shapes[1]
-            group, macs = _convolution(event.key, height, width, weight)
+            group, macs = _convolution(event)
             total = event.cpu_time_total
         else:
-            group, macs, total = event.key.removeprefix("aten::"), 0.0, event.self_cpu_time_total
+            group, macs, total = event.key.removeprefix("aten::"), event.flops / 2, event.self_cpu_time_total
             if "conv" in group:
                 continue  # inside the two above
         row = groups[group]
         row[0] += event.count
-        row[1] += macs * event.count / 1e9
+        row[1] += macs / 1e9
         row[2] += total / 1e6
     return sorted(([name, *row] for name, row in groups.items()), key=lambda row: -row[3])
 
 
-def _convolution(key: str, height: int, width: int, weight: list[int]) -> tuple[str, float]:
-    a, b, kernel = weight[0], weight[1], weight[2]
-    macs = float(a * b * kernel * kernel * height * width)
-    if key == "aten::conv_transpose2d":
+def _convolution(event: Any) -> tuple[str, float]:
+    """Name and MACs of all calls of one shape; the rows of a strip's rim count, for they are computed."""
+    (_, _, height, width), weight = event.input_shapes[:2]
+    a, b, kernel = weight[:3]
+    if event.key == "aten::conv_transpose2d":  # the profiler does not know its FLOP
+        macs = float(a * b * kernel * kernel * height * width) * event.input_shapes[0][0] * event.count
         return f"deconv {kernel}x{kernel} {a} -> {b}, from width {width}", macs
-    if kernel == 4:  # FIR, one filter per channel
-        return f"FIR, {a} channels, width {width}", macs
-    stride = 2 if width % 2 else 1  # only the FIR's output has an odd width
-    return f"conv {b} -> {a}, width {width}", macs / stride**2
+    if kernel == 4:
+        return f"FIR, {a} channels, width {width}", event.flops / 2
+    return f"conv {b} -> {a}, width {width}", event.flops / 2
 
 
 def reuse(model: RPFModel, lr: Tensor, reference: Tensor) -> dict[str, float]:
@@ -308,7 +312,8 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
+    names = [variant.__name__ for variant in DEFAULT]
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=names, metavar="VARIANT")
     parser.add_argument("--layers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--child", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--output", help=argparse.SUPPRESS)

@@ -1,0 +1,110 @@
+"""The benchmark scripts measure what they say: the same network in every row, its operations counted once."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rpf_lightning.model import strips
+from rpf_lightning.model.summary import count
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == FOLDER:
+            del sys.modules[name]
+
+
+@pytest.fixture
+def inference(monkeypatch):
+    import inference
+    import measure
+
+    monkeypatch.setattr(measure, "ceiling", lambda: 100e9)
+    monkeypatch.setattr(measure, "convolution_ceiling", lambda: 200e9)
+    return inference
+
+
+@pytest.fixture
+def options(tmp_path):
+    return argparse.Namespace(
+        scale=4, width=1 / 16, threads=1, repeats=1, layers=True, output=tmp_path / "output"
+    )
+
+
+NAMES = (
+    "straightforward", "modules", "channels_last", "fused", "whole_maps", "ours", "unfused", "low",
+)  # fmt: skip
+
+
+def test_every_variant_is_listed(inference):
+    assert [variant.__name__ for variant in inference.DEFAULT] == list(NAMES)
+    assert [*inference.VARIANTS] == [*NAMES, "compiled"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_variants_compute_the_same(name, inference, options, monkeypatch):
+    monkeypatch.setattr(strips, "STRIP_BYTES", 100_000)
+    options.layers = False
+    model, lr, reference = inference.build(options)
+    expected, records = model(lr, reference, return_intermediates=True)
+    assert ((expected > 0) & (expected < 1)).float().mean() > 0.9
+    assert all(record.flow.std() > 0.5 for record in records)
+    result = inference.run_variant(name, options)
+    torch.testing.assert_close(torch.load(options.output), expected.detach(), atol=1e-4, rtol=0)
+    assert result["ceiling"] == 100e9
+    assert result["convolution"] == 200e9
+    assert result["seconds"] > 0
+    assert result["loaded"] > 100
+
+
+def test_only_the_strips_run_in_strips(inference, options, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("in strips")
+
+    monkeypatch.setattr(strips, "synthesize", refuse)
+    options.layers = False
+    for name in ("straightforward", "modules", "channels_last", "fused"):
+        inference.run_variant(name, options)
+    for name in ("whole_maps", "ours", "unfused", "low"):
+        with pytest.raises(AssertionError, match="in strips"):
+            inference.run_variant(name, options)
+
+
+def test_layers_hold_every_operation_once(inference, options):
+    layers = inference.run_variant("ours", options)["layers"]
+    model = inference.build(options)[0]
+    assert sum(row[2] for row in layers) == pytest.approx(sum(c.macs for c in count(model)) / 1e9, rel=0.01)
+    assert [row[3] for row in layers] == sorted((row[3] for row in layers), reverse=True)
+    convolutions = {name: gmac for name, _, gmac, _ in layers if name.startswith(("conv", "deconv", "FIR"))}
+    assert all(gmac > 0 for gmac in convolutions.values())
+    # eight of the synthesis' residual blocks at side 64, and of the warping module a stride 2
+    assert convolutions["conv 64 -> 64, width 64"] == pytest.approx(8.25 * 64 * 64 * 9 * 64 * 64 / 1e9)
+
+
+def test_without_a_gpu_the_script_says_so(capsys, monkeypatch):
+    import gpu
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu.report(4, 1 / 16)
+    assert capsys.readouterr().out == "GPU: this machine has no CUDA device; the GPU part was not run.\n"
+
+
+def test_traffic_is_what_convolutions_read_and_write():
+    import gpu
+
+    with gpu.Traffic() as mode:
+        nn.Conv2d(3, 5, 3, stride=2, padding=1)(torch.zeros(2, 3, 8, 8)).relu()
+    assert mode.values == 2 * 3 * 8 * 8 + 5 * 3 * 3 * 3 + 2 * 5 * 4 * 4
+    one, two, three = (gpu.traffic(4, 1 / 16, batch) for batch in (1, 2, 3))
+    assert three - two == two - one  # the weights are read once
+    assert 0 < two - one < one
