@@ -8,6 +8,7 @@ Every variant runs in a process of its own: ceilings taken before and after, one
 `--repeats`. The floor is the network's FLOP divided by the ceiling, which is a large fp32 matrix product; where the
 processor's convolutions are faster than its matrix products, the second ratio, to the rate of a 512 -> 512
 convolution, is the stricter one. `difference` is the largest absolute difference of the output to the first variant's.
+Memory is resident memory: after loading the model, and how much the variant's preparation and runs add to that.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ from straightforward import StraightforwardRPF
 from torch import Tensor
 
 from rpf_lightning.model import RPFModel, strips
+from rpf_lightning.model.resize import resize
 from rpf_lightning.model.summary import count
 
 Run = Callable[[], Tensor]
+IMAGES = "images.pt"
 
 
 def straightforward(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
@@ -72,8 +75,7 @@ def ours(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
 
 
 def unfused(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
-    """The same without fuse(), channels_last."""
-    model.to(memory_format=torch.channels_last)
+    """The same without fuse(), as loaded."""
     return lambda: model(lr, reference)
 
 
@@ -96,7 +98,7 @@ VARIANTS = {variant.__name__: variant for variant in (*DEFAULT, compiled)}  # th
 
 
 def build(options: argparse.Namespace) -> tuple[RPFModel, Tensor, Tensor]:
-    """A seeded model whose warp is not the identity, and seeded images."""
+    """A seeded model whose warp is not the identity, and seeded images without hard noise, like faces."""
     torch.manual_seed(0)
     model = RPFModel(16, options.scale, width=options.width, validate=False).eval()
     with torch.no_grad():
@@ -104,7 +106,14 @@ def build(options: argparse.Namespace) -> tuple[RPFModel, Tensor, Tensor]:
             block.warping.flow_head.weight.normal_(std=0.5)  # type: ignore[union-attr, operator]
             block.refinement.to_rgb.weight.mul_(0.1)  # type: ignore[union-attr, operator]
             block.refinement.to_rgb.bias.fill_(0.5)  # type: ignore[union-attr, operator]
-    return model, torch.rand(1, 3, 16, 16), torch.rand(1, 3, model.size, model.size)
+    return model, torch.rand(1, 3, 16, 16), resize(torch.rand(1, 3, 32, 32), model.size).clamp(0, 1)
+
+
+def save(options: argparse.Namespace) -> None:
+    """Write the model and the images for the processes that measure."""
+    model, *images = build(options)
+    model.save_pretrained(options.folder)
+    torch.save(tuple(images), options.folder / IMAGES)
 
 
 def run_variant(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -113,10 +122,11 @@ def run_variant(name: str, options: argparse.Namespace) -> dict[str, Any]:
     with torch.inference_mode():
         before = measure.ceiling(), measure.convolution_ceiling()
         with torch.inference_mode(False):
-            model, lr, reference = build(options)
-        run = VARIANTS[name](model, lr, reference)
+            model = RPFModel.from_pretrained(options.folder, validate=False)
+        lr, reference = torch.load(options.folder / IMAGES)
         loaded = measure.resident()
         measure.reset_peak()
+        run = VARIANTS[name](model, lr, reference)
         output = run()
         times = [measure.seconds(run) for _ in range(options.repeats)]
         memory = measure.peak() - loaded
@@ -124,7 +134,7 @@ def run_variant(name: str, options: argparse.Namespace) -> dict[str, Any]:
         product, convolution = ((a + b) / 2 for a, b in zip(before, after, strict=True))
         result = {"seconds": min(times), "loaded": loaded, "memory": memory}
         result |= {"ceiling": product, "convolution": convolution}
-        torch.save(output, options.output)
+        torch.save(output, options.folder / name)
         if name == "ours" and options.layers:
             result["layers"] = layers(run)
             result["reuse"] = reuse(model, lr, reference)
@@ -231,11 +241,11 @@ def up_folded(x: Tensor, weight: Tensor) -> Tensor:
     return F.pixel_shuffle(F.conv2d(x, weight, padding=1), 2)
 
 
-def child(name: str, options: argparse.Namespace, output: Path) -> dict[str, Any]:
-    """Measure one variant in a fresh process, which leaves its output in a file."""
-    command = [sys.executable, __file__, "--child", name, "--scale", options.scale, "--width", options.width]
+def child(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one variant in a fresh process, which leaves its output in the folder."""
+    command = [sys.executable, __file__, "--child", name, "--folder", options.folder]
     command += ["--threads", options.threads, "--repeats", options.repeats]
-    command += ["--layers" if options.layers else "--no-layers", "--output", output]
+    command += ["--layers" if options.layers else "--no-layers"]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr}")
@@ -252,8 +262,10 @@ def report(options: argparse.Namespace) -> None:
     print(f"\n16 -> {model.size}, width {options.width}, batch 1, fp32: {macs / 1e9:.0f} GMAC\n")
     results = {}
     with tempfile.TemporaryDirectory() as folder:
+        options.folder = Path(folder)
+        save(options)
         for name in options.only:
-            results[name] = child(name, options, Path(folder) / name)
+            results[name] = child(name, options)
             print(name, results[name]["seconds"], file=sys.stderr)
         outputs = {name: torch.load(Path(folder) / name) for name in options.only}
     rows = []
@@ -268,7 +280,7 @@ def report(options: argparse.Namespace) -> None:
         ])  # fmt: skip
     head = [
         "variant", "ceilings, GFLOP/s", "floor, s", "seconds", "ratio", "to convolution",
-        "loaded, MB", "peak - loaded, MB", "difference",
+        "loaded, MB", "peak adds, MB", "difference",
     ]  # fmt: skip
     print(measure.markdown(head, rows))
     if "ours" in results and options.layers:
@@ -316,7 +328,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=names, metavar="VARIANT")
     parser.add_argument("--layers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--child", choices=VARIANTS, help=argparse.SUPPRESS)
-    parser.add_argument("--output", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         print(json.dumps(run_variant(options.child, options)))

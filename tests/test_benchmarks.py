@@ -37,7 +37,7 @@ def inference(monkeypatch):
 @pytest.fixture
 def options(tmp_path):
     return argparse.Namespace(
-        scale=4, width=1 / 16, threads=1, repeats=1, layers=True, output=tmp_path / "output"
+        scale=4, width=1 / 16, threads=1, repeats=1, layers=True, folder=tmp_path / "model"
     )
 
 
@@ -55,12 +55,13 @@ def test_every_variant_is_listed(inference):
 def test_variants_compute_the_same(name, inference, options, monkeypatch):
     monkeypatch.setattr(strips, "STRIP_BYTES", 100_000)
     options.layers = False
+    inference.save(options)
     model, lr, reference = inference.build(options)
     expected, records = model(lr, reference, return_intermediates=True)
     assert ((expected > 0) & (expected < 1)).float().mean() > 0.9
     assert all(record.flow.std() > 0.5 for record in records)
     result = inference.run_variant(name, options)
-    torch.testing.assert_close(torch.load(options.output), expected.detach(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.load(options.folder / name), expected.detach(), atol=1e-4, rtol=0)
     assert result["ceiling"] == 100e9
     assert result["convolution"] == 200e9
     assert result["seconds"] > 0
@@ -73,6 +74,7 @@ def test_only_the_strips_run_in_strips(inference, options, monkeypatch):
 
     monkeypatch.setattr(strips, "synthesize", refuse)
     options.layers = False
+    inference.save(options)
     for name in ("straightforward", "modules", "channels_last", "fused"):
         inference.run_variant(name, options)
     for name in ("whole_maps", "ours", "unfused", "low"):
@@ -81,6 +83,7 @@ def test_only_the_strips_run_in_strips(inference, options, monkeypatch):
 
 
 def test_layers_hold_every_operation_once(inference, options):
+    inference.save(options)
     layers = inference.run_variant("ours", options)["layers"]
     model = inference.build(options)[0]
     assert sum(row[2] for row in layers) == pytest.approx(sum(c.macs for c in count(model)) / 1e9, rel=0.01)

@@ -15,6 +15,7 @@ from rpf_lightning.model.layers import (
     LRFeatures,
     ModulatedConv2d,
     init_convolutions,
+    lay_out,
 )
 
 
@@ -210,3 +211,15 @@ def test_batch_of_three_equals_three_of_one(layer, shapes):
     alone = [layer(*(x[i : i + 1] for x in inputs)) for i in range(3)]
     torch.testing.assert_close(layer(*inputs), torch.cat(alone), atol=1e-12, rtol=0)
     assert (alone[0] - alone[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("order", [(0, 2, 3, 1), (1, 2, 3, 0)])
+@pytest.mark.parametrize("before", [torch.contiguous_format, torch.channels_last])
+def test_lay_out_reorders_a_weight_in_its_own_memory(order, before):
+    weight = nn.Parameter(torch.randn(4, 5, 3, 2).to(memory_format=before))
+    expected, address = weight.detach().clone(), weight.data_ptr()
+    lay_out(weight, order)
+    assert torch.equal(weight, expected)
+    assert weight.permute(order).is_contiguous()
+    assert weight.data_ptr() == address
+    assert weight.untyped_storage().nbytes() == 4 * 4 * 5 * 3 * 2

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import platform
+import subprocess
+import sys
 
 import naive_layers as naive
 import pytest
@@ -92,14 +95,18 @@ def test_whole_computes_strips_of_the_given_size(monkeypatch: pytest.MonkeyPatch
         return source.rows(first, stop)
 
     watched = source._replace(rows=rows)
+    released = []
+    monkeypatch.setattr(strips, "release", lambda: released.append(True))
     whole = strips.whole(watched, batch)
     assert asked == [(0, 16)]
+    assert not released
     asked.clear()
     monkeypatch.setattr(strips, "STRIP_BYTES", 4 * 16 * 4 * 5)  # 5 rows of 16 columns and 4 channels
     torch.testing.assert_close(strips.whole(watched, batch), whole)
     assert [a for a, _ in asked] == [0, *(b for _, b in asked[:-1])]
     assert asked[-1][1] == 16
     assert max(b - a for a, b in asked) <= 5 // batch + (5 % batch > 0)
+    assert released == [True]
 
 
 @pytest.mark.parametrize("strip_bytes", [2**24, 60_000])
@@ -245,3 +252,25 @@ def test_a_residual_block_keeps_its_input() -> None:
     x = image(4)
     with torch.no_grad():
         every_range(strips._residual(strips.stored(x), block), block(x))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc only")
+def test_release_gives_memory_back() -> None:
+    """64 MB between pieces that stay in use: the C library keeps the holes until it is told."""
+    code = """
+import torch
+from pathlib import Path
+from rpf_lightning.model.strips import release
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+torch.empty(2**24, dtype=torch.uint8)  # freed: from now on, pieces of this size come from the heap
+pieces = [torch.ones(2**20, dtype=torch.uint8) for _ in range(128)]
+del pieces[::2]
+before = resident()
+release()
+print(before - resident())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 32 * 2**20

@@ -34,6 +34,21 @@ def _output_stride(layer: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, ...]:
     return layer.stride if isinstance(layer, nn.ConvTranspose2d) else (1,)
 
 
+@torch.no_grad()
+def lay_out(weight: nn.Parameter, order: tuple[int, ...] = (0, 2, 3, 1)) -> None:
+    """Reorder a weight's values inside its own memory, so that no second model's worth of memory is ever held.
+
+    Args:
+        weight: Dense, in any layout; its shape and values stay the same.
+        order: Its dimensions from the slowest to the fastest in memory; the default is channels_last.
+    """
+    ordered = weight.permute(order).contiguous()
+    memory = weight.as_strided((weight.numel(),), (1,))
+    memory.copy_(ordered.flatten())
+    back = [order.index(dimension) for dimension in range(len(order))]
+    weight.data = memory.view(ordered.shape).permute(back)
+
+
 class LRFeatures(nn.Module):
     """Brings x^(n) to side S: convolution to 4C channels and pixel shuffle by 2, ReLU.
 
@@ -241,9 +256,8 @@ class ModulatedConv2d(nn.Module):
         )
         self.weight.mul_(self.scale)
         self.bias.mul_(self.gain.to(self.bias.dtype))
-        if self.fir is not None:  # laid out as the transposed convolution reads it
-            transposed = self.weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
-            self.weight.data = transposed.transpose(0, 1)
+        if self.fir is not None:
+            lay_out(self.weight, (1, 2, 3, 0))  # channels_last for the transposed convolution
         self.scale = 1.0
 
     def _energy(self, dtype: torch.dtype) -> Tensor:

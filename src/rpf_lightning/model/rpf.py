@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rpf_lightning.model import storage, strips
-from rpf_lightning.model.layers import Activation
+from rpf_lightning.model.layers import Activation, lay_out
 from rpf_lightning.model.refinement import RefinementModule, Skip
 from rpf_lightning.model.resize import Resize, resize
 from rpf_lightning.model.synthesis import SynthesisModule
@@ -126,9 +126,9 @@ class RPFModel(nn.Module):
         init: ``"kaiming"`` with images centred by -0.5 at the first convolutions, or ``"torch"``.
         validate: Check the values of the inputs (range, NaN). It synchronises a GPU; shapes are always
             checked. Skipped while exporting or compiling.
-        memory: Without gradients a CPU computes the feature maps in strips (faster, and about 1 GB less at side
-            1024), a GPU as a whole. ``"low"``: in strips everywhere, and the two largest maps of each block are
-            computed twice instead of kept.
+        memory: Without gradients a CPU computes the feature maps in strips (faster, and in less than half the
+            memory: `benchmarks/RESULTS.md`), a GPU as a whole. ``"low"``: in strips everywhere, and the two
+            largest maps of each block are computed twice instead of kept.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -309,9 +309,12 @@ class RPFModel(nn.Module):
         Returns:
             The model itself, in eval mode.
         """
-        self.to(memory_format=torch.channels_last)
+        for parameter in self.parameters():
+            if parameter.ndim == 4:
+                lay_out(parameter)
         for block in cast("list[ReconstructionBlock]", self.blocks):
             block.refinement.fuse()
+        strips.release()  # of the weights' copies
         return self.requires_grad_(False).eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
