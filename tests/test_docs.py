@@ -1,0 +1,39 @@
+"""Commands and names in the documentation exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rpf_lightning import RPFModel
+from rpf_lightning.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_named_files_exist(page):
+    text = page.read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    named = re.findall(r"`((?:benchmarks|configs|docs|notebooks|tests)/[\w./-]+)`", text)
+    named += re.findall(r"python (benchmarks/\w+\.py)", text)
+    missing = [link for link in links if not (page.parent / link).exists()]
+    missing += [name for name in named if not (ROOT / name).exists()]
+    assert missing == []
+
+
+def test_export_page(model_dir, tmp_path, monkeypatch, capsys):
+    """Its commands run, and what the graph leaves to the caller is named."""
+    page = (ROOT / "docs" / "inference.md").read_text()
+    commands = re.findall(r"^    rpf (export .*?)(?:\s+#.*)?$", page, flags=re.MULTILINE)
+    assert len(commands) == 2
+    monkeypatch.chdir(tmp_path)
+    Path("runs/demo").mkdir(parents=True)
+    RPFModel.from_pretrained(model_dir).save_pretrained("runs/demo/model")
+    for command in commands:
+        main(command.split())
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "model.onnx", "model.pt2"}
+    left = page[page.index("Not in the graph") :]
+    for word in ("decoding", "aligning", "the mask", "checks of values", "batch size", "intermediates"):
+        assert word in left
