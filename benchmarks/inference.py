@@ -98,13 +98,14 @@ VARIANTS = {variant.__name__: variant for variant in (*DEFAULT, compiled)}  # th
 
 
 def build(options: argparse.Namespace) -> tuple[RPFModel, Tensor, Tensor]:
-    """A seeded model whose warp is not the identity, and seeded images without hard noise, like faces."""
+    """A seeded model whose warp is not the identity and whose images are in the range of photos; smooth inputs."""
     torch.manual_seed(0)
     model = RPFModel(16, options.scale, width=options.width, validate=False).eval()
     with torch.no_grad():
         for block in model.blocks:
             block.warping.flow_head.weight.normal_(std=0.5)  # type: ignore[union-attr, operator]
-            block.refinement.to_rgb.weight.mul_(0.1)  # type: ignore[union-attr, operator]
+            block.synthesis.to_rgb.weight.mul_(0.1)  # type: ignore[union-attr, operator]
+            block.refinement.to_rgb.weight.mul_(0.4)  # type: ignore[union-attr, operator]
             block.refinement.to_rgb.bias.fill_(0.5)  # type: ignore[union-attr, operator]
     return model, torch.rand(1, 3, 16, 16), resize(torch.rand(1, 3, 32, 32), model.size).clamp(0, 1)
 
