@@ -26,7 +26,7 @@ STRIP_BYTES = 16 * 2**20  # of the widest map in a strip: half of what the C lib
 
 
 def release() -> None:
-    """Give the system back what the C library keeps of freed strips: 0.3 to 0.6 GB after side 1024.
+    """Give the system back what the C library keeps of freed strips, which would add up to hundreds of MB.
 
     Only glibc needs to be told, and only there it does anything.
     """
