@@ -101,7 +101,8 @@ def test_frozen_dropout_stays_silent(model_dir: Path, fit: Fit) -> None:
             return self.inner(*args)
 
     stage = WarpingStage(str(model_dir), 2)
-    stage.model.blocks[0].refinement = Spy(stage.model.blocks[0].refinement, "frozen")
+    latents = stage.model.blocks[0].refinement.latents  # called as modules in strips too
+    latents[0] = Spy(latents[0], "frozen")
     stage.model.blocks[1].warping.flow_head = Spy(stage.model.blocks[1].warping.flow_head, "trained")
     fit(stage, callbacks=[FreezeEarlierBlocks()], fast_dev_run=2)
     assert seen == {"frozen": [False] * 2, "trained": [True] * 2}
