@@ -167,7 +167,7 @@ class StraightforwardRPF(nn.Module):
 
 
 def _refuse_fused(model: RPFModel) -> None:
-    if any(block.refinement.fused for block in model.blocks):
+    if model.fused:
         raise ValueError("model: is fused; its weights already hold the scales that are applied here")
 
 

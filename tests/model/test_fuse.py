@@ -123,8 +123,13 @@ def test_a_fused_model_meets_no_checkpoint(tmp_path: Path) -> None:
     model.fuse()
     with pytest.raises(RuntimeError, match="fused"):
         model.state_dict()
+    other = {name: weight + 1 for name, weight in state.items()}
     with pytest.raises(RuntimeError, match="fused"):
-        model.load_state_dict(state)
+        model.load_state_dict(other)
+    with pytest.raises(RuntimeError, match="fused"):
+        model.blocks[0].load_state_dict(model.blocks[1].warping.state_dict(prefix="warping."))
+    for name, weight in model.blocks[0].warping.named_parameters():  # nothing was loaded by halves
+        assert torch.equal(weight, state[f"blocks.0.warping.{name}"]), name
     with pytest.raises(RuntimeError, match="fused"):
         model.save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model").exists()

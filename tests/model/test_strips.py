@@ -36,6 +36,28 @@ def every_range(source: Map, expected: Tensor) -> None:
         torch.testing.assert_close(rows, expected[:, :, first:stop], rtol=0, atol=1e-12)
 
 
+@pytest.fixture
+def most_strips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Notes for every whole map in how many strips it was computed; strips are small, so that there are several."""
+    monkeypatch.setattr(strips, "STRIP_BYTES", 20_000)
+    numbers: list[int] = []
+    original = strips.whole
+
+    def whole(source: Map, batch: int) -> Tensor:
+        asked = []
+
+        def rows(first: int, stop: int) -> Tensor:
+            asked.append(first)
+            return source.rows(first, stop)
+
+        result = original(source._replace(rows=rows), batch)
+        numbers.append(len(asked))
+        return result
+
+    monkeypatch.setattr(strips, "whole", whole)
+    return numbers
+
+
 def image(channels: int = 3, height: int = 8, width: int = 6, batch: int = 1) -> Tensor:
     return torch.randn(batch, channels, height, width, dtype=torch.float64)
 
@@ -131,31 +153,36 @@ def test_strips_equal_the_modules(
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("memory", ["auto", "low"])
 def test_strips_equal_the_modules_in_fp32(
-    monkeypatch: pytest.MonkeyPatch, memory: str, mode: type[torch.no_grad]
+    most_strips: list[int], memory: str, mode: type[torch.no_grad]
 ) -> None:
     """From the smallest side, where the warping module has no encoder."""
-    monkeypatch.setattr(strips, "STRIP_BYTES", 20_000)
     model = naive.stir_all(RPFModel(4, 16, channels=8, width=1 / 32, memory=memory))  # type: ignore[arg-type]
     lr, reference = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 64, 64)
     expected = model(lr, reference)
+    assert ((expected > 0) & (expected < 1)).float().mean() > 0.5
+    assert expected.std() > 0.05
+    assert not most_strips  # so far the modules ran
     with mode():
-        torch.testing.assert_close(model(lr, reference), expected, rtol=0, atol=1e-5)
+        output = model(lr, reference)
+    assert max(most_strips) > 4
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_strips_round_like_the_modules_under_autocast(
-    monkeypatch: pytest.MonkeyPatch, batch: int, fused: bool
+    most_strips: list[int], batch: int, fused: bool
 ) -> None:
-    monkeypatch.setattr(strips, "STRIP_BYTES", 20_000)
     model = naive.stir_all(RPFModel(16, 4, channels=8, width=1 / 32, memory="low"))
     lr, reference = torch.rand(batch, 3, 16, 16), torch.rand(batch, 3, 64, 64)
     exact = model(lr, reference)
     with torch.autocast("cpu", torch.bfloat16):
         modules = model(lr, reference)
+        assert not most_strips
         model = model.fuse() if fused else model
         with torch.no_grad():
             in_strips = model(lr, reference)
+    assert max(most_strips) > 4
     error = (modules - exact).abs().mean()
     assert error > 1e-5
     assert (in_strips - exact).abs().mean() < 2 * error
@@ -166,7 +193,7 @@ def test_strips_round_like_the_modules_under_autocast(
 @pytest.mark.parametrize("memory", ["auto", "low"])
 @pytest.mark.parametrize("reading", READINGS, ids=str)
 def test_inputs_are_not_overwritten(
-    reading: dict[str, object], memory: str, batch: int, layout: torch.memory_format
+    most_strips: list[int], reading: dict[str, object], memory: str, batch: int, layout: torch.memory_format
 ) -> None:
     model = naive.stir_all(RPFModel(16, 4, channels=8, width=1 / 32, memory=memory, **reading))  # type: ignore[arg-type]
     lr, reference = (torch.rand(batch, 3, side, side).to(memory_format=layout) for side in (16, 64))
@@ -176,6 +203,7 @@ def test_inputs_are_not_overwritten(
     with torch.no_grad():
         first, second = model(lr, levels), model(lr, levels)
         assert torch.equal(first, second)
+    assert max(most_strips) > 4
     for x, copy in zip((lr, reference, *levels), copies, strict=True):
         assert torch.equal(x, copy)
     for name, weight in model.state_dict().items():

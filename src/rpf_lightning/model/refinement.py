@@ -191,8 +191,7 @@ class RefinementModule(nn.Module):
         if self.fused:
             return
         self.fused = True
-        self.register_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
+        refuse_checkpoints(self)
         gain = self.act.gain
         for module in self.modules():
             if isinstance(module, Activate):
@@ -206,6 +205,12 @@ class RefinementModule(nn.Module):
         for upscale in cast("list[Upscale]", self.decoder):
             upscale.fold(gain)
         self.to_rgb.fold(1.0)
+
+
+def refuse_checkpoints(module: nn.Module) -> None:
+    """Make `state_dict` and `load_state_dict` of a fused module, or of one that holds it, raise a RuntimeError."""
+    module.register_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
 
 
 def _refuse(*_: object) -> None:

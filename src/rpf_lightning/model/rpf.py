@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rpf_lightning.model import storage, strips
 from rpf_lightning.model.layers import Activation, lay_out
-from rpf_lightning.model.refinement import RefinementModule, Skip
+from rpf_lightning.model.refinement import RefinementModule, Skip, refuse_checkpoints
 from rpf_lightning.model.resize import Resize, resize
 from rpf_lightning.model.synthesis import SynthesisModule
 from rpf_lightning.model.warping import FlowUnit, WarpingModule
@@ -173,6 +173,7 @@ class RPFModel(nn.Module):
         self.size = lr_size * scale
         self.validate = validate
         self.memory = memory
+        self.fused = False
         sides = [lr_size * 2**n for n in range(1, int(math.log2(scale)) + 1)] if progressive else [self.size]
         self.sides = tuple(sides)
         self.blocks = nn.ModuleList(
@@ -313,7 +314,12 @@ class RPFModel(nn.Module):
             if parameter.ndim == 4:
                 lay_out(parameter)
         for block in cast("list[ReconstructionBlock]", self.blocks):
-            block.refinement.fuse()
+            if not block.refinement.fused:
+                block.refinement.fuse()
+                refuse_checkpoints(block)
+        if not self.fused:
+            refuse_checkpoints(self)  # before it would have loaded the modules that come first
+        self.fused = True
         strips.release()  # of the weights' copies
         return self.requires_grad_(False).eval()
 
