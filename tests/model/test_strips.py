@@ -188,25 +188,32 @@ def test_strips_round_like_the_modules_under_autocast(
     assert (in_strips - exact).abs().mean() < 2 * error
 
 
+@pytest.mark.parametrize("fused", [False, True])  # fused, the convolutions get the parameters themselves
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("memory", ["auto", "low"])
 @pytest.mark.parametrize("reading", READINGS, ids=str)
 def test_inputs_are_not_overwritten(
-    most_strips: list[int], reading: dict[str, object], memory: str, batch: int, layout: torch.memory_format
+    most_strips: list[int],
+    reading: dict[str, object],
+    memory: str,
+    batch: int,
+    layout: torch.memory_format,
+    fused: bool,
 ) -> None:
     model = naive.stir_all(RPFModel(16, 4, channels=8, width=1 / 32, memory=memory, **reading))  # type: ignore[arg-type]
+    model = model.fuse() if fused else model
     lr, reference = (torch.rand(batch, 3, side, side).to(memory_format=layout) for side in (16, 64))
     levels = model.encode_reference(reference)
     copies = [x.clone() for x in (lr, reference, *levels)]
-    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    weights = {name: weight.clone() for name, weight in model.named_parameters()}
     with torch.no_grad():
         first, second = model(lr, levels), model(lr, levels)
         assert torch.equal(first, second)
     assert max(most_strips) > 4
     for x, copy in zip((lr, reference, *levels), copies, strict=True):
         assert torch.equal(x, copy)
-    for name, weight in model.state_dict().items():
+    for name, weight in model.named_parameters():
         assert torch.equal(weight, weights[name]), name
 
 
