@@ -110,11 +110,11 @@ def build(options: argparse.Namespace) -> tuple[RPFModel, Tensor, Tensor]:
     return model, torch.rand(1, 3, 16, 16), resize(torch.rand(1, 3, 32, 32), model.size).clamp(0, 1)
 
 
-def save(options: argparse.Namespace) -> None:
+def save(folder: Path, options: argparse.Namespace) -> None:
     """Write the model and the images for the processes that measure."""
     model, *images = build(options)
-    model.save_pretrained(options.folder)
-    torch.save(tuple(images), options.folder / IMAGES)
+    model.save_pretrained(folder)
+    torch.save(tuple(images), folder / IMAGES)
 
 
 def run_variant(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -264,7 +264,7 @@ def report(options: argparse.Namespace) -> None:
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         options.folder = Path(folder)
-        save(options)
+        save(options.folder, options)
         for name in options.only:
             results[name] = child(name, options)
             print(name, results[name]["seconds"], file=sys.stderr)
@@ -328,10 +328,15 @@ def main() -> None:
     names = [variant.__name__ for variant in DEFAULT]
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=names, metavar="VARIANT")
     parser.add_argument("--layers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--save", type=Path, metavar="DIR", help="only write the measured model and its images"
+    )
     parser.add_argument("--child", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
+    if options.save:
+        save(options.save, options)
+    elif options.child:
         print(json.dumps(run_variant(options.child, options)))
     else:
         report(options)

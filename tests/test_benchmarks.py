@@ -55,7 +55,7 @@ def test_every_variant_is_listed(inference):
 def test_variants_compute_the_same(name, inference, options, monkeypatch):
     monkeypatch.setattr(strips, "STRIP_BYTES", 100_000)
     options.layers = False
-    inference.save(options)
+    inference.save(options.folder, options)
     model, lr, reference = inference.build(options)
     expected, records = model(lr, reference, return_intermediates=True)
     assert ((expected > 0) & (expected < 1)).float().mean() > 0.9
@@ -74,7 +74,7 @@ def test_only_the_strips_run_in_strips(inference, options, monkeypatch):
 
     monkeypatch.setattr(strips, "synthesize", refuse)
     options.layers = False
-    inference.save(options)
+    inference.save(options.folder, options)
     for name in ("straightforward", "modules", "channels_last", "fused"):
         inference.run_variant(name, options)
     for name in ("whole_maps", "ours", "unfused", "low"):
@@ -83,7 +83,7 @@ def test_only_the_strips_run_in_strips(inference, options, monkeypatch):
 
 
 def test_layers_hold_every_operation_once(inference, options):
-    inference.save(options)
+    inference.save(options.folder, options)
     layers = inference.run_variant("ours", options)["layers"]
     model = inference.build(options)[0]
     assert sum(row[2] for row in layers) == pytest.approx(sum(c.macs for c in count(model)) / 1e9, rel=0.01)

@@ -181,7 +181,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     text = capsys.readouterr().out
-    for command in ("fit", "validate", "test", "predict", "curriculum", "evaluate"):
+    for command in ("fit", "validate", "test", "predict", "curriculum", "evaluate", "export", "summary"):
         assert re.search(rf"^    {command}\b", text, re.MULTILINE)
 
 
