@@ -1,6 +1,6 @@
 """What several folders of tests share: a tiny network, batches of synthetic faces, made-up third-party weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,15 @@ QUIET = {
 }
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_downloads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test downloads weights or sees a developer's cache; of the session, so that no fixture does either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RPF_OFFLINE", "1")
+        patch.setenv("RPF_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def network() -> dict[str, Any]:
     """Arguments of a network of two blocks, sides 32 and 64."""
@@ -57,7 +66,7 @@ def model_dir(tmp_path: Path) -> Path:
 @cache
 def _batches(block: int) -> Any:
     from rpf_lightning.data import SyntheticFacesDataModule
-    from rpf_lightning.data.pairs import collate
+    from rpf_lightning.data.dataset import collate
 
     side = 16 * 2**block
     data = SyntheticFacesDataModule(people=6, photos_each=2, lr_size=16, size=64, side=side)

@@ -8,6 +8,8 @@ import pytest
 import rpf_lightning
 
 NAMES = [
+    "CelebAHQDataModule",
+    "FFHQDataModule",
     "FreezeEarlierBlocks",
     "RPFModel",
     "ReferencePairsDataModule",

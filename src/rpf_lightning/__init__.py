@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rpf_lightning.callbacks import FreezeEarlierBlocks
-    from rpf_lightning.data import ReferencePairsDataModule, SyntheticFacesDataModule
+    from rpf_lightning.data import (
+        CelebAHQDataModule,
+        FFHQDataModule,
+        ReferencePairsDataModule,
+        SyntheticFacesDataModule,
+    )
     from rpf_lightning.model import RPFModel
     from rpf_lightning.stages import RefinementStage, SynthesisStage, WarpingStage
 
@@ -22,10 +27,14 @@ _HOME = {
     "WarpingStage": "stages",
     "SynthesisStage": "stages",
     "FreezeEarlierBlocks": "callbacks",
+    "CelebAHQDataModule": "data",
+    "FFHQDataModule": "data",
     "ReferencePairsDataModule": "data",
     "SyntheticFacesDataModule": "data",
 }
 __all__ = [
+    "CelebAHQDataModule",
+    "FFHQDataModule",
     "FreezeEarlierBlocks",
     "RPFModel",
     "ReferencePairsDataModule",

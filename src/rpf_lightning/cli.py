@@ -30,6 +30,7 @@ def main(args: list[str] | None = None) -> None:
     for name, text in LIGHTNING.items():
         commands.add_parser(name, help=text)
     _add_curriculum(commands)
+    commands.add_parser("prepare", help="turn photos into hashed reference pairs", add_help=False)
     commands.add_parser("evaluate", help="compare a model directory with its baselines", add_help=False)
     commands.add_parser("export", help="write a model as ONNX or as a torch.export program", add_help=False)
     commands.add_parser("summary", help="print a model's parameters and operations", add_help=False)
@@ -59,6 +60,12 @@ def _curriculum(known: argparse.Namespace, rest: list[str]) -> None:
 
 def _export(_: argparse.Namespace, rest: list[str]) -> None:
     from rpf_lightning.export import main
+
+    main(rest)
+
+
+def _prepare(_: argparse.Namespace, rest: list[str]) -> None:
+    from rpf_lightning.data.preparation.commands import main
 
     main(rest)
 
@@ -93,4 +100,10 @@ def _evaluate(_: argparse.Namespace, rest: list[str]) -> None:
     )
 
 
-COMMANDS = {"curriculum": _curriculum, "evaluate": _evaluate, "export": _export, "summary": _summary}
+COMMANDS = {
+    "curriculum": _curriculum,
+    "evaluate": _evaluate,
+    "export": _export,
+    "prepare": _prepare,
+    "summary": _summary,
+}

@@ -6,6 +6,7 @@ import pytest
 from rpf_lightning.data.pairing import (
     Pair,
     grey_thumbnail,
+    near_duplicates,
     nearest_references,
     other_person_references,
     split_by_identity,
@@ -20,20 +21,19 @@ def shifted(*amounts: float) -> list[np.ndarray]:
 
 
 def noise(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).uniform(0, 255, (32, 32)).astype(np.float32)
+    return np.random.default_rng(seed).integers(0, 255, (32, 32), np.uint8)
 
 
 def test_nearest_of_the_same_person() -> None:
     landmarks = shifted(0.0, 0.05, 0.02, 0.001, 0.2)
-    pairs, dropped = nearest_references(["a", "a", "a", "b", "b"], landmarks)
+    pairs = nearest_references(["a", "a", "a", "b", "b"], landmarks)
     assert [(pair.gt, pair.reference) for pair in pairs] == [(0, 2), (1, 2), (2, 0), (3, 4), (4, 3)]
     assert pairs[0].distance == pytest.approx(0.02)
-    assert dropped == 0
 
 
 def test_l1_distance_and_not_l2() -> None:
     landmarks = [BASE, BASE + 0.03, *shifted(0.05)]  # L1 .06 and .05, L2 .042 and .05
-    pairs, _ = nearest_references(["a"] * 3, landmarks)
+    pairs = nearest_references(["a"] * 3, landmarks)
     assert pairs[0].reference == 2
     assert pairs[0].distance == pytest.approx(0.05)
 
@@ -41,38 +41,63 @@ def test_l1_distance_and_not_l2() -> None:
 def test_k_references_and_ties() -> None:
     landmarks = shifted(0.0, 0.1, 0.1, 0.05)
     landmarks[2] = landmarks[1].copy()
-    pairs, _ = nearest_references(["a"] * 4, landmarks, k=2)
+    pairs = nearest_references(["a"] * 4, landmarks, k=2)
     assert [pair.reference for pair in pairs if pair.gt == 0] == [3, 1]  # 1 and 2 are equally far
-    assert [pair.reference for pair in nearest_references(["a"] * 2, landmarks[:2], k=5)[0]] == [1, 0]
+    assert [pair.reference for pair in nearest_references(["a"] * 2, landmarks[:2], k=5)] == [1, 0]
     with pytest.raises(ValueError, match="k must"):
         nearest_references(["a"] * 4, landmarks, k=0)
 
 
 def test_no_pair_without_identity_landmarks_or_partner() -> None:
     landmarks: list[np.ndarray | None] = [*shifted(0, 0.1, 0.2, 0.3), None, BASE]
-    pairs, _ = nearest_references(["", "", "a", "a", "a", "b"], landmarks)
+    pairs = nearest_references(["", "", "a", "a", "a", "b"], landmarks)
     assert {(pair.gt, pair.reference) for pair in pairs} == {(2, 3), (3, 2)}
     with pytest.raises(ValueError, match="landmarks"):
         nearest_references(["a"], landmarks)
 
 
-def test_near_duplicates_are_dropped() -> None:
+def test_near_duplicates_are_no_references() -> None:
     landmarks = shifted(0.0, 0.005, 0.03)
-    pictures = [noise(0), noise(0) * 0.9 + 3, noise(1)]
-    pairs, dropped = nearest_references(["a"] * 3, landmarks, pictures.__getitem__)
+    pictures = [noise(0), (noise(0) * 0.9 + 3).astype(np.uint8), noise(1)]
+    twins = near_duplicates(landmarks, pictures)
+    assert twins == [(0, 1)]
+    pairs = nearest_references(["a"] * 3, landmarks, twins)
     assert [(pair.gt, pair.reference) for pair in pairs] == [(0, 2), (1, 2), (2, 1)]
-    assert dropped == 1
-    without, _ = nearest_references(["a"] * 3, landmarks)
+    without = nearest_references(["a"] * 3, landmarks)  # the rule switched off
     assert [(pair.gt, pair.reference) for pair in without] == [(0, 1), (1, 0), (2, 1)]
 
 
 def test_duplicates_need_both_conditions() -> None:
     alike = [noise(0), noise(0)]
-    assert nearest_references(["a"] * 2, shifted(0, 0.02), alike.__getitem__)[1] == 0  # the pose differs
-    different = [noise(0), noise(1)]
-    assert nearest_references(["a"] * 2, shifted(0, 0.001), different.__getitem__)[1] == 0
-    pairs, dropped = nearest_references(["a"] * 2, shifted(0, 0.001), alike.__getitem__)
-    assert (pairs, dropped) == ([], 1)
+    assert near_duplicates(shifted(0, 0.02), alike) == []  # the pose differs
+    assert near_duplicates(shifted(0, 0.001), [noise(0), noise(1)]) == []
+    assert near_duplicates(shifted(0, 0.001), alike) == [(0, 1)]
+    assert near_duplicates(shifted(0, 0.0099), alike) == [(0, 1)]
+    assert near_duplicates(shifted(0, 0.0101), alike) == []
+    assert near_duplicates([BASE, None], alike) == []
+    assert near_duplicates([], []) == []
+    with pytest.raises(ValueError, match="thumbnails"):
+        near_duplicates([BASE], alike)
+
+
+def test_the_correlation_is_of_grey_values_around_their_mean() -> None:
+    x, y = (noise(seed).astype(float) - 127 for seed in (0, 1))
+    y -= (x * y).sum() / (x * x).sum() * x  # nothing in common
+    y *= np.linalg.norm(x) / np.linalg.norm(y)
+    for correlation, expected in ((0.975, [(0, 1)]), (0.965, [])):
+        mixed = correlation * x + np.sqrt(1 - correlation**2) * y
+        pictures = [np.rint(127 + 0.4 * x).astype(np.uint8), np.rint(90 + 0.3 * mixed).astype(np.uint8)]
+        assert near_duplicates(shifted(0, 0.001), pictures) == expected
+    flat = [np.full((32, 32), value, np.uint8) for value in (0, 0)]
+    assert near_duplicates(shifted(0, 0.001), flat) == []  # two black pictures are no evidence
+
+
+def test_duplicates_are_found_across_blocks_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rpf_lightning.data.pairing.BLOCK", 3)
+    landmarks = shifted(*np.linspace(0, 0.004, 10))
+    pictures = [noise(i) for i in range(10)]
+    pictures[7], pictures[9] = pictures[1], pictures[8]
+    assert near_duplicates(landmarks, pictures) == [(1, 7), (8, 9)]
 
 
 def test_other_person_is_near_and_never_the_same() -> None:
@@ -88,7 +113,8 @@ def test_other_person_is_near_and_never_the_same() -> None:
 def test_the_same_photo_under_two_names_is_no_other_person() -> None:
     pictures = [noise(0), noise(0), noise(1)]
     landmarks = shifted(0.0, 0.001, 0.1)
-    pairs = other_person_references([0], [0, 1, 2], ["a", "b", "c"], landmarks, pictures.__getitem__)
+    twins = near_duplicates(landmarks, pictures)
+    pairs = other_person_references([0], [0, 1, 2], ["a", "b", "c"], landmarks, twins)
     assert pairs[0].reference == 2
     assert other_person_references([0], [0, 1, 2], ["a", "b", "c"], landmarks)[0].reference == 1
 

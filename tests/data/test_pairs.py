@@ -1,7 +1,5 @@
 """The dataset and the datamodules, on made-up photos and on a few real ones."""
 
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +7,9 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 
-from rpf_lightning.data.pairing import Pair, nearest_references
-from rpf_lightning.data.pairs import PairsDataModule, PairsDataset, ReferencePairsDataModule
+from rpf_lightning.data.dataset import PairsDataset
+from rpf_lightning.data.pairing import Pair, grey_thumbnail, near_duplicates
+from rpf_lightning.data.pairs import PairsDataModule, SplitPairs, pairs_by_identity
 from rpf_lightning.data.records import Photo, ReferenceBatch
 
 SIDES = {"lr_size": 8, "size": 32, "side": 16}
@@ -42,20 +41,23 @@ class MadeUpPhotos:
         mask = np.ones((32, 32), np.uint8)
         return Photo(self.ids[index], self.identities[index], self.images[index], points * 32, mask)
 
+    def near_duplicates(self) -> list[tuple[int, int]]:
+        return near_duplicates(self.landmarks, [grey_thumbnail(image) for image in self.images])
+
 
 class MadeUpDataModule(PairsDataModule):
     """Counts how often the photos are asked for."""
 
     calls = 0
 
-    def photos(self) -> MadeUpPhotos:
+    def find_pairs(self) -> SplitPairs:
         self.calls += 1
-        return MadeUpPhotos()
+        return pairs_by_identity(MadeUpPhotos(), self.val_fraction, self.seed)
 
 
 def test_dataset_yields_the_pair_and_caches_it() -> None:
     photos = MadeUpPhotos()
-    dataset = PairsDataset(photos, [Pair(0, 2, 0.02), Pair(3, 5, 0.02)], **SIDES)
+    dataset = PairsDataset(photos, [Pair(0, 2, 0.02), Pair(3, 5, 0.02)], **SIDES, cache_mb=1)
     assert len(dataset) == 2
     first = dataset[1]
     assert (first.id, first.reference_id) == ("1-0", "1-2")
@@ -65,19 +67,18 @@ def test_dataset_yields_the_pair_and_caches_it() -> None:
     assert photos.reads == 2
 
 
-@pytest.mark.parametrize("off", [{"cache": False}, {"cache_mb": 0}])
-def test_cache_can_be_off_or_over_budget(off: dict) -> None:
+def test_without_memory_nothing_is_kept() -> None:
     photos = MadeUpPhotos()
-    dataset = PairsDataset(photos, [Pair(0, 2, 0.02)], **SIDES, **off)
+    dataset = PairsDataset(photos, [Pair(0, 2, 0.02)], **SIDES)
     torch.testing.assert_close(dataset[0].gt, dataset[0].gt)
     assert photos.reads == 4
 
 
 def test_cache_budget_counts_all_samples() -> None:
-    sides = {"lr_size": 8, "size": 256, "side": 256}  # 4 MiB and 768 bytes a sample
+    sides = {"lr_size": 8, "size": 256, "side": 256}  # 3.25 MiB and 1.8 kB a sample
     pairs = [Pair(0, 2, 0.02)] * 10
-    assert PairsDataset(MadeUpPhotos(), pairs, **sides, cache_mb=41).cached
-    assert not PairsDataset(MadeUpPhotos(), pairs, **sides, cache_mb=40).cached
+    assert PairsDataset(MadeUpPhotos(), pairs, **sides, cache_mb=33).cached
+    assert not PairsDataset(MadeUpPhotos(), pairs, **sides, cache_mb=32).cached
 
 
 def test_bad_sides_are_refused_at_once() -> None:
@@ -90,8 +91,8 @@ def test_parts_share_no_person_and_duplicates_are_no_references() -> None:
     module.setup("fit")
     module.setup("fit")
     assert module.calls == 1
-    assert module.dropped_duplicates == 10
-    train, val = module.train_dataset, module.val_pairs_dataset
+    assert len(module.split_pairs().duplicates) == 10
+    train, val = module.train_dataset, module.val_dataset_
     assert (len(train), len(val)) == (21, 9)
     identities = MadeUpPhotos().identities
     people = [{identities[i] for pair in part.pairs for i in pair[:2]} for part in (train, val)]
@@ -106,7 +107,7 @@ def test_limits_are_evenly_spread() -> None:
     module.setup()
     assert len(module.train_dataset) == 7
     assert len({pair.gt // 3 for pair in module.train_dataset.pairs}) == 7  # one of each person
-    assert len(module.val_pairs_dataset) == 9
+    assert len(module.val_dataset_) == 9
 
 
 def test_loaders() -> None:
@@ -126,7 +127,7 @@ def test_loaders() -> None:
     in_order = [module.train_dataset.photos.ids[pair.gt] for pair in module.train_dataset.pairs]
     assert [name for batch in batches for name in batch.id] != in_order[: 5 * len(batches)]  # and shuffled
     loaders = (module.val_dataloader(), module.test_dataloader(), module.predict_dataloader())
-    expected = [module.val_pairs_dataset.photos.ids[pair.gt] for pair in module.val_pairs_dataset.pairs]
+    expected = [module.val_dataset_.photos.ids[pair.gt] for pair in module.val_dataset_.pairs]
     for loader in loaders:
         assert [name for batch in loader for name in batch.id] == expected
     module.batch_size = 1000
@@ -193,7 +194,7 @@ def test_evaluation_with_own_and_other_person() -> None:
     assert [pair.gt for pair in own.pairs] == [pair.gt for pair in other.pairs]
     photos = own.photos
     val_people = {photos.identities[i] for i in range(30)} - {
-        photos.identities[pair.gt] for pair in module._pairing().train
+        photos.identities[pair.gt] for pair in module.split_pairs().train
     }
     for a, b in zip(own.pairs, other.pairs, strict=True):
         assert photos.identities[a.gt] == photos.identities[a.reference]
@@ -203,42 +204,20 @@ def test_evaluation_with_own_and_other_person() -> None:
 
 def test_no_pairs_is_an_error() -> None:
     class Strangers(PairsDataModule):
-        def photos(self) -> MadeUpPhotos:
+        def find_pairs(self) -> SplitPairs:
             photos = MadeUpPhotos()
             photos.identities = photos.ids
-            return photos
+            return pairs_by_identity(photos, 0.3, 0)
 
     with pytest.raises(ValueError, match="no pair among 30 photos"):
         Strangers(**SIDES).setup()
 
 
-@pytest.mark.realdata
-def test_real_pairs() -> None:
-    if "RPF_SHARED" not in os.environ:
-        pytest.skip("RPF_SHARED is not set: no real photos")
-    root = Path(os.environ["RPF_SHARED"]) / "data" / "celeba_hq_subset"
-    module = ReferencePairsDataModule(str(root), "celebamask-hq", 16, 512, 64, limit_val=12)
-    own, other = module.val_dataset(side=64), module.val_dataset(side=64, other_person=True)
-    assert module.dropped_duplicates == 5
-    without_rule, _ = nearest_references(own.photos.identities, own.photos.landmarks)
-    nearest = {pair.gt: pair.distance for pair in without_rule}
-    assert all(pair.distance >= nearest[pair.gt] for pair in own.pairs)
-
-    before, after = [], []
-    for sample in (own[i] for i in range(len(own))):
-        both = sample.gt_mask * (sample.warped_reference.amax(0) > 0)  # faces only: hair is cut elsewhere
-        before.append((both * (sample.unmasked_reference - sample.gt).abs()).sum() / both.sum())
-        after.append((both * (sample.warped_reference - sample.gt).abs()).sum() / both.sum())
-    assert torch.stack(after).mean() < torch.stack(before).mean()
-    assert all(other[i].id == own[i].id for i in range(3))
-    assert all(other[i].reference_id != own[i].reference_id for i in range(3))
-
-
 def test_datasets_of_the_same_photos_share_their_samples() -> None:
     photos = MadeUpPhotos()
-    first = PairsDataset(photos, [Pair(0, 2, 0.0)], **SIDES)[0]
+    first = PairsDataset(photos, [Pair(0, 2, 0.0)], **SIDES, cache_mb=1)[0]
     reads = photos.reads
-    assert PairsDataset(photos, [Pair(3, 5, 0.0), Pair(0, 2, 0.0)], **SIDES)[1] is first
+    assert PairsDataset(photos, [Pair(3, 5, 0.0), Pair(0, 2, 0.0)], **SIDES, cache_mb=1)[1] is first
     assert photos.reads == reads
     assert PairsDataset(photos, [Pair(0, 2, 0.0)], **{**SIDES, "side": 32})[0].gt.shape[-1] == 32
     assert PairsDataset(MadeUpPhotos(), [Pair(0, 2, 0.0)], **SIDES)[0] is not first

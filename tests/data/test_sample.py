@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from rpf_lightning.data.records import Photo
-from rpf_lightning.data.sample import make_sample
+from rpf_lightning.data.sample import make_sample, mirror
 
 INDEX = np.arange(68)
 POINTS = 0.5 + (np.sqrt((INDEX + 0.5) / 68) * np.stack([np.cos(INDEX * 2.4), np.sin(INDEX * 2.4)]) * 0.35).T
@@ -42,7 +42,7 @@ def bicubic(image: torch.Tensor, side: int) -> torch.Tensor:
 def test_shapes_ranges_and_names(side: int) -> None:
     sample = make_sample(made_up("g"), made_up("r", seed=1), lr_size=8, size=64, side=side)
     assert sample.lr.shape == (3, 8, 8)
-    for field in ("gt", "reference", "unmasked_reference", "warped_reference"):
+    for field in ("gt", "reference", "warped_reference"):
         image = getattr(sample, field)
         assert image.shape == (3, side, side)
         assert image.dtype == torch.float32
@@ -72,10 +72,66 @@ def test_reference_pyramid_is_repeated_halving() -> None:
     sample = make_sample(made_up("g"), photo, lr_size=8, size=64, side=16)
     masked = tensor(photo) * torch.from_numpy(photo.mask)[None, None]
     torch.testing.assert_close(sample.reference, bicubic(bicubic(masked, 32), 16)[0])
-    torch.testing.assert_close(sample.unmasked_reference, bicubic(bicubic(tensor(photo), 32), 16)[0])
     assert (sample.reference - bicubic(masked, 16)[0]).abs().max() > 1e-3
     assert sample.reference[:, 0, 0].abs().max() == 0
-    assert sample.unmasked_reference[:, 0, 0].abs().max() > 0
+
+
+def test_reference_without_mask() -> None:
+    gt, reference = made_up("g"), made_up("r", seed=3)
+    sample = make_sample(gt, reference, lr_size=8, size=64, side=16, mask_reference=False)
+    torch.testing.assert_close(sample.reference, bicubic(bicubic(tensor(reference), 32), 16)[0])
+    assert sample.reference_mask.min() == 1
+    torch.testing.assert_close(sample.warped_reference, bicubic(tensor(reference), 16)[0], atol=1e-4, rtol=0)
+    assert sample.gt_mask.min() == 0  # the GT's mask is another matter
+
+
+def test_source_of_a_degradation_takes_the_place_of_the_lr() -> None:
+    photo = made_up("g")
+    sample = make_sample(photo, made_up("r"), lr_size=8, size=64, side=16, source_side=32)
+    torch.testing.assert_close(sample.lr, bicubic(tensor(photo), 32)[0])
+
+
+def mirrored(photo: Photo) -> Photo:
+    side = len(photo.image)
+    assert photo.landmarks is not None
+    points = photo.landmarks[MIRRORED_POINTS] * [-1, 1] + [side, 0]
+    return replace(
+        photo, image=photo.image[:, ::-1].copy(), mask=photo.mask[:, ::-1].copy(), landmarks=points
+    )
+
+
+# jaw, brows, nose, eyes and mouth of iBUG's 68 points, written down independently of the code: left <-> right
+SWAPS = [
+    (0, 16),
+    (7, 9),
+    (17, 26),
+    (21, 22),
+    (31, 35),
+    (36, 45),
+    (37, 44),
+    (38, 43),
+    (39, 42),
+    (40, 47),
+    (41, 46),
+]
+SWAPS += [(48, 54), (49, 53), (50, 52), (55, 59), (56, 58), (60, 64), (61, 63), (65, 67)]
+SWAPS += [(i, 16 - i) for i in range(1, 7)] + [(i, 43 - i) for i in range(18, 21)] + [(32, 34)]
+MIRRORED_POINTS = np.arange(68)
+for left, right in SWAPS:
+    MIRRORED_POINTS[[left, right]] = right, left
+
+
+def test_mirrored_sample_is_the_sample_of_mirrored_photos() -> None:
+    gt, reference = made_up("g"), made_up("r", shift=(5, -3), seed=2)
+    sides = {"lr_size": 8, "size": 64, "side": 32}
+    flipped = mirror(make_sample(gt, reference, **sides))
+    direct = make_sample(mirrored(gt), mirrored(reference), **sides)
+    for name, value in direct._asdict().items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(getattr(flipped, name), value, atol=2e-3, rtol=0, msg=name)
+    straight = make_sample(gt, reference, **sides)
+    assert (straight.flow - direct.flow).abs().max() > 4
+    assert (straight.gt_landmarks - direct.gt_landmarks).abs().max() > 0.1
 
 
 def test_masks_are_area_averages() -> None:

@@ -6,8 +6,8 @@ from PIL import Image
 
 from rpf_lightning.data import synthetic
 from rpf_lightning.data.drawing import Canvas, draw_portrait
-from rpf_lightning.data.labels import BISENET, facial_mask
 from rpf_lightning.data.synthetic import _render, contact_sheet, render_photo
+from rpf_lightning.faces.labels import BISENET, facial_mask
 
 LABEL = {name: value for value, name in enumerate(BISENET)}
 SEEDS = [(identity, photo) for identity in range(15) for photo in range(3)]

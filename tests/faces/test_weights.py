@@ -1,69 +1,479 @@
-"""Where third-party weights are found, and what is said when they are not."""
+"""Where third-party weights are found, how they are downloaded, and what is said when they are not there."""
 
+import hashlib
+import io
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from rpf_lightning.faces.weights import alexnet_file, insightface_pack, weights_dir
+from rpf_lightning.faces import weights
+from rpf_lightning.faces.weights import (
+    WEIGHTS,
+    Weight,
+    alexnet_file,
+    cache_dir,
+    insightface_pack,
+    weight_file,
+    weights_dir,
+)
+
+SINGLE = ["alexnet", "bisenet", "s3fd", "fan"]
+CONTENT = bytes(range(256)) * 3000  # three chunks
+Publish = Callable[..., Weight]
 
 
 @pytest.fixture
-def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(tmp_path))
-    return tmp_path / "insightface" / "models"
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`RPF_WEIGHTS_DIR`."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(folder))
+    return folder
 
 
-def test_folder_comes_from_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def models(own: Path) -> Path:
+    return own / "insightface" / "models"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`RPF_CACHE_DIR`, not made yet."""
+    monkeypatch.setenv("RPF_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves `server.content`, or half of it, or without saying its length."""
+
+    def do_GET(self) -> None:
+        self.server.requests.append(dict(self.headers))
+        if self.path == "/absent":
+            self.send_error(404)
+            return
+        content = self.server.content
+        self.send_response(200)
+        if self.path != "/unsized":
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if self.path == "/broken" else content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.content, server.requests = CONTENT, []
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def publish(server: ThreadingHTTPServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
+    """`publish(name)` puts the address of the local server into the table and allows downloads."""
+    monkeypatch.delenv("RPF_OFFLINE")
+    monkeypatch.delenv("RPF_WEIGHTS_DIR", raising=False)
+
+    def put(
+        name: str = "bisenet", content: bytes = CONTENT, path: str = "/file", sha256: str | None = None
+    ) -> Weight:
+        server.content = content
+        url = f"http://127.0.0.1:{server.server_port}{path}"
+        weight = replace(WEIGHTS[name], url=url, sha256=sha256 or hashlib.sha256(content).hexdigest())
+        monkeypatch.setitem(WEIGHTS, name, weight)
+        return weight
+
+    return put
+
+
+def pack_archive() -> bytes:
+    """A zip of files without a folder, as insightface's packs are."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in ("det_10g.onnx", "w600k_r50.onnx"):
+            archive.writestr(name, name.encode())
+    return buffer.getvalue()
+
+
+def left(folder: Path) -> list[str]:
+    """All files below a folder, temporary ones too."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def make(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+# Places
+
+
+def test_own_folder_comes_from_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RPF_WEIGHTS_DIR", str(tmp_path))
     assert weights_dir() == tmp_path
     monkeypatch.setenv("RPF_WEIGHTS_DIR", "")
     assert weights_dir() is None
 
 
-def test_features_file_goes_before_the_whole_network(tmp_path: Path, models: Path) -> None:
-    (tmp_path / "alexnet-owt-7be5be79.pth").touch()
-    assert alexnet_file() == tmp_path / "alexnet-owt-7be5be79.pth"
-    (tmp_path / "alexnet_features.pth").touch()
-    assert alexnet_file() == tmp_path / "alexnet_features.pth"
+def test_cache_comes_from_variables_or_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("RPF_CACHE_DIR", str(tmp_path / "mine"))
+    assert cache_dir() == tmp_path / "mine"
+    monkeypatch.setenv("RPF_CACHE_DIR", "")
+    assert cache_dir() == tmp_path / "xdg" / "rpf-lightning"
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert cache_dir() == tmp_path / "local" / "rpf-lightning"
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))  # HOME on Windows
+    assert cache_dir() == tmp_path / "home" / ".cache" / "rpf-lightning"
 
 
-def test_explicit_file_that_is_missing_is_not_replaced(tmp_path: Path, models: Path) -> None:
-    (tmp_path / "alexnet_features.pth").touch()
-    with pytest.raises(FileNotFoundError, match=r"mine\.pth"):
+def test_tests_have_a_cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert cache_dir().is_relative_to(tmp_path_factory.getbasetemp())
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_order_of_places(name: str, own: Path, cache: Path, tmp_path: Path) -> None:
+    file = WEIGHTS[name].files[-1]
+    make(cache / file)
+    assert weight_file(name) == cache / file
+    make(own / file)
+    assert weight_file(name) == own / file
+    make(tmp_path / "mine.pth")
+    assert weight_file(name, tmp_path / "mine.pth") == tmp_path / "mine.pth"
+    assert weight_file(name, str(tmp_path / "mine.pth")) == tmp_path / "mine.pth"
+
+
+def test_cache_serves_without_the_variable(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RPF_WEIGHTS_DIR", raising=False)
+    make(cache / "parsing_bisenet.pth")
+    assert weight_file("bisenet") == cache / "parsing_bisenet.pth"
+
+
+def test_features_file_goes_before_the_whole_network(own: Path) -> None:
+    make(own / "alexnet-owt-7be5be79.pth")
+    assert alexnet_file() == own / "alexnet-owt-7be5be79.pth"
+    make(own / "alexnet_features.pth")
+    assert alexnet_file() == own / "alexnet_features.pth"
+
+
+def test_folder_is_no_file(own: Path) -> None:
+    (own / "alexnet_features.pth").mkdir()
+    make(own / "alexnet-owt-7be5be79.pth")
+    assert alexnet_file() == own / "alexnet-owt-7be5be79.pth"
+
+
+def test_explicit_file_that_is_missing_is_not_replaced(own: Path, tmp_path: Path) -> None:
+    make(own / "alexnet_features.pth")
+    with pytest.raises(FileNotFoundError, match=r"mine\.pth.*'alexnet'"):
         alexnet_file(str(tmp_path / "mine.pth"))
 
 
+@pytest.mark.parametrize("name", SINGLE)
+def test_missing_file_names_file_places_and_licence(name: str, own: Path, cache: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        weight_file(name)
+    weight, text = WEIGHTS[name], str(caught.value)
+    places = [str(folder / file) for folder in (own, cache) for file in weight.files]
+    for part in (*places, "RPF_WEIGHTS_DIR", weight.licence, weight.url, "RPF_OFFLINE is set"):
+        assert part in text
+    assert ("perceptual_weight: 0" in text) is (name == "alexnet")
+    assert not cache.exists()
+
+
+# Packs
+
+
 def test_default_pack_is_buffalo_l(models: Path) -> None:
-    for name in ("antelopev2", "buffalo_l", "mbf"):
-        (models / name).mkdir(parents=True)
+    make(*(models / name / "x.onnx" for name in ("antelopev2", "buffalo_l", "mbf")))
     assert insightface_pack() == models / "buffalo_l"
     assert insightface_pack("mbf") == models / "mbf"
 
 
-def test_only_pack_is_taken_without_a_name(models: Path) -> None:
-    (models / "mbf").mkdir(parents=True)
-    (models / "readme.txt").touch()  # not a pack
-    assert insightface_pack() == models / "mbf"
+@pytest.mark.parametrize("name", [None, ""])
+def test_only_pack_is_taken_without_a_name(models: Path, cache: Path, name: str | None) -> None:
+    make(models / "mbf" / "x.onnx", cache / "insightface" / "models" / "buffalo_l" / "x.onnx")
+    make(models / "readme.txt", models / ".buffalo_l.abc" / "download")  # no packs
+    assert insightface_pack(name) == models / "mbf"
 
 
-def test_two_packs_and_no_default_are_not_guessed(models: Path) -> None:
-    for name in ("antelopev2", "mbf"):
-        (models / name).mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"buffalo_l.*packs there: antelopev2, mbf"):
+def test_pack_in_the_cache(models: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = cache / "insightface" / "models"
+    make(models / "antelopev2" / "x.onnx", models / "mbf" / "x.onnx")
+    make(cached / "buffalo_l" / "x.onnx", cached / "mbf" / "x.onnx", cached / "other" / "x.onnx")
+    assert insightface_pack() == cached / "buffalo_l"
+    assert insightface_pack("buffalo_l") == cached / "buffalo_l"
+    assert insightface_pack("other") == cached / "other"
+    assert insightface_pack("mbf") == models / "mbf"
+    monkeypatch.delenv("RPF_WEIGHTS_DIR")
+    assert insightface_pack() == cached / "buffalo_l"
+
+
+def test_only_pack_in_the_cache_is_not_taken_without_a_name(own: Path, cache: Path) -> None:
+    make(cache / "insightface" / "models" / "mbf" / "x.onnx")
+    with pytest.raises(FileNotFoundError, match="'buffalo_l'"):
         insightface_pack()
 
 
-def test_missing_named_pack_is_not_replaced_by_the_only_one(models: Path) -> None:
-    (models / "mbf").mkdir(parents=True)
+@pytest.mark.parametrize("name", [None, ""])
+def test_two_packs_and_no_default_are_not_guessed(models: Path, name: str | None) -> None:
+    make(*(models / name / "x.onnx" for name in ("antelopev2", "mbf")))
+    with pytest.raises(FileNotFoundError, match=r"buffalo_l.*packs in RPF_WEIGHTS_DIR: antelopev2, mbf"):
+        insightface_pack(name)
+
+
+def test_missing_named_pack_is_not_replaced_by_the_only_one(
+    models: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RPF_OFFLINE")  # there is no download of another pack
+    make(models / "mbf" / "x.onnx")
     with pytest.raises(FileNotFoundError) as caught:
         insightface_pack("antelopev2")
     text = str(caught.value)
-    parts = ("'antelopev2'", str(models / "antelopev2"), "packs there: mbf", "non-commercial")
-    for part in (*parts, "identity_weight: 0"):
+    places = [str(models / "antelopev2"), str(cache / "insightface" / "models" / "antelopev2")]
+    parts = (*places, "'antelopev2'", "packs in RPF_WEIGHTS_DIR: mbf", "only pack that is downloaded")
+    for part in (*parts, "non-commercial", "identity_weight: 0"):
         assert part in text
 
 
 def test_without_the_variable_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RPF_WEIGHTS_DIR", raising=False)
-    with pytest.raises(FileNotFoundError, match="RPF_WEIGHTS_DIR is not set"):
+    with pytest.raises(FileNotFoundError, match=r"RPF_WEIGHTS_DIR is not set\); RPF_OFFLINE is set"):
         insightface_pack()
+
+
+# Downloads
+
+
+@pytest.mark.parametrize("path", ["/file", "/unsized"])
+@pytest.mark.parametrize("name", SINGLE)
+def test_download(name: str, path: str, publish: Publish, server: ThreadingHTTPServer, cache: Path) -> None:
+    file = publish(name, path=path).files[-1]
+    assert weight_file(name) == cache / file
+    assert (cache / file).read_bytes() == CONTENT
+    assert weight_file(name) == cache / file
+    assert len(server.requests) == 1  # the second time from the cache
+    assert server.requests[0]["User-Agent"] == "rpf-lightning"
+    assert [path.name for path in cache.iterdir()] == [file]
+
+
+def test_download_reads_other_schemes(publish: Publish, cache: Path, tmp_path: Path) -> None:
+    weight = publish()
+    (tmp_path / "mirror.pth").write_bytes(CONTENT)
+    WEIGHTS["bisenet"] = replace(weight, url=(tmp_path / "mirror.pth").as_uri())  # undone by `publish`
+    assert weight_file("bisenet").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(("path", "progress"), [("/file", "768.0/768.0 kB"), ("/unsized", "0.8/53.3 MB")])
+def test_download_shows_its_progress_on_stderr(
+    path: str, progress: str, publish: Publish, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    publish(path=path)
+    weight_file("bisenet")
+    printed = capsys.readouterr()
+    assert "downloading parsing_bisenet.pth" in printed.err
+    assert progress in printed.err
+    assert printed.out == ""
+
+
+def test_own_file_is_neither_hashed_nor_downloaded(
+    publish: Publish, server: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish()
+    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(tmp_path))
+    (tmp_path / "parsing_bisenet.pth").write_bytes(b"my own")
+    assert weight_file("bisenet") == tmp_path / "parsing_bisenet.pth"
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("name", ["bisenet", "buffalo_l"])
+def test_wrong_hash(name: str, publish: Publish, cache: Path) -> None:
+    content = pack_archive()
+    weight = publish(name, content=content, sha256="0" * 64)
+    with pytest.raises(ValueError, match="expected SHA-256") as caught:
+        insightface_pack() if name == "buffalo_l" else weight_file(name)
+    for part in (weight.url, "0" * 64, hashlib.sha256(content).hexdigest()):
+        assert part in str(caught.value)
+    assert left(cache) == []
+    assert [path.name for path in cache.glob("insightface/models/*")] == []
+
+
+def check_unreachable(weight: Weight, reason: str, cache: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=reason) as caught:
+        insightface_pack() if weight.is_pack else weight_file(weight.name)
+    text = str(caught.value)
+    place = str(cache / weight.files[-1])
+    for part in (place, weight.url, "could not be downloaded", "RPF_WEIGHTS_DIR", weight.licence):
+        assert part in text
+    assert left(cache) == []
+
+
+@pytest.mark.parametrize("name", ["bisenet", "buffalo_l"])
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("/absent", "404"), ("/broken", f"broke off after {len(CONTENT) // 2} of {len(CONTENT)} bytes")],
+)
+def test_answer_that_is_no_file(name: str, path: str, reason: str, publish: Publish, cache: Path) -> None:
+    check_unreachable(publish(name, path=path), reason, cache)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "buffalo_l"])
+def test_refused_connection(
+    name: str, publish: Publish, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        weight = replace(publish(name), url=f"http://127.0.0.1:{unused.getsockname()[1]}/file")
+        monkeypatch.setitem(WEIGHTS, name, weight)
+        check_unreachable(weight, "refused.*(perceptual|identity)_weight: 0", cache)
+
+
+def test_garbled_answer(publish: Publish, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Handler, "do_GET", lambda self: self.wfile.write(b"what?\r\n\r\n"))
+    check_unreachable(publish(), "what", cache)
+
+
+def test_silent_server(publish: Publish, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    monkeypatch.setattr(weights, "TIMEOUT", 0.1)
+    monkeypatch.setattr(Handler, "do_GET", lambda self: done.wait(20))
+    weight = publish()
+    try:
+        check_unreachable(weight, "timed out", cache)
+    finally:
+        done.set()
+
+
+def test_cache_that_cannot_be_written(publish: Publish, cache: Path) -> None:
+    weight = publish()
+    cache.touch()  # a file where the folder should be
+    with pytest.raises(FileNotFoundError, match=re.escape(weight.url)):
+        weight_file("bisenet")
+
+
+@pytest.mark.parametrize("name", ["bisenet", "buffalo_l"])
+@pytest.mark.parametrize("value", ["1", "yes"])
+def test_offline(
+    name: str, value: str, publish: Publish, server: ThreadingHTTPServer, cache: Path, monkeypatch
+) -> None:
+    weight = publish(name)
+    monkeypatch.setenv("RPF_OFFLINE", value)
+    with pytest.raises(FileNotFoundError, match="RPF_OFFLINE is set") as caught:
+        insightface_pack() if name == "buffalo_l" else weight_file(name)
+    assert weight.licence in str(caught.value)
+    assert server.requests == []
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("value", ["", "0"])
+def test_offline_is_off(value: str, publish: Publish, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish()
+    monkeypatch.setenv("RPF_OFFLINE", value)
+    assert weight_file("bisenet") == cache / "parsing_bisenet.pth"
+
+
+@pytest.mark.parametrize("name", [None, "buffalo_l"])
+def test_pack_is_downloaded_and_unpacked(
+    name: str | None, publish: Publish, server: ThreadingHTTPServer, cache: Path
+) -> None:
+    publish("buffalo_l", content=pack_archive())
+    folder = cache / "insightface" / "models" / "buffalo_l"
+    assert insightface_pack(name) == folder
+    assert left(cache) == [
+        str((folder / file).relative_to(cache)) for file in ("det_10g.onnx", "w600k_r50.onnx")
+    ]
+    assert (folder / "w600k_r50.onnx").read_bytes() == b"w600k_r50.onnx"
+    assert [path.name for path in folder.parent.iterdir()] == ["buffalo_l"]
+    assert insightface_pack(name) == folder
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("name", ["bisenet", "buffalo_l"])
+def test_nothing_is_at_its_place_before_it_is_whole(
+    name: str, publish: Publish, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = cache / publish(name, content=pack_archive()).files[-1]
+    seen = []
+    monkeypatch.setattr(weights, "_move", lambda path, place: seen.append((path, place, target.exists())))
+    weight_file(name)
+    (path, place, there), *more = seen
+    assert (place, there, more) == (target, False, [])
+    assert path.parent.parent == target.parent  # the same file system
+    assert path.parent.name.startswith(".")  # no pack
+
+
+@pytest.mark.parametrize("name", ["bisenet", "buffalo_l"])
+def test_another_process_may_be_faster(
+    name: str, publish: Publish, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = cache / publish(name, content=pack_archive()).files[-1]
+    fetch = weights._fetch
+
+    def overtaken(weight: Weight, path: Path) -> None:
+        fetch(weight, path)
+        make(target / "theirs.onnx" if weight.is_pack else target)
+
+    monkeypatch.setattr(weights, "_fetch", overtaken)
+    assert weight_file(name) == target
+    assert len(left(cache)) == 1
+
+
+# The table
+
+
+def test_table() -> None:
+    assert list(WEIGHTS) == [*SINGLE, "buffalo_l"]
+    for name, weight in WEIGHTS.items():
+        assert weight.name == name
+        assert re.fullmatch("[0-9a-f]{64}", weight.sha256)
+        assert weight.url.startswith("https://")
+        for prefix in re.findall(r"-([0-9a-f]{8,10})\.pth", weight.url):  # torch.hub's convention
+            assert weight.sha256.startswith(prefix)
+        assert weight.is_pack is (name == "buffalo_l")
+
+
+def test_docs_have_the_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "weights.md").read_text(encoding="utf-8")
+    for weight in WEIGHTS.values():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{weight.name}` "))
+        for part in (weight.url, f" {weight.size_mb} MB ", *(f"`{file}" for file in weight.files)):
+            assert part in row
+        assert f"| `{weight.name}` | `{weight.sha256}` |" in page
+
+
+def test_importing_reads_and_writes_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys, os\n"
+        "def watch(event, args):\n"
+        "    if event in ('socket.connect', 'socket.getaddrinfo', 'urllib.Request'):\n"
+        "        raise SystemExit(f'{event} {args}')\n"
+        "sys.addaudithook(watch)\n"
+        "import rpf_lightning.faces.weights, rpf_lightning.faces.identity\n"
+        "import rpf_lightning.losses.perceptual, rpf_lightning.metrics.perceptual\n"
+        f"assert not os.path.exists({str(tmp_path / 'cache')!r})\n"
+    )
+    environment = {"RPF_CACHE_DIR": str(tmp_path / "cache"), "RPF_OFFLINE": "0"}
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, check=True)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from rpf_lightning.data.labels import facial_mask
-from rpf_lightning.data.pairs import PairsDataModule
+from rpf_lightning.data.pairing import grey_thumbnail, near_duplicates
+from rpf_lightning.data.pairs import PairsDataModule, SplitPairs, pairs_by_identity
 from rpf_lightning.data.records import Photo
 from rpf_lightning.data.synthetic import render_photo
+from rpf_lightning.faces.labels import facial_mask
 
 
 class SyntheticPhotos:
@@ -48,6 +50,10 @@ class SyntheticPhotos:
         """Return one photo."""
         return self._photos[index]
 
+    def near_duplicates(self) -> list[tuple[int, int]]:
+        """Pairs of photos that are the same photo twice."""
+        return near_duplicates(self.landmarks, [grey_thumbnail(photo.image) for photo in self._photos])
+
     def __len__(self) -> int:
         return len(self._photos)
 
@@ -62,37 +68,15 @@ class SyntheticFacesDataModule(PairsDataModule):
     Args:
         people: Number of identities.
         photos_each: Photos of each.
-        lr_size: As in `PairsDataModule`, like all that follow.
-        size: Full output side.
-        side: Side of the level.
-        batch_size: Pairs per batch.
-        val_fraction: Share of the people held out.
-        seed: Seed of the faces, the split and the shuffling.
-        limit_train: Number of training pairs kept.
-        limit_val: Number of validation pairs kept.
-        num_workers: Loader processes.
+        kwargs: Arguments of `PairsDataModule` and `LevelDataModule`; the seed also draws the faces.
     """
 
-    def __init__(
-        self,
-        people: int = 200,
-        photos_each: int = 5,
-        lr_size: int | None = None,
-        size: int | None = None,
-        side: int | None = None,
-        batch_size: int = 8,
-        val_fraction: float = 0.15,
-        seed: int = 0,
-        limit_train: int | None = None,
-        limit_val: int | None = None,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(
-            lr_size, size, side, batch_size, val_fraction, seed, limit_train, limit_val, num_workers
-        )
+    def __init__(self, people: int = 200, photos_each: int = 5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.people = people
         self.photos_each = photos_each
 
-    def photos(self) -> SyntheticPhotos:
-        """Return the photos at the full output side."""
-        return _drawn_once(self.people, self.photos_each, self._side_of("size"), self.seed)
+    def find_pairs(self) -> SplitPairs:
+        """Draw the faces at the full output side and pair them."""
+        photos = _drawn_once(self.people, self.photos_each, self._side_of("size"), self.seed)
+        return pairs_by_identity(photos, self.val_fraction, self.seed)

@@ -6,8 +6,9 @@ of the image's side throughout, so that distances mean the same at every size.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +17,11 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 
 Landmarks = NDArray[np.float64]  # (68, 2), fractions of the side
-Thumbnail = Callable[[int], NDArray[np.float32]]  # index of a photo -> `grey_thumbnail` of it
 
+POINTS = 68
 DUPLICATE_CORRELATION = 0.97
 DUPLICATE_DISTANCE = 0.01
+BLOCK = 2048  # rows of the correlation matrix at a time: 0.25 GB for 30,000 photos
 
 
 class Pair(NamedTuple):
@@ -36,12 +38,51 @@ class Pair(NamedTuple):
     distance: float
 
 
+def near_duplicates(
+    landmarks: Sequence[Landmarks | None], thumbnails: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
+) -> list[tuple[int, int]]:
+    """Find photos that are the same photo twice (METHOD section 9).
+
+    Two photos are near-duplicates if their grey thumbnails correlate above 0.97 and their landmarks are less
+    than 1 % of the side apart. All photos are compared, whoever is on them.
+
+    Args:
+        landmarks: (68, 2) per photo, in fractions of the side; photos with None are left out.
+        thumbnails: `grey_thumbnail` of every photo.
+
+    Returns:
+        Pairs of indices, the lower one first, ascending.
+    """
+    if len(landmarks) != len(thumbnails):
+        raise ValueError(f"got {len(landmarks)} landmarks but {len(thumbnails)} thumbnails")
+    usable = [i for i, points in enumerate(landmarks) if points is not None]
+    if not usable:
+        return []
+    points = _flatten(landmarks, usable)
+    # the search in fp32 is a matrix product; what comes near the threshold is then computed exactly
+    pixels = np.stack([np.asarray(thumbnails[i], np.float32).ravel() for i in usable])
+    pixels -= pixels.mean(axis=1, keepdims=True)
+    pixels /= np.maximum(np.linalg.norm(pixels, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    found = []
+    for start in range(0, len(usable), BLOCK):
+        correlation = pixels[start : start + BLOCK] @ pixels[start:].T
+        for row, column in np.argwhere(correlation > DUPLICATE_CORRELATION - 1e-3):
+            a, b = start + int(row), start + int(column)
+            if (
+                a < b
+                and np.abs(points[a] - points[b]).sum() / POINTS < DUPLICATE_DISTANCE
+                and _same_picture(thumbnails[usable[a]], thumbnails[usable[b]])
+            ):
+                found.append((usable[a], usable[b]))
+    return sorted(found)
+
+
 def nearest_references(
     identities: Sequence[str],
     landmarks: Sequence[Landmarks | None],
-    thumbnail: Thumbnail | None = None,
+    duplicates: Iterable[tuple[int, int]] = (),
     k: int = 1,
-) -> tuple[list[Pair], int]:
+) -> list[Pair]:
     """Match every photo with the `k` photos of the same person whose landmarks are nearest (P IV-A).
 
     A photo is never its own reference. Differs from the paper: near-duplicates (the same photo twice in the
@@ -50,13 +91,11 @@ def nearest_references(
     Args:
         identities: Name of the person on each photo; photos with an empty name get no pair.
         landmarks: (68, 2) per photo, in fractions of the side; photos with None get no pair.
-        thumbnail: Gives a photo's `grey_thumbnail`; asked only for photos whose landmarks are as near as a
-            duplicate's. None switches the duplicate rule off.
+        duplicates: Pairs of photos that are not each other's references, as `near_duplicates` finds them.
         k: References per GT; a person with fewer other photos gets fewer.
 
     Returns:
-        The pairs, ordered by GT index and then by distance (equal distances: lower reference index first),
-        and the number of near-duplicates dropped, counted as unordered pairs of photos.
+        The pairs, ordered by GT index and then by distance (equal distances: lower reference index first).
 
     Raises:
         ValueError: if `k` is below 1 or the two sequences differ in length.
@@ -69,26 +108,26 @@ def nearest_references(
     for index, (identity, points) in enumerate(zip(identities, landmarks, strict=True)):
         if identity and points is not None:
             people[identity].append(index)
+    twins: dict[int, set[int]] = defaultdict(set)
+    for a, b in duplicates:
+        twins[a].add(b)
+        twins[b].add(a)
 
     pairs: list[Pair] = []
-    dropped = 0
     for members in people.values():
         points = _flatten(landmarks, members)
         distance = _distance(points, points)
         np.fill_diagonal(distance, np.inf)
-        allowed = distance.copy()
-        if thumbnail is not None:
-            for a, b in np.argwhere(np.triu(distance < DUPLICATE_DISTANCE, 1)):
-                if _same_picture(thumbnail(members[a]), thumbnail(members[b])):
-                    allowed[a, b] = allowed[b, a] = np.inf
-                    dropped += 1
-        order = np.argsort(allowed, axis=1, kind="stable")[:, :k]
+        for row, gt in enumerate(members):
+            if gt in twins:
+                distance[row, [column for column, other in enumerate(members) if other in twins[gt]]] = np.inf
+        order = np.argsort(distance, axis=1, kind="stable")[:, :k]
         for row, gt in enumerate(members):
             for column in order[row]:
-                if np.isfinite(allowed[row, column]):
-                    pairs.append(Pair(gt, members[column], float(allowed[row, column])))
+                if np.isfinite(distance[row, column]):
+                    pairs.append(Pair(gt, members[column], float(distance[row, column])))
     pairs.sort(key=lambda pair: pair.gt)  # stable: keeps the order by distance
-    return pairs, dropped
+    return pairs
 
 
 def other_person_references(
@@ -96,7 +135,7 @@ def other_person_references(
     candidates: Sequence[int],
     identities: Sequence[str],
     landmarks: Sequence[Landmarks | None],
-    thumbnail: Thumbnail | None = None,
+    duplicates: Iterable[tuple[int, int]] = (),
 ) -> list[Pair]:
     """Match every GT with the nearest-landmark photo of ANOTHER person (the control of P Fig. 11).
 
@@ -107,7 +146,7 @@ def other_person_references(
         candidates: Indices of the photos to choose from; those without identity or landmarks are skipped.
         identities: As in `nearest_references`.
         landmarks: As in `nearest_references`.
-        thumbnail: As in `nearest_references`: the same photo under two names is no other person.
+        duplicates: As in `nearest_references`: the same photo under two names is no other person.
 
     Returns:
         One pair per GT, in the order of `gts`.
@@ -118,21 +157,18 @@ def other_person_references(
     usable = sorted(i for i in set(candidates) if identities[i] and landmarks[i] is not None)
     names = np.array([identities[i] for i in usable])
     points = _flatten(landmarks, usable)
+    twins = {(a, b) for pair in duplicates for a, b in (pair, pair[::-1])}
     pairs = []
     for gt in gts:
         if landmarks[gt] is None:
             raise ValueError(f"photo {gt} has no landmarks and cannot be matched")
         distance = _distance(_flatten(landmarks, [gt]), points)[0]
         distance[names == identities[gt]] = np.inf
-        for column in np.argsort(distance, kind="stable"):
-            if not np.isfinite(distance[column]):
-                raise ValueError(f"no photo of a person other than {identities[gt]!r} to choose from")
-            near = thumbnail is not None and distance[column] < DUPLICATE_DISTANCE
-            if thumbnail is None or not near or not _same_picture(thumbnail(gt), thumbnail(usable[column])):
-                pairs.append(Pair(gt, usable[column], float(distance[column])))
-                break
-        else:
+        distance[[(gt, other) in twins for other in usable]] = np.inf
+        column = int(distance.argmin()) if usable else 0
+        if not usable or not np.isfinite(distance[column]):
             raise ValueError(f"no photo of a person other than {identities[gt]!r} to choose from")
+        pairs.append(Pair(gt, usable[column], float(distance[column])))
     return pairs
 
 
@@ -167,23 +203,29 @@ def split_by_identity(
     return train, val
 
 
-def grey_thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Reduce (H, W, 3) uint8 to a (32, 32) grey float32 image in 0..255, for the near-duplicate rule."""
-    grey = Image.fromarray(image).convert("L").resize((32, 32), Image.Resampling.BOX)
-    return np.asarray(grey, dtype=np.float32)
+def grey_thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Reduce (H, W, 3) uint8 to a (32, 32) grey uint8 image, for the near-duplicate rule."""
+    return np.asarray(Image.fromarray(image).convert("L").resize((32, 32), Image.Resampling.BOX))
 
 
 def _flatten(landmarks: Sequence[Landmarks | None], indices: Sequence[int]) -> NDArray[np.float64]:
-    """Stack the landmarks of some photos as (n, 136)."""
-    return np.array([landmarks[i] for i in indices], dtype=np.float64).reshape(len(indices), -1)
+    """Stack the landmarks of some photos as (n, 136).
+
+    Multiples of 2^-20 add up without rounding in any order, so that every processor finds the same pairs.
+    """
+    points = np.array([landmarks[i] for i in indices], dtype=np.float64).reshape(len(indices), -1)
+    return np.rint(points * 2**20) / 2**20
 
 
 def _distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean L1 distance over the landmarks between the rows of `a` and of `b`."""
-    return np.asarray(cdist(a, b, "cityblock") / (a.shape[1] / 2))
+    return np.asarray(cdist(a, b, "cityblock") / POINTS)
 
 
-def _same_picture(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
-    """Tell whether two thumbnails correlate above the threshold."""
-    a, b = a - a.mean(), b - b.mean()
-    return bool((a * b).sum() > DUPLICATE_CORRELATION * np.sqrt((a * a).sum() * (b * b).sum()))
+def _same_picture(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
+    """Tell whether two thumbnails correlate above the threshold, in whole numbers as far as possible."""
+    x, y = a.ravel().astype(np.int64), b.ravel().astype(np.int64)
+    n = len(x)
+    covariance = n * int((x * y).sum()) - int(x.sum()) * int(y.sum())
+    variances = [n * int((v * v).sum()) - int(v.sum()) ** 2 for v in (x, y)]
+    return covariance > DUPLICATE_CORRELATION * math.sqrt(variances[0] * variances[1])

@@ -1,158 +1,58 @@
-"""Pairs of photos as a dataset and as LightningDataModules (P IV-A)."""
+"""What all LightningDataModules share: the level, the loaders, the degradation; and pairs of photos (P IV-A)."""
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cache, lru_cache
-from typing import NamedTuple, Protocol
-from weakref import WeakKeyDictionary
+from typing import Any, Literal, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from lightning import LightningDataModule
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
-from rpf_lightning.data.folder import PhotoFolder
+from rpf_lightning.data.dataset import PairsDataset, PhotoSource, Shuffled, collate
+from rpf_lightning.data.degradation import Degradation
 from rpf_lightning.data.pairing import (
     Pair,
-    Thumbnail,
-    grey_thumbnail,
     nearest_references,
     other_person_references,
     split_by_identity,
 )
-from rpf_lightning.data.records import Photo, ReferenceBatch
-from rpf_lightning.data.sample import check_sizes, make_sample
+from rpf_lightning.data.records import FaceBatch, ReferenceBatch
 
 logger = logging.getLogger(__name__)
 
-
-class PhotoSource(Protocol):
-    """What gives the photos: a folder, or faces made on the fly."""
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """Names of the photos."""
-
-    @property
-    def identities(self) -> Sequence[str]:
-        """Names of the people, empty if unknown."""
-
-    @property
-    def landmarks(self) -> Sequence[NDArray[np.float64] | None]:
-        """(68, 2) per photo in fractions of its side, or None."""
-
-    def photo(self, index: int) -> Photo:
-        """Return one photo; the same index gives the same photo."""
-
-    def __len__(self) -> int: ...
+DegradationKind = Literal["bicubic", "dpsr", "realistic"]
+MEMORY_MB = 2048  # for finished samples of photos that lie in memory themselves
+SOURCE = 8  # the `realistic` degradation starts from the GT of side 8 L: no photo is decoded for it
+Kept = TypeVar("Kept")
 
 
-# Finished samples live as long as their photos: the fits of one curriculum share both.
-_SAMPLES: WeakKeyDictionary[PhotoSource, dict[tuple[int, ...], ReferenceBatch]] = WeakKeyDictionary()
+class LevelDataModule(LightningDataModule, ABC):
+    """Loaders of one level; subclasses build the three datasets in `setup`.
 
-
-class PairsDataset(Dataset[ReferenceBatch]):
-    """Samples of one level, made from pairs of photos.
-
-    Finished samples are kept in memory, unless all of them together would exceed the budget: then none is.
-    Datasets of the same photos share samples and budget. It counts per process: every loader worker may use
-    that much.
-
-    Args:
-        photos: The photos that the pairs index.
-        pairs: GT and reference indices.
-        lr_size: Side L of the LR input in pixels.
-        size: Full output side, kappa * L.
-        side: Side S of the level.
-        cache: Whether to keep finished samples.
-        cache_mb: Budget in MiB.
-
-    Raises:
-        ValueError: if the sides are not powers of two with ``lr_size < side <= size``.
-    """
-
-    def __init__(
-        self,
-        photos: PhotoSource,
-        pairs: Sequence[Pair],
-        *,
-        lr_size: int,
-        size: int,
-        side: int,
-        cache: bool = True,
-        cache_mb: int = 2048,
-    ) -> None:
-        check_sizes(lr_size, size, side)
-        self.photos = photos
-        self.pairs = list(pairs)
-        self.lr_size, self.size, self.side = lr_size, size, side
-        wanted = len(self.pairs) * _floats(lr_size, side)
-        self.cached = cache and wanted * 4 <= cache_mb * 2**20
-        self._samples = _SAMPLES.setdefault(photos, {})
-        if (
-            self.cached
-            and (wanted + sum(_floats(key[2], key[4]) for key in self._samples)) * 4 > cache_mb * 2**20
-        ):
-            self._samples.clear()  # another level's, mostly
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> ReferenceBatch:
-        """Return one sample without batch dimension; treat it as read-only, it may come from the cache."""
-        pair = self.pairs[index]
-        key = (pair.gt, pair.reference, self.lr_size, self.size, self.side)
-        if self.cached and key in self._samples:
-            return self._samples[key]
-        sample = make_sample(
-            self.photos.photo(pair.gt),
-            self.photos.photo(pair.reference),
-            lr_size=self.lr_size,
-            size=self.size,
-            side=self.side,
-        )
-        if self.cached:
-            self._samples[key] = sample
-        return sample
-
-
-def collate(samples: list[ReferenceBatch]) -> ReferenceBatch:
-    """Stack samples into a batch, with the names as lists (torch's default gives tuples)."""
-    batch = default_collate(samples)
-    return batch._replace(id=list(batch.id), reference_id=list(batch.reference_id))
-
-
-class _Pairing(NamedTuple):
-    """The photos and their pairs, found once per datamodule."""
-
-    photos: PhotoSource
-    train: list[Pair]
-    val: list[Pair]
-    val_photos: list[int]
-    dropped: int
-
-
-class PairsDataModule(LightningDataModule, ABC):
-    """Nearest-landmark pairs of the same person, split by identity; subclasses name the photos.
-
-    Training and validation share no person. Nothing is read before `setup` or `val_dataset`.
+    Order, flips and degradations depend on the seed alone, not on the number of workers: datasets hold nothing
+    random. The state of the shuffling is part of a checkpoint.
 
     Args:
         lr_size: Side L of the LR input; None takes `lr_size` of the trainer's LightningModule.
         size: Full output side; None takes the module's `size`.
         side: Side of the level; None takes the module's `side`.
-        batch_size: Pairs per batch, in training and validation.
-        val_fraction: Share of the people held out.
-        seed: Seed of the split and of the shuffling.
-        limit_train: Number of training pairs kept, evenly spread; None keeps all.
+        batch_size: Samples per batch, in training and validation.
+        val_fraction: Share of the people held out for validation where no such part exists.
+        seed: Seed of the split, of the shuffling and of the degradation.
+        limit_train: Number of training samples kept, evenly spread; None keeps all.
         limit_val: The same for validation.
-        num_workers: Loader processes; each has its own cache of samples.
+        num_workers: Loader processes.
+        flip: Show half of the training samples in a mirror (P IV-B: no augmentation).
+        degradation: How the LR is made, see `Degradation`; validation gets the same noise every time.
     """
+
+    train_dataset: Dataset[Any]
+    val_dataset_: Dataset[Any]
+    test_dataset: Dataset[Any]
 
     def __init__(
         self,
@@ -165,6 +65,8 @@ class PairsDataModule(LightningDataModule, ABC):
         limit_train: int | None = None,
         limit_val: int | None = None,
         num_workers: int = 0,
+        flip: bool = False,
+        degradation: DegradationKind = "bicubic",
     ) -> None:
         super().__init__()
         self.lr_size, self.size, self.side = lr_size, size, side
@@ -174,44 +76,43 @@ class PairsDataModule(LightningDataModule, ABC):
         self.limit_train = limit_train
         self.limit_val = limit_val
         self.num_workers = num_workers
-        self._found: _Pairing | None = None
+        self.flip = flip
+        self.degradation = degradation
         self._shuffling = torch.Generator().manual_seed(seed)
 
-    @abstractmethod
-    def photos(self) -> PhotoSource:
-        """Return the photos; called once."""
-
-    def setup(self, stage: str | None = None) -> None:
-        """Build the datasets for the level of the trainer's module.
-
-        Raises:
-            ValueError: if a side is neither an argument nor an attribute of the module, or no pair was found.
-        """
-        lr_size, size, side = self._side_of("lr_size"), self._side_of("size"), self._side_of("side")
-        found = self._pairing()
-        self.train_dataset = PairsDataset(found.photos, found.train, lr_size=lr_size, size=size, side=side)
-        self.val_pairs_dataset = PairsDataset(found.photos, found.val, lr_size=lr_size, size=size, side=side)
-
-    def train_dataloader(self) -> DataLoader[ReferenceBatch]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches; the last, incomplete one is dropped.
 
         Raises:
-            ValueError: if there are fewer training pairs than one batch.
+            ValueError: if there are fewer training samples than one batch.
         """
-        if len(self.train_dataset) < self.batch_size:
-            raise ValueError(
-                f"{len(self.train_dataset)} training pairs do not fill batch_size={self.batch_size}"
-            )
-        return DataLoader(
-            self.train_dataset,
-            batch_size=self.batch_size,
-            shuffle=True,
-            generator=self._shuffling,
-            drop_last=True,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            persistent_workers=self.num_workers > 0,  # a worker's cache dies with it
+        count = len(self.train_dataset)  # type: ignore[arg-type]
+        if count < self.batch_size:
+            raise ValueError(f"{count} training samples do not fill batch_size={self.batch_size}")
+        return self._loader(
+            self.train_dataset, sampler=Shuffled(count, self.flip, self._shuffling), drop_last=True
         )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the validation samples in order."""
+        return self._loader(self.val_dataset_)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the test samples in order; where there is no test part, those of validation."""
+        return self._loader(self.test_dataset)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return what `test_dataloader` returns."""
+        return self.test_dataloader()
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make the LR on the device where it is not the bicubic one."""
+        if self.degradation == "bicubic" or not isinstance(batch, FaceBatch | ReferenceBatch):
+            return batch
+        training = self.trainer is not None and self.trainer.training
+        degrade = Degradation(self.degradation, self._side_of("lr_size"), self.seed)
+        epoch = self.trainer.current_epoch + 1 if training and self.trainer is not None else 0
+        return batch._replace(lr=degrade(batch.lr, list(batch.id), epoch))
 
     def state_dict(self) -> dict[str, Tensor]:
         """State of the shuffling, so that a resumed fit sees the epochs that an uninterrupted one would see."""
@@ -221,75 +122,25 @@ class PairsDataModule(LightningDataModule, ABC):
         """Continue the shuffling of a checkpoint."""
         self._shuffling.set_state(state_dict["shuffling"].cpu())
 
-    def val_dataloader(self) -> DataLoader[ReferenceBatch]:
-        """Return the validation pairs in order."""
+    def _loader(self, dataset: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
         return DataLoader(
-            self.val_pairs_dataset,
+            dataset,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=collate,
-            persistent_workers=self.num_workers > 0,
+            persistent_workers=self.num_workers > 0,  # a worker's start, and its cache, are not cheap
+            pin_memory=torch.cuda.is_available(),
+            **kwargs,
         )
 
-    def test_dataloader(self) -> DataLoader[ReferenceBatch]:
-        """Return the validation pairs: there is no third part."""
-        return self.val_dataloader()
+    def _level(self) -> dict[str, int]:
+        """The three sides of the level."""
+        return {name: self._side_of(name) for name in ("lr_size", "size", "side")}
 
-    def predict_dataloader(self) -> DataLoader[ReferenceBatch]:
-        """Return the validation pairs."""
-        return self.val_dataloader()
-
-    def val_dataset(self, side: int | None = None, other_person: bool = False) -> PairsDataset:
-        """Return the validation pairs for evaluation, at any level and without `setup`.
-
-        Args:
-            side: Side of the samples; None is the full size.
-            other_person: Give the same GTs each a reference of another person of the validation part, the
-                one with the nearest landmarks (the control of P Fig. 11).
-
-        Raises:
-            ValueError: as in `setup`, or if the validation part shows one person only.
-        """
-        found = self._pairing()
-        size = self._side_of("size")
-        pairs = found.val
-        if other_person:
-            photos = found.photos
-            gts = [pair.gt for pair in found.val]
-            pairs = other_person_references(
-                gts, found.val_photos, photos.identities, photos.landmarks, _thumbnails(photos)
-            )
-        lr_size = self._side_of("lr_size")
-        return PairsDataset(
-            found.photos, pairs, lr_size=lr_size, size=size, side=size if side is None else side, cache=False
-        )
-
-    @property
-    def dropped_duplicates(self) -> int:
-        """Near-duplicates that were dropped as references, in both parts."""
-        return self._pairing().dropped
-
-    def _pairing(self) -> _Pairing:
-        """Find, split and thin the pairs, the first time only."""
-        if self._found is None:
-            photos = self.photos()
-            train_photos, val_photos = split_by_identity(photos.identities, self.val_fraction, self.seed)
-            # A pair is one person's and a person is in one part, so pairs can be found before the split.
-            pairs, dropped = nearest_references(photos.identities, photos.landmarks, _thumbnails(photos))
-            if not pairs:
-                raise ValueError(
-                    f"no pair among {len(photos)} photos: expected people with two photos with landmarks"
-                )
-            parts = []
-            for indices, limit in ((train_photos, self.limit_train), (val_photos, self.limit_val)):
-                members = set(indices)
-                parts.append(_spread([pair for pair in pairs if pair.gt in members], limit))
-            self._found = _Pairing(photos, parts[0], parts[1], val_photos, dropped)
-            logger.info(
-                "%d training and %d validation pairs; %d near-duplicates dropped as references",
-                len(parts[0]), len(parts[1]), dropped,
-            )  # fmt: skip
-        return self._found
+    def _source_side(self) -> int | None:
+        """Side of the GT that the degradation starts from; None: the LR itself, exact where it is bicubic."""
+        level = self._level()
+        return min(SOURCE * level["lr_size"], level["size"]) if self.degradation == "realistic" else None
 
     def _side_of(self, name: str) -> int:
         """Return a side from the argument or else from the trainer's module."""
@@ -305,64 +156,127 @@ class PairsDataModule(LightningDataModule, ABC):
         return int(value)
 
 
-class ReferencePairsDataModule(PairsDataModule):
-    """Pairs from a `PhotoFolder`.
+class SplitPairs(NamedTuple):
+    """Pairs of photos in three parts.
 
-    Args:
-        root: Folder with `images/`, `labels/`, `identities.csv` and `landmarks.csv`.
-        label_scheme: Order of the label values, "bisenet" or "celebamask-hq".
-        lr_size: As in `PairsDataModule`, like all that follow.
-        size: Full output side.
-        side: Side of the level.
-        batch_size: Pairs per batch.
-        val_fraction: Share of the people held out.
-        seed: Seed of the split and of the shuffling.
-        limit_train: Number of training pairs kept.
-        limit_val: Number of validation pairs kept.
-        num_workers: Loader processes.
+    Attributes:
+        photos: The photos that the pairs index.
+        train: Training pairs.
+        val: Validation pairs.
+        test: Test pairs.
+        others: Photos to take another person's reference from.
+        duplicates: Photos that are the same photo twice.
     """
 
-    def __init__(
-        self,
-        root: str,
-        label_scheme: str,
-        lr_size: int | None = None,
-        size: int | None = None,
-        side: int | None = None,
-        batch_size: int = 8,
-        val_fraction: float = 0.15,
-        seed: int = 0,
-        limit_train: int | None = None,
-        limit_val: int | None = None,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(
-            lr_size, size, side, batch_size, val_fraction, seed, limit_train, limit_val, num_workers
+    photos: PhotoSource
+    train: list[Pair]
+    val: list[Pair]
+    test: list[Pair]
+    others: Sequence[int]
+    duplicates: list[tuple[int, int]]
+
+
+class PairsDataModule(LevelDataModule):
+    """Nearest-landmark pairs of the same person; subclasses name the photos.
+
+    Training and validation share no person. Nothing is read before `prepare_data`, `setup` or `val_dataset`.
+
+    Args:
+        mask_reference: Remove the non-facial region of references (eq. 1); False is the ablation of P Table 2.
+        kwargs: Arguments of `LevelDataModule`.
+    """
+
+    def __init__(self, mask_reference: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mask_reference = mask_reference
+        self._split: SplitPairs | None = None
+
+    @abstractmethod
+    def find_pairs(self) -> SplitPairs:
+        """Return the photos and all their pairs; called once."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Build the datasets for the level of the trainer's module.
+
+        Raises:
+            ValueError: if a side is neither an argument nor an attribute of the module, or no pair was found.
+        """
+        level, pairs = self._level(), self.split_pairs()
+        self.train_dataset, self.val_dataset_, self.test_dataset = (
+            self._dataset(part, level) for part in (pairs.train, pairs.val, pairs.test)
         )
-        self.root = root
-        self.label_scheme = label_scheme
 
-    def photos(self) -> PhotoFolder:
-        """Return the photos of the folder."""
-        return _opened_once(self.root, self.label_scheme)
+    def split_pairs(self) -> SplitPairs:
+        """Find and thin the pairs, the first time only.
+
+        Raises:
+            ValueError: if there is no pair.
+        """
+        if self._split is None:
+            found = self.find_pairs()
+            if not found.train and not found.val:
+                raise ValueError(
+                    f"no pair among {len(found.photos)} photos: expected people with two photos with landmarks"
+                )
+            self._split = found._replace(
+                train=evenly(found.train, self.limit_train),
+                val=evenly(found.val, self.limit_val),
+                test=evenly(found.test, self.limit_val),
+            )
+            logger.info(
+                "%d training and %d validation pairs; %d near-duplicates are no references",
+                len(self._split.train), len(self._split.val), len(found.duplicates),
+            )  # fmt: skip
+        return self._split
+
+    def val_dataset(self, side: int | None = None, other_person: bool = False) -> PairsDataset:
+        """Return the validation pairs for evaluation, at any level, unrounded and without `setup`.
+
+        Args:
+            side: Side of the samples; None is the full size.
+            other_person: Give the same GTs each a reference of another person of the validation part, the
+                one with the nearest landmarks (the control of P Fig. 11).
+
+        Raises:
+            ValueError: as in `setup`, or if the validation part shows one person only.
+        """
+        found = self.split_pairs()
+        size, pairs = self._side_of("size"), found.val
+        if other_person:
+            photos = found.photos
+            pairs = other_person_references(
+                [pair.gt for pair in pairs],
+                found.others,
+                photos.identities,
+                photos.landmarks,
+                found.duplicates,
+            )
+        level = {"lr_size": self._side_of("lr_size"), "size": size, "side": size if side is None else side}
+        return PairsDataset(found.photos, pairs, **level, mask_reference=self.mask_reference)
+
+    def _dataset(self, pairs: Sequence[Pair], level: dict[str, int]) -> Dataset[ReferenceBatch]:
+        """Make the samples from photos that lie in memory; overridden where they lie on a disk."""
+        return PairsDataset(
+            self.split_pairs().photos, pairs, **level,
+            mask_reference=self.mask_reference, source_side=self._source_side(), cache_mb=MEMORY_MB,
+        )  # fmt: skip
 
 
-# one curriculum builds a datamodule for each of its fits; the photos stay the same
-_opened_once = lru_cache(maxsize=2)(PhotoFolder)
+def pairs_by_identity(photos: PhotoSource, val_fraction: float, seed: int) -> SplitPairs:
+    """Pair photos that no `rpf prepare` has paired, and hold people out."""
+    train_photos, val_photos = (
+        set(part) for part in split_by_identity(photos.identities, val_fraction, seed)
+    )
+    duplicates = photos.near_duplicates()
+    # A pair is one person's and a person is in one part, so pairs can be found before the split.
+    pairs = nearest_references(photos.identities, photos.landmarks, duplicates)
+    train = [pair for pair in pairs if pair.gt in train_photos]
+    val = [pair for pair in pairs if pair.gt in val_photos]
+    return SplitPairs(photos, train, val, val, sorted(val_photos), duplicates)
 
 
-def _floats(lr_size: int, side: int) -> int:
-    """Numbers in a sample: four images, two masks and the flow; the LR."""
-    return 16 * side**2 + 3 * lr_size**2
-
-
-def _spread(pairs: list[Pair], limit: int | None) -> list[Pair]:
-    """Keep `limit` pairs, evenly spread."""
-    if limit is None or limit >= len(pairs):
-        return pairs
-    return [pairs[i * len(pairs) // limit] for i in range(limit)]
-
-
-def _thumbnails(photos: PhotoSource) -> Thumbnail:
-    """Make thumbnails on demand: the duplicate rule looks at few of the photos, some of them often."""
-    return cache(lambda index: grey_thumbnail(photos.photo(index).image))
+def evenly(items: list[Kept], limit: int | None) -> list[Kept]:
+    """Keep `limit` items, evenly spread."""
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]

@@ -30,22 +30,43 @@ class Photo:
     mask: NDArray[np.uint8]
 
 
+class FaceBatch(NamedTuple):
+    """A GT and its LR input at the level (side S) of one reconstruction block, for stage 1.
+
+    A dataset yields it without the leading batch dimension, a loader with it. Images are RGB float32 in
+    [0, 1].
+
+    Attributes:
+        lr: (B, 3, L, L) the LR, rounded to 8 bit.
+        gt: (B, 3, S, S) y^(n): one antialiased bicubic from the photo.
+        gt_mask: (B, 1, S, S) facial mask of the GT, 0 or 1.
+        id: Name of the GT photo.
+    """
+
+    lr: Tensor
+    gt: Tensor
+    gt_mask: Tensor
+    id: str | list[str]
+
+
 class ReferenceBatch(NamedTuple):
     """A GT, its LR input and a reference, at the level (side S) of one reconstruction block.
 
     A dataset yields it without the leading batch dimension, a loader with it. Images are RGB float32 in
-    [0, 1], not rounded except the LR (it would be a file).
+    [0, 1], not rounded except the LR (it would be a file). Read from a `LevelCache`, all are rounded to 8 bit.
 
     Attributes:
-        lr: (B, 3, L, L) antialiased bicubic of the GT at full size, rounded to 8 bit.
-        gt: (B, 3, S, S) y^(n): one antialiased bicubic from the GT at full size.
+        lr: (B, 3, L, L) antialiased bicubic of the GT at full size, rounded to 8 bit; or what another
+            degradation makes of the GT.
+        gt: (B, 3, S, S) y^(n): one antialiased bicubic from the photo.
         reference: (B, 3, S, S) masked reference r_hat^(n) (eq. 1), halved repeatedly from full size.
-        unmasked_reference: (B, 3, S, S) the same without the mask, for ablations and pictures.
         gt_mask: (B, 1, S, S) facial mask of the GT, 0 or 1.
         reference_mask: (B, 1, S, S) facial mask of the reference, 0 or 1.
         warped_reference: (B, 3, S, S) r_warp^(n) (eq. 3): masked reference, thin-plate warped to the GT at
             full size, then reduced.
         flow: (B, 2, S, S) the thin-plate flow in pixels of S: ``out(p) = r(p + flow(p))``.
+        gt_landmarks: (B, 68, 2) x and y as fractions of the side.
+        reference_landmarks: (B, 68, 2) the same of the reference.
         id: Name of the GT photo.
         reference_id: Name of the reference photo.
     """
@@ -53,10 +74,11 @@ class ReferenceBatch(NamedTuple):
     lr: Tensor
     gt: Tensor
     reference: Tensor
-    unmasked_reference: Tensor
     gt_mask: Tensor
     reference_mask: Tensor
     warped_reference: Tensor
     flow: Tensor
+    gt_landmarks: Tensor
+    reference_landmarks: Tensor
     id: str | list[str]
     reference_id: str | list[str]

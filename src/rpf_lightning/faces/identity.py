@@ -70,8 +70,19 @@ class ArcFace(nn.Module):
         Returns:
             (B, D) raw features, not of unit length.
         """
-        with full_precision(image.device):
-            face = crop_face(image) * 255
+        return self.features(crop_face(image))
+
+    def features(self, face: Tensor) -> Tensor:
+        """Compute features of faces that `crop_face` has cut out.
+
+        Args:
+            face: (B, 3, 112, 112), RGB in [0, 1].
+
+        Returns:
+            (B, D) raw features, not of unit length.
+        """
+        with full_precision(face.device):
+            face = face.float() * 255
             if self.normalise:
                 face = (face - 127.5) / 127.5
             return self.network(face).flatten(1)

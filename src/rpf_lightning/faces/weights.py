@@ -1,16 +1,116 @@
-"""Where third-party weights are found: an explicit path, then the folder `RPF_WEIGHTS_DIR`.
+"""Where third-party weights are found: explicit path, `RPF_WEIGHTS_DIR`, the cache, a download of known SHA-256.
 
-Nothing is downloaded on import; what is missing is an error that says what to put where.
+Nothing is downloaded before a network asks for its weights. docs/weights.md has the table for people.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
+import zipfile
+from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.request import Request, urlopen
+
+from rich.console import Console
+from rich.progress import wrap_file
 
 WEIGHTS_VARIABLE = "RPF_WEIGHTS_DIR"
-ALEXNET_FILES = ("alexnet_features.pth", "alexnet-owt-7be5be79.pth")
+CACHE_VARIABLE = "RPF_CACHE_DIR"
+OFFLINE_VARIABLE = "RPF_OFFLINE"
+PACKS = "insightface/models"
 DEFAULT_PACK = "buffalo_l"
+TIMEOUT = 30  # seconds without a byte
+CHUNK = 2**18
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One download.
+
+    Attributes:
+        name: Key in `WEIGHTS`.
+        files: Paths below a weights folder, the first that exists is taken; the last is the one downloaded.
+        url: A file, or the zip archive of a pack; "" where there is no download.
+        sha256: Of what the URL gives.
+        size_mb: Of what the URL gives, in 10^6 bytes.
+        licence: Of the weights, in words.
+        source: Who publishes them.
+        without: How to do without them; "" if there is no way.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    url: str
+    sha256: str
+    size_mb: float
+    licence: str
+    source: str
+    without: str = ""
+
+    @property
+    def is_pack(self) -> bool:
+        """Whether it is a folder of files, downloaded as a zip archive."""
+        return self.files[-1].startswith(f"{PACKS}/")
+
+
+_FACE_ALIGNMENT_LICENCE = "BSD-3-Clause, trained on images of others"
+
+WEIGHTS = {
+    weight.name: weight
+    for weight in (
+        Weight(
+            name="alexnet",
+            files=("alexnet_features.pth", "alexnet-owt-7be5be79.pth"),
+            url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+            sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+            size_mb=244.4,
+            licence="BSD-3-Clause code, trained on ImageNet",
+            source="torchvision",
+            without="switch the perceptual term off (perceptual_weight: 0)",
+        ),
+        Weight(
+            name="bisenet",
+            files=("parsing_bisenet.pth",),
+            url="https://github.com/xinntao/facexlib/releases/download/v0.2.0/parsing_bisenet.pth",
+            sha256="468e13ca13a9b43cc0881a9f99083a430e9c0a38abd935431d1c28ee94b26567",
+            size_mb=53.3,
+            licence="MIT code, trained on CelebAMask-HQ, which is for non-commercial research only",
+            source="facexlib",
+        ),
+        Weight(
+            name="s3fd",
+            files=("s3fd-619a316812.pth",),
+            url="https://www.adrianbulat.com/downloads/python-fan/s3fd-619a316812.pth",
+            sha256="619a31681264d3f7f7fc7a16a42cbbe8b23f31a256f75a366e5a1bcd59b33543",
+            size_mb=89.8,
+            licence=_FACE_ALIGNMENT_LICENCE,
+            source="face-alignment",
+        ),
+        Weight(
+            name="fan",
+            files=("2DFAN4-11f355bf06.pth.tar",),
+            url="https://www.adrianbulat.com/downloads/python-fan/2DFAN4-11f355bf06.pth.tar",
+            sha256="11f355bf0693120222f5955ce3f9dc8fb5763ebb30a47d7906e509490d32e4aa",
+            size_mb=95.6,
+            licence=_FACE_ALIGNMENT_LICENCE,
+            source="face-alignment",
+        ),
+        Weight(
+            name=DEFAULT_PACK,
+            files=(f"{PACKS}/{DEFAULT_PACK}",),
+            url="https://github.com/deepinsight/insightface/releases/download/v0.7/buffalo_l.zip",
+            sha256="80ffe37d8a5940d59a7384c201a2a38d4741f2f3c51eef46ebb28218a7b0ca2f",
+            size_mb=288.6,
+            licence="non-commercial research only",
+            source="insightface",
+            without="switch the identity term off (identity_weight: 0)",
+        ),
+    )
+}
 
 
 def weights_dir() -> Path | None:
@@ -19,51 +119,145 @@ def weights_dir() -> Path | None:
     return Path(value) if value else None
 
 
-def alexnet_file(explicit: str | None = None) -> Path:
-    """Find AlexNet's ImageNet convolutions.
+def cache_dir() -> Path:
+    """The folder of downloads: `RPF_CACHE_DIR`, else `rpf-lightning` in the user's cache folder."""
+    if own := os.environ.get(CACHE_VARIABLE):
+        return Path(own)
+    caches = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "rpf-lightning"
+
+
+def weight_file(name: str, explicit: str | Path | None = None) -> Path:
+    """Find a file of weights, or download it.
 
     Args:
+        name: Key in `WEIGHTS`.
         explicit: A file to use instead of searching.
 
     Raises:
-        FileNotFoundError: If there is none; says what is needed, where, and its licence.
+        FileNotFoundError: If the explicit file is absent; if there is none and it cannot be downloaded: says what
+            is needed, where, and its licence.
+        ValueError: If the download has another SHA-256 than the one in `WEIGHTS`.
     """
-    folder = weights_dir()
-    candidates = [Path(explicit)] if explicit else [folder / name for name in ALEXNET_FILES if folder]
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise FileNotFoundError(
-        f"AlexNet's weights are missing: looked for {_places(candidates)}. Put torchvision's "
-        f"{ALEXNET_FILES[1]} (BSD-3-Clause code, trained on ImageNet) into the folder that {WEIGHTS_VARIABLE} "
-        "names, or switch the perceptual term off (perceptual_weight: 0)"
-    )
+    if explicit:
+        path = Path(explicit)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path}, named for the weights {name!r}, is missing; no other is used instead"
+            )
+        return path
+    return _locate(WEIGHTS[name])
+
+
+def alexnet_file(explicit: str | Path | None = None) -> Path:
+    """Find AlexNet's ImageNet convolutions, as `weight_file` does."""
+    return weight_file("alexnet", explicit)
 
 
 def insightface_pack(name: str | None = None) -> Path:
-    """Find an insightface model pack `insightface/models/<pack>/`.
+    """Find an insightface model pack, a folder of ONNX files; buffalo_l is downloaded if it is absent.
 
     Args:
-        name: Name of the pack. None: buffalo_l; if that is absent and exactly one pack is there, that one.
+        name: Name of the pack. None: buffalo_l, unless `RPF_WEIGHTS_DIR` holds exactly one pack: then that one.
 
     Raises:
-        FileNotFoundError: If there is none; says what is needed, where, and its licence.
+        FileNotFoundError: If there is none and it cannot be downloaded: says what is needed, where, and its
+            licence.
+        ValueError: If the download has another SHA-256 than the one in `WEIGHTS`.
     """
-    folder = weights_dir()
-    models = folder / "insightface" / "models" if folder else None
-    wanted = name or DEFAULT_PACK
-    if models is not None and (models / wanted).is_dir():
-        return models / wanted
-    packs = sorted(path for path in models.iterdir() if path.is_dir()) if models and models.is_dir() else []
-    if name is None and len(packs) == 1:
+    packs = _own_packs()
+    if not name and len(packs) == 1:
         return packs[0]
-    present = ", ".join(path.name for path in packs) or "none"
-    raise FileNotFoundError(
-        f"the insightface model pack {wanted!r} is missing: looked for {_places([models / wanted] if models else [])} "
-        f"(packs there: {present}). Put the pack (non-commercial research only) there, or switch the "
-        "identity term off (identity_weight: 0)"
+    weight, wanted = WEIGHTS[DEFAULT_PACK], name or DEFAULT_PACK
+    if wanted != DEFAULT_PACK:
+        weight = replace(weight, name=wanted, files=(f"{PACKS}/{wanted}",), url="")
+    return _locate(weight)
+
+
+def _locate(weight: Weight) -> Path:
+    for path in _candidates(weight):
+        if path.is_dir() if weight.is_pack else path.is_file():
+            return path
+    return _download(weight)
+
+
+def _candidates(weight: Weight) -> list[Path]:
+    own = weights_dir()
+    return [folder / file for folder in (*([own] if own else []), cache_dir()) for file in weight.files]
+
+
+def _own_packs() -> list[Path]:
+    own = weights_dir()
+    models = own / PACKS if own else None
+    if models is None or not models.is_dir():
+        return []
+    # a hidden folder is a download under way: the cache may be `RPF_WEIGHTS_DIR` as well
+    return sorted(path for path in models.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _download(weight: Weight) -> Path:
+    if not weight.url:
+        raise _missing(weight, f"{DEFAULT_PACK} is the only pack that is downloaded")
+    if os.environ.get(OFFLINE_VARIABLE, "") not in ("", "0"):
+        raise _missing(weight, f"{OFFLINE_VARIABLE} is set, so {weight.url} was not downloaded")
+    target = cache_dir() / weight.files[-1]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # beside the target: a rename does not cross file systems
+        with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            fetched = Path(folder) / "download"
+            _fetch(weight, fetched)
+            _move(_unpack(fetched) if weight.is_pack else fetched, target)
+    except (OSError, HTTPException) as error:
+        raise _missing(weight, f"{weight.url} could not be downloaded: {error}") from error
+    return target
+
+
+def _fetch(weight: Weight, path: Path) -> None:
+    digest = hashlib.sha256()
+    request = Request(weight.url, headers={"User-Agent": "rpf-lightning"})  # some servers refuse urllib's own
+    with urlopen(request, timeout=TIMEOUT) as response, path.open("wb") as file:
+        promised = int(response.headers.get("Content-Length") or 0)
+        total, text = promised or round(weight.size_mb * 1e6), f"downloading {Path(weight.files[-1]).name}"
+        # on stderr: results go to stdout
+        with wrap_file(response, total, description=text, console=Console(stderr=True)) as source:
+            while chunk := source.read(CHUNK):
+                digest.update(chunk)
+                file.write(chunk)
+        if file.tell() < promised:  # http.client does not say so itself
+            raise ConnectionError(f"it broke off after {file.tell()} of {promised} bytes")
+        file.flush()
+        os.fsync(file.fileno())
+    if digest.hexdigest() != weight.sha256:
+        raise ValueError(
+            f"{weight.url}: expected SHA-256 {weight.sha256}, got {digest.hexdigest()}; the download was deleted"
+        )
+
+
+def _unpack(archive: Path) -> Path:
+    folder = archive.with_name("pack")
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(folder)
+    return folder
+
+
+def _move(path: Path, target: Path) -> None:
+    try:
+        path.replace(target)
+    except OSError:
+        if not target.exists():  # else another process was faster, and its hash was checked as well
+            raise
+
+
+def _missing(weight: Weight, reason: str) -> FileNotFoundError:
+    looked = ", ".join(map(str, _candidates(weight)))
+    if not weights_dir():
+        looked += f" ({WEIGHTS_VARIABLE} is not set)"
+    elif weight.is_pack:
+        looked += f" (packs in {WEIGHTS_VARIABLE}: {', '.join(path.name for path in _own_packs()) or 'none'})"
+    without = f", or {weight.without}" if weight.without else ""
+    return FileNotFoundError(
+        f"the weights {weight.name!r} of {weight.source} are missing: looked for {looked}; {reason}. Put "
+        f"{weight.files[-1]} ({weight.licence}) into the folder that {WEIGHTS_VARIABLE} names or into "
+        f"{cache_dir()}{without}"
     )
-
-
-def _places(candidates: list[Path]) -> str:
-    return ", ".join(map(str, candidates)) or f"nothing, since {WEIGHTS_VARIABLE} is not set"

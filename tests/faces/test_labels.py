@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rpf_lightning.data.labels import facial_mask, label_names
+from rpf_lightning.faces.labels import facial_mask, label_names
 
 # Written out by number, so that a change of the name lists cannot change the expectation with them.
 FACIAL = {"bisenet": set(range(1, 14)), "celebamask-hq": {*range(1, 13), 15}}

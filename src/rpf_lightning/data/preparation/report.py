@@ -1,0 +1,153 @@
+"""What a person looks at after preparing: the summary, a histogram of distances, a sheet of pairs."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from rpf_lightning.data.pairing import Pair
+from rpf_lightning.data.preparation import tables
+from rpf_lightning.data.preparation.annotate import stored_masks
+from rpf_lightning.data.preparation.annotations import Annotations
+from rpf_lightning.data.reading import read_photo
+from rpf_lightning.data.records import Photo
+from rpf_lightning.data.sample import make_sample
+from rpf_lightning.model.storage import write_atomically
+
+HISTOGRAM = "distances.png"
+SHEET = "contact_sheet.png"
+ROWS = 10
+TILE = 128
+
+
+def draw(out: Path, root: Path, faces: Annotations, splits: Mapping[str, Sequence[Pair]]) -> None:
+    """Draw `distances.png` and `contact_sheet.png`; without a pair there is nothing to draw.
+
+    Args:
+        out: Prepared folder.
+        root: Where the photos lie.
+        faces: The photos.
+        splits: Pairs of every split.
+    """
+    nearest = {
+        name: [
+            pair for previous, pair in zip([None, *pairs], pairs, strict=False) if _is_first(previous, pair)
+        ]
+        for name, pairs in splits.items()
+    }
+    pairs = sorted({pair for part in nearest.values() for pair in part}, key=lambda pair: pair.distance)
+    if not pairs:
+        return
+    write_atomically(out / HISTOGRAM, _histogram({k: [p.distance for p in v] for k, v in nearest.items()}))
+    # from the nearest to the farthest pair, which is where something would look wrong
+    shown = [pairs[i * (len(pairs) - 1) // max(ROWS - 1, 1)] for i in range(min(ROWS, len(pairs)))]
+    write_atomically(out / SHEET, _sheet(root, faces, shown))
+
+
+def _is_first(previous: Pair | None, pair: Pair) -> bool:
+    return previous is None or previous.gt != pair.gt
+
+
+def _histogram(distances: Mapping[str, Sequence[float]]) -> bytes:
+    """Draw the distances of the nearest pairs, in % of the side."""
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, values in distances.items():
+        if values:
+            percent = 100 * np.array(values)
+            label = f"{name}: {len(values):,} pairs, median {np.median(percent):.1f} %"
+            axes.hist(percent, bins=60, range=(0, 15), histtype="step", label=label)
+    axes.set_xlabel("mean L1 distance of the 68 landmarks of GT and nearest reference, % of the side")
+    axes.set_ylabel("pairs")
+    axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def _sheet(root: Path, faces: Annotations, pairs: Sequence[Pair]) -> bytes:
+    """Draw a row per pair: GT, GT in its mask, reference, masked reference, its thin-plate warp."""
+    wanted = sorted({index for pair in pairs for index in pair[:2]})
+    masks = dict(zip(wanted, stored_masks([faces.stored[index] for index in wanted]), strict=True))
+    titles = ("GT", "GT in its mask", "reference", "masked reference", "TPS warp")
+    sheet = Image.new("RGB", (len(titles) * TILE + 130, len(pairs) * TILE + 20), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        pen.text((column * TILE + 4, 4), title, "black")
+    for row, pair in enumerate(pairs):
+        gt, reference = (_photo(root, faces, index, masks[index]) for index in pair[:2])
+        sample = make_sample(gt, reference, lr_size=TILE // 2, size=2 * TILE, side=TILE)
+        tiles = [
+            _tile(sample.gt), _tile(sample.gt * sample.gt_mask), _small(reference.image),
+            _tile(sample.reference), _tile(sample.warped_reference),
+        ]  # fmt: skip
+        top = row * TILE + 20
+        for column, tile in enumerate(tiles):
+            sheet.paste(tile, (column * TILE, top))
+        text = f"{gt.identity}\n{gt.id}\n{reference.id}\n{100 * pair.distance:.2f} %"
+        pen.text((len(tiles) * TILE + 4, top + 4), text, "black")
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _photo(root: Path, faces: Annotations, index: int, mask: NDArray[np.uint8]) -> Photo:
+    path = tables.find_file(root, faces.files[index])
+    if path is None:
+        raise FileNotFoundError(f"{root / faces.files[index]}: is missing now")
+    return Photo(
+        faces.files[index], faces.identities[index], read_photo(path), faces.stored[index].landmarks,
+        tables.unpack_mask(mask),
+    )  # fmt: skip
+
+
+def _tile(image: torch.Tensor) -> Image.Image:
+    pixels = (image * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels)
+
+
+def _small(image: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(image).resize((TILE, TILE), Image.Resampling.BICUBIC)
+
+
+def lines(
+    out: Path, summary: Mapping[str, Any], rejected: Mapping[str, str], leaks: Sequence[tuple[str, str]]
+) -> list[str]:
+    """Say what was made, what was rejected and why."""
+    counts = summary["counts"]
+    twins = counts["near_duplicates"]
+    text = [
+        f"{counts['kept']:,} of {counts['photos']:,} photos kept, {counts['rejected']:,} rejected (rejected.csv)",
+        *(
+            f"  {reason}: {times:,}"
+            for reason, times in Counter(map(_kind, rejected.values())).most_common(6)
+        ),
+        f"{counts['identities']:,} people, {counts['identities_with_one_photo']:,} of them with one photo; "
+        f"{counts['without_identity']:,} photos of unknown people",
+        f"near-duplicates: {twins['one_identity']} pairs of one person, no references of each other; "
+        f"{twins['two_identities']} carry two names, leaks where a split separates them (duplicates.csv)",
+        *(f"  leak: {a} and {b}" for a, b in leaks[:20]),
+    ]
+    for name, count in counts["pairs"].items():
+        text.append(
+            f"pairs_{name}: {count:,} pairs ({counts['pairs_with_duplicates'][name]:,} without the duplicate rule, "
+            f"which changes the references of {counts['changed_by_the_rule'][name]:,} GTs)"
+        )
+    return [*text, f"sha256 {summary['sha256']}", f"look at {out / SHEET} and {out / HISTOGRAM}"]
+
+
+def _kind(reason: str) -> str:
+    """Shorten a reason so that equal ones can be counted: without the file that it begins with."""
+    path, separator, rest = reason.partition(": ")
+    text = rest if separator and ("/" in path or "\\" in path) else reason
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,0 +1,156 @@
+"""What lies in a folder of photos, and annotations that exist already."""
+
+from __future__ import annotations
+
+import csv
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rpf_lightning.data.pairing import POINTS
+from rpf_lightning.data.reading import SUFFIXES
+
+LANDMARK_COLUMNS = [f"{axis}{i}" for i in range(POINTS) for axis in "xy"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A photo that is to be prepared.
+
+    Attributes:
+        file: Its name: the path relative to the folder, with `/`, in Unicode's composed form.
+        path: Where it lies.
+        identity: Name of the person; empty if unknown.
+        landmarks: (68, 2) in pixels of the upright photo, or None where they are to be found.
+        label: Its parsing map, or None where the mask is to be found.
+    """
+
+    file: str
+    path: Path
+    identity: str = ""
+    landmarks: NDArray[np.float64] | None = None
+    label: Path | None = None
+
+
+def list_photos(folder: str | Path) -> dict[str, Path]:
+    """List the photos (PNG, JPEG, WebP) in a folder and below, sorted by name.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no photo in it.
+        ValueError: If two names differ only in their Unicode form.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; expected photos there (PNG, JPEG or WebP)")
+    found: dict[str, Path] = {}
+    for path in root.rglob("*"):
+        # names that begin with a dot are the system's, such as macOS's ._ files
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+            file = composed(path.relative_to(root).as_posix())
+            if file in found:
+                raise ValueError(f"{path} and {found[file]} have the same name in two Unicode forms")
+            found[file] = path
+    if not found:
+        raise FileNotFoundError(f"{root}: holds no photo; expected PNG, JPEG or WebP files there or below")
+    return dict(sorted(found.items()))
+
+
+def composed(name: str) -> str:
+    """Return a name in Unicode's composed form: file systems and CSV files may spell it differently."""
+    return unicodedata.normalize("NFC", name)
+
+
+def identities_from_csv(path: str | Path) -> dict[str, str]:
+    """Read a CSV file with the columns `file` and `identity`; an empty identity is an unknown person.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If a column is missing, a row is short or a file is listed twice.
+    """
+    return {file: row["identity"].strip() for file, _, row in _rows(Path(path), ["file", "identity"])}
+
+
+def identities_from_folders(files: Iterable[str]) -> dict[str, str]:
+    """Take the folder that holds a photo as the name of the person; photos beside the folders are unknown."""
+    parents = {file: PurePosixPath(file).parent.as_posix() for file in files}
+    return {file: "" if parent == "." else parent for file, parent in parents.items()}
+
+
+def landmarks_from_csv(path: str | Path) -> dict[str, NDArray[np.float64]]:
+    """Read a CSV file with the columns `file, x0, y0, ..., x67, y67`, in pixels of the upright photo.
+
+    Coordinates are continuous: the photo spans 0 .. width, pixel i has its centre at i + 0.5.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If a column is missing, a value is no finite number or a file is listed twice.
+    """
+    path = Path(path)
+    found: dict[str, NDArray[np.float64]] = {}
+    for file, line, row in _rows(path, ["file", *LANDMARK_COLUMNS]):
+        try:
+            points = np.array([float(row[column]) for column in LANDMARK_COLUMNS]).reshape(POINTS, 2)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {line} ({file!r}): {error}; expected 136 numbers") from error
+        if not np.isfinite(points).all():
+            raise ValueError(f"{path}, line {line} ({file!r}): expected 136 finite numbers")
+        found[file] = points
+    return found
+
+
+def label_files(folder: str | Path, files: Iterable[str]) -> dict[str, Path]:
+    """Find the parsing map of every photo: the photo's name with `.png`, photos without one are left out.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no map for any photo.
+        ValueError: If two photos would share a map.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; expected parsing maps <name of the photo>.png")
+    present = {composed(path.relative_to(root).as_posix()): path for path in root.rglob("*.png")}
+    wanted = {file: PurePosixPath(file).with_suffix(".png").as_posix() for file in files}
+    twice = [label for label, times in Counter(wanted.values()).items() if times > 1 and label in present]
+    if twice:
+        raise ValueError(f"{root / twice[0]}: would be the parsing map of two photos")
+    found = {file: present[label] for file, label in wanted.items() if label in present}
+    if not found:
+        example = next(iter(wanted.values()))
+        raise FileNotFoundError(f"{root}: holds no parsing map <name of a photo>.png, such as {example}")
+    return found
+
+
+def _rows(path: Path, columns: list[str]) -> list[tuple[str, int, dict[str, str]]]:
+    """Read a CSV file with a header as (file, line number, row), checking columns and names."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; expected a CSV file with the columns {_short(columns)}"
+        )
+    rows: dict[str, tuple[str, int, dict[str, str]]] = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = [column for column in columns if column not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(
+                f"{path}: the header lacks {_short(missing)}; expected the columns {_short(columns)}, "
+                f"found {_short(list(reader.fieldnames or []))}"
+            )
+        for row in reader:
+            short = [column for column in columns if row[column] is None]
+            if short:
+                raise ValueError(f"{path}, line {reader.line_num}: no value for {_short(short)}")
+            name = composed(row["file"])
+            if name in rows:
+                raise ValueError(f"{path}, line {reader.line_num}: {name!r} is listed twice")
+            rows[name] = (name, reader.line_num, row)
+    return list(rows.values())
+
+
+def _short(names: list[str]) -> str:
+    """Join names, leaving out the middle of a long list."""
+    return ", ".join(names if len(names) <= 6 else [*names[:3], "...", names[-1]])

@@ -1,0 +1,91 @@
+"""Reading photos and parsing maps from files, whatever their mode."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from rpf_lightning.faces.labels import facial_mask
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+
+
+def read_photo(path: Path, content: bytes | None = None) -> NDArray[np.uint8]:
+    """Read a photo upright (EXIF orientation applied) as RGB.
+
+    Grey photos get three equal channels, transparent ones are laid over white, 16-bit ones are scaled to 8 bit.
+
+    Args:
+        path: A file that Pillow reads.
+        content: Its bytes, where they were read already; `path` then only names it.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no image or a broken one; the message names the file.
+    """
+    with _open(path, content) as file:
+        try:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith(("I", "F")):
+                return _from_deep_grey(np.asarray(image), path)
+            if image.has_transparency_data:
+                rgba = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+            return np.array(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{path}: cannot be decoded: {error}") from error
+
+
+def read_mask(path: Path, scheme: str) -> NDArray[np.uint8]:
+    """Read a parsing map as a facial mask (eq. 1).
+
+    Args:
+        path: An image with one label per pixel.
+        scheme: Order of the label values, see `facial_mask`.
+
+    Returns:
+        (H, W) uint8, 1 inside the facial classes.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read or holds other values than the scheme's labels.
+    """
+    with _open(path) as file:
+        if file.mode not in ("L", "P"):
+            raise ValueError(f"{path}: expected one 8-bit label per pixel (mode L or P), got {file.mode}")
+        try:
+            labels = np.array(file)
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{path}: cannot be decoded: {error}") from error
+    try:
+        return facial_mask(labels, scheme)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _from_deep_grey(values: NDArray[np.generic], path: Path) -> NDArray[np.uint8]:
+    """Bring a 16-bit grey image to 8 bit; Pillow's own conversion clips it to white."""
+    numbers = values.astype(np.float64)
+    if numbers.min() < 0 or numbers.max() > 65535:
+        raise ValueError(f"{path}: expected grey values in 0..65535")
+    grey = np.rint(numbers / 257).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _open(path: Path, content: bytes | None = None) -> Image.Image:
+    """Open an image, naming the file if it is not one."""
+    try:
+        return Image.open(path if content is None else io.BytesIO(content))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: cannot be read: it is no image of a kind that Pillow knows") from None
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: cannot be read as an image: {error}") from error

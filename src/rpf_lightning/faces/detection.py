@@ -1,0 +1,115 @@
+"""Face detection with five points: SCRFD of an insightface model pack.
+
+Coordinates are continuous: a photo spans 0..W and 0..H, pixel ``i`` has its centre at ``i + 0.5``. SCRFD's need no
+conversion: they are distances from anchors at multiples of the stride in a picture whose edge is 0, and detections
+in photos and their mirror images add up to W within half a pixel of the network's input, not to W - 1.
+"""
+
+from __future__ import annotations
+
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rpf_lightning.faces.alignment import check_photo
+from rpf_lightning.faces.weights import insightface_pack
+
+MIN_SCORE = 0.5
+# Every photo is searched at 320 pixels, where a face that fills it is found (at 640 alone most aligned portraits
+# are missed), and at 640, where small faces are; larger photos also at about their own size.
+INPUT_SIDES = (320, 640)
+MAX_INPUT_SIDE = 1920
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One face in a photo.
+
+    Attributes:
+        box: (4,) float64, x0, y0, x1, y1 in pixels; may reach beyond the photo.
+        score: 0.5..1.
+        points: (5, 2) float64 in pixels: left eye, right eye, nose, left and right corner of the mouth, where
+            "left" is the image's left.
+    """
+
+    box: NDArray[np.float64]
+    score: float
+    points: NDArray[np.float64]
+
+    @property
+    def area(self) -> float:
+        """Area of the box in square pixels."""
+        return float(np.prod(self.box[2:] - self.box[:2]))
+
+
+class FaceDetector:
+    """SCRFD of an insightface pack, run by onnxruntime on the GPU if it can, else on the CPU.
+
+    Args:
+        pack: Name of an insightface pack; None as in `insightface_pack`. Licence of insightface's models:
+            non-commercial research.
+
+    Raises:
+        FileNotFoundError: If the pack, or a detector with five points in it, is missing.
+    """
+
+    def __init__(self, pack: str | None = None) -> None:
+        directory = insightface_pack(pack)
+        self.pack = directory.name
+        file = _detection_network(directory)
+        with redirect_stdout(StringIO()):  # some versions print
+            import onnxruntime  # these two are imported here: they are slow to import
+            from insightface.model_zoo import get_model
+
+            onnxruntime.set_default_logger_severity(3)  # its warnings about unused initializers say nothing
+            available = onnxruntime.get_available_providers()
+            providers = [
+                name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available
+            ]
+            # one session serves all input sizes: a session per size would be kept for every size of photo
+            self._network = get_model(str(file), providers=providers, static_shape_sessions=False)
+
+    def detect(self, image: NDArray[np.uint8]) -> list[Face]:
+        """Find the faces of a photo.
+
+        Args:
+            image: (H, W, 3) uint8, RGB.
+
+        Returns:
+            The faces with a score of at least 0.5, largest box first.
+
+        Raises:
+            ValueError: If the image is no photo.
+        """
+        check_photo(image)
+        sides = [(side, side) for side in _input_sides(max(image.shape))]
+        bgr = np.ascontiguousarray(image[..., ::-1])
+        with redirect_stdout(StringIO()):
+            boxes, points = self._network.detect(bgr, input_size=sides, det_thresh=MIN_SCORE)
+        faces = [
+            Face(box[:4].astype(np.float64), float(box[4]), five.astype(np.float64))
+            for box, five in zip(boxes, points, strict=True)
+        ]
+        return sorted(faces, key=lambda face: -face.area)
+
+
+def _input_sides(longest: int) -> list[int]:
+    own = min(ceil(longest / 32) * 32, MAX_INPUT_SIDE)  # the network's largest stride is 32
+    return [*INPUT_SIDES, own] if own > INPUT_SIDES[-1] else [*INPUT_SIDES]
+
+
+def _detection_network(directory: Path) -> Path:
+    import onnx
+
+    for file in sorted(directory.glob("*.onnx")):
+        # scores, boxes and five points at three or five strides; insightface tells detectors in the same way
+        if len(onnx.load(file, load_external_data=False).graph.output) in (9, 15):
+            return file
+    raise FileNotFoundError(
+        f"{directory} holds no ONNX file of a face detector with five points (9 or 15 outputs)"
+    )

@@ -1,0 +1,463 @@
+"""Preparing a folder from end to end, with faults, kills and a full disk."""
+
+import csv
+import errno
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rpf_lightning.cli import main
+from rpf_lightning.data.pairing import grey_thumbnail, nearest_references
+from rpf_lightning.data.preparation import (
+    DiskFullError,
+    NothingUsableError,
+    Options,
+    annotate,
+    prepare_celeba_hq,
+    prepare_faces,
+    tables,
+)
+from rpf_lightning.data.prepared import PreparedPhotos
+from rpf_lightning.data.reading import read_photo
+from rpf_lightning.data.synthetic import render_photo
+
+Prepare = Callable[..., dict[str, Any]]
+
+
+def rejected(out: Path) -> dict[str, str]:
+    with (out / "rejected.csv").open(newline="", encoding="utf-8") as file:
+        return {row["file"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def rows(folder: Path, name: str) -> list[list[str]]:
+    with (folder / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def write(folder: Path, name: str, content: list[list[str]]) -> None:
+    with (folder / name).open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(content)
+
+
+def add(folder: Path, name: str, like: str = "0-0.png", person: str = "p0") -> None:
+    """Give a photo that the test wrote the annotations of another one."""
+    people, points = rows(folder, "identities.csv"), rows(folder, "landmarks.csv")
+    write(folder, "identities.csv", [*people, [name, person]])
+    write(folder, "landmarks.csv", [*points, [name, *next(row for row in points if row[0] == like)[1:]]])
+    shutil.copy(folder / "labels" / like, (folder / "labels" / name).with_suffix(".png"))
+
+
+def test_prepared_photos_are_what_the_folder_holds(prepared: Path, folder: Path) -> None:
+    photos = PreparedPhotos(prepared)
+    assert photos.ids == sorted(path.name for path in (folder / "images").iterdir())
+    drawn = render_photo(2, 1, 64)
+    index = photos.ids.index("2-1.png")
+    photo = photos.photo(index)
+    assert (photo.id, photo.identity) == ("2-1.png", "p2")
+    np.testing.assert_array_equal(photo.image, drawn.image)
+    np.testing.assert_allclose(photo.landmarks, drawn.landmarks, atol=0.006)
+    facial = np.isin(drawn.parsing, range(1, 14))
+    np.testing.assert_array_equal(photo.mask, facial)
+    np.testing.assert_array_equal(photos.thumbnails()[index], grey_thumbnail(drawn.image))
+    assert not (prepared / "work").exists()
+    assert {path.name for path in prepared.iterdir()} == {
+        "images.parquet", "landmarks.parquet", "masks.npy", "thumbnails.npy", "pairs_all.parquet",
+        "duplicates.csv", "rejected.csv", "prepare.json", "distances.png", "contact_sheet.png",
+    }  # fmt: skip
+    for name in ("distances.png", "contact_sheet.png"):
+        assert np.asarray(Image.open(prepared / name)).std() > 10
+
+
+def test_pairs_are_the_nearest(prepared: Path) -> None:
+    photos = PreparedPhotos(prepared)
+    expected = nearest_references(photos.identities, photos.landmarks, photos.near_duplicates())
+    assert photos.pairs("all") == expected
+    assert len(expected) == 18
+
+
+def test_several_references_and_a_split_by_person(prepare: Prepare, tmp_path: Path) -> None:
+    summary = prepare("k", references=2, val_fraction=0.34)
+    assert summary["splits"] == ["train", "val"]
+    assert summary["counts"]["pairs"] == {"train": 24, "val": 12}
+    table = tables.read_table(tmp_path / "k" / "pairs_train.parquet", ["gt", "reference", "rank", "distance"])
+    assert table["rank"] == [0, 1] * 12
+    assert all(a <= b for a, b in zip(table["distance"][::2], table["distance"][1::2], strict=True))
+    val = tables.read_table(tmp_path / "k" / "pairs_val.parquet", ["gt"])["gt"]
+    assert not {name[0] for name in val} & {name[0] for name in table["gt"]}
+    assert len(PreparedPhotos(tmp_path / "k").pairs("train")) == 12  # the nearest only
+    other = prepare("other", val_fraction=0.34, seed=1)
+    assert other["sha256"] != prepare("same", val_fraction=0.34)["sha256"]
+
+
+def test_same_inputs_give_the_same_hash(prepare: Prepare, folder: Path, tmp_path: Path) -> None:
+    first = prepare("one")
+    assert prepare("two", batch_size=5, workers=1)["sha256"] == first["sha256"]
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(folder, moved)
+    options = Options(
+        landmarks=str(moved / "landmarks.csv"), labels=str(moved / "labels"), label_scheme="bisenet",
+        embeddings=False,
+    )  # fmt: skip
+    again = prepare_faces(
+        moved / "images", tmp_path / "three", identities=moved / "identities.csv", options=options,
+        say=lambda line: None,
+    )  # fmt: skip
+    assert again["sha256"] == first["sha256"]
+    assert again["arguments"] == first["arguments"]
+
+
+def test_duplicates_are_no_references_and_leaks_are_reported(
+    prepare: Prepare, folder: Path, tmp_path: Path
+) -> None:
+    for name, person in (("twin.png", "p0"), ("leak.png", "p5")):
+        shutil.copy(folder / "images" / "0-0.png", folder / "images" / name)
+        add(folder, name, person=person)
+    lines: list[str] = []
+    summary = prepare(say=lines.append)
+    counts = summary["counts"]
+    assert counts["near_duplicates"] == {"one_identity": 1, "two_identities": 2, "all": 3}
+    pairs = {pair[0]: pair[1] for pair in PreparedPhotos(tmp_path / "prepared").pairs("all")}
+    ids = PreparedPhotos(tmp_path / "prepared").ids
+    assert ids[pairs[ids.index("twin.png")]] != "0-0.png"
+    assert ids[pairs[ids.index("0-0.png")]] != "twin.png"
+    assert counts["changed_by_the_rule"] == {"all": 2}
+    text = "\n".join(lines)
+    assert "1 pairs of one person" in text
+    assert "leak: 0-0.png and leak.png" in text
+    assert "changes the references of 2 GTs" in text
+    assert rows(tmp_path / "prepared", "duplicates.csv")[1:] == [
+        ["0-0.png", "leak.png", "two"], ["0-0.png", "twin.png", "one"], ["leak.png", "twin.png", "two"],
+    ]  # fmt: skip
+
+
+def test_faults_are_rejected_and_nothing_else_is_lost(prepare: Prepare, folder: Path, tmp_path: Path) -> None:
+    images = folder / "images"
+    picture = Image.open(images / "0-0.png").convert("RGB")
+    good = {"grey.png": picture.convert("L"), "rgba.png": picture.convert("RGBA")}
+    good["deep.png"] = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+    good["Zoë–脸.webp"] = picture
+    for name, image in good.items():
+        image.save(images / name, lossless=True)
+        add(folder, name)
+    turned = picture.rotate(90, expand=True)
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(images / "exif.png", exif=exif)
+    add(folder, "exif.png")
+    picture.save(images / "truncated.jpg")
+    (images / "truncated.jpg").write_bytes((images / "truncated.jpg").read_bytes()[:500])
+    (images / "text.jpg").write_text("no photo")
+    picture.resize((64, 50)).save(images / "wide.png")
+    for name in ("truncated.jpg", "text.jpg", "wide.png", "ghost.png"):
+        add(folder, name)
+    picture.save(images / "alone.png")
+    add(folder, "alone.png", person="nobody else")
+    shutil.copy(images / "1-0.png", images / "labelled.png")
+    add(folder, "labelled.png")
+    (folder / "labels" / "labelled.png").write_text("no map")
+
+    summary = prepare()
+    out = tmp_path / "prepared"
+    reasons = rejected(out)
+    assert set(reasons) == {"truncated.jpg", "text.jpg", "wide.png", "ghost.png", "labelled.png"}
+    assert "truncated" in reasons["truncated.jpg"]
+    assert "no image" in reasons["text.jpg"]
+    assert "not square (64 x 50)" in reasons["wide.png"]
+    assert "not in" in reasons["ghost.png"]
+    assert "labels" in reasons["labelled.png"]
+    counts = summary["counts"]
+    assert (counts["photos"], counts["kept"], counts["rejected"]) == (28, 24, 5)
+    assert counts["identities_with_one_photo"] == 1
+    photos = PreparedPhotos(out)
+    assert {*good, "exif.png", "alone.png"} <= set(photos.ids)
+    np.testing.assert_array_equal(photos.photo(photos.ids.index("exif.png")).image, np.asarray(picture))
+    assert photos.ids.index("alone.png") not in {pair.gt for pair in photos.pairs("all")}
+
+
+def test_nothing_usable(prepare: Prepare, folder: Path, tmp_path: Path) -> None:
+    for path in (folder / "images").iterdir():
+        path.write_text("no photo")
+    with pytest.raises(NothingUsableError, match=r"none of 18 photos can be used: .*no image.*rejected.csv"):
+        prepare()
+    assert len(rejected(tmp_path / "prepared")) == 18
+    shutil.rmtree(folder / "images")
+    (folder / "images").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no photo"):
+        prepare("other")
+
+
+def test_exit_codes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = [
+        "prepare",
+        "faces",
+        "--images",
+        str(folder / "images"),
+        "--identities",
+        str(folder / "identities.csv"),
+    ]
+    args += ["--landmarks", str(folder / "landmarks.csv"), "--labels", str(folder / "labels")]
+    args += ["--label-scheme", "bisenet", "--workers", "0"]
+    (folder / "images" / "0-0.png").write_text("no photo")
+    main([*args, "--out", str(tmp_path / "out")])  # one photo of 18 is no failure
+    captured = capsys.readouterr().out
+    assert "17 of 18 photos kept, 1 rejected" in captured
+    assert "no embeddings" in captured  # the pack is missing: said, and not silently left out
+    with pytest.raises(SystemExit, match=r"none\.csv: no such file") as failure:
+        main([*args, "--landmarks", "none.csv", "--out", str(tmp_path / "other")])
+    assert failure.value.code not in (0, None)
+    for path in (folder / "images").iterdir():
+        path.write_text("no photo")
+    with pytest.raises(SystemExit, match="none of 18 photos can be used"):
+        main([*args, "--out", str(tmp_path / "other")])
+
+
+def test_finished_folders_are_not_made_again(
+    prepare: Prepare, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepare()
+    monkeypatch.setattr(annotate, "read_photo", None)  # would fail if a photo were read
+    lines: list[str] = []
+    assert prepare(say=lines.append, batch_size=3) == first
+    assert "was prepared before" in lines[0]
+    with pytest.raises(ValueError, match=r"begun with other arguments:\n  references: 1 then, 2 now"):
+        prepare(references=2)
+    write(folder, "identities.csv", rows(folder, "identities.csv")[:-1])
+    with pytest.raises(ValueError, match=r"identities: 'identities\.csv "):
+        prepare()
+
+
+@pytest.mark.parametrize("disk", [False, True], ids=["killed", "disk full"])
+def test_stopped_runs_continue(
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: bool
+) -> None:
+    whole = prepare("whole")
+    write_atomically, read = annotate.write_atomically, []
+
+    def stop(path: Path, content: bytes) -> None:
+        if len(list(path.parent.glob("*.npz"))) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device") if disk else RuntimeError("killed")
+        write_atomically(path, content)
+
+    def counting(path: Path, content: bytes) -> Any:
+        read.append(path.name)
+        return read_photo(path, content)
+
+    monkeypatch.setattr(annotate, "write_atomically", stop)
+    monkeypatch.setattr(annotate, "read_photo", counting)
+    expected = (DiskFullError, "the disk is full.*continues") if disk else (RuntimeError, "killed")
+    with pytest.raises(expected[0], match=expected[1]):
+        prepare(batch_size=4)
+    assert not (tmp_path / "prepared" / "prepare.json").exists()
+    monkeypatch.setattr(annotate, "write_atomically", write_atomically)
+    before = set(read[:12])
+    read.clear()
+    lines: list[str] = []
+    with pytest.raises(ValueError, match="references: 1 then, 3 now"):
+        prepare(batch_size=4, references=3)
+    summary = prepare(batch_size=5, say=lines.append)
+    assert "12 of 18 photos were done before" in lines
+    assert len(read) == 6  # nothing twice
+    assert not before & set(read)
+    assert summary["sha256"] == whole["sha256"]  # nothing lost
+
+
+def test_a_full_disk_while_the_tables_are_written(
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = prepare("whole")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "new_array", full)
+        with pytest.raises(DiskFullError, match="the disk is full"):
+            prepare()
+    assert (tmp_path / "prepared" / "work").is_dir()
+    with monkeypatch.context() as patch:
+        patch.setattr(annotate, "read_photo", None)
+        with pytest.raises(TypeError):  # control: reading would fail
+            prepare("control")
+    assert prepare()["sha256"] == whole["sha256"]
+
+
+def test_people_from_folders(folder: Path, prepare: Prepare, tmp_path: Path) -> None:
+    for path in list((folder / "images").iterdir()):
+        person = folder / "images" / path.name[0]
+        person.mkdir(exist_ok=True)
+        path.rename(person / path.name)
+        (folder / "labels" / path.name[0]).mkdir(exist_ok=True)
+        (folder / "labels" / path.name).rename(folder / "labels" / path.name[0] / path.name)
+    points = rows(folder, "landmarks.csv")
+    write(folder, "landmarks.csv", [points[0], *([f"{row[0][0]}/{row[0]}", *row[1:]] for row in points[1:])])
+    summary = prepare(identities=None, people_in_folders=True)
+    assert summary["counts"]["identities"] == 6
+    assert summary["counts"]["pairs"] == {"all": 18}
+    assert PreparedPhotos(tmp_path / "prepared").identities[:4] == ["0", "0", "0", "1"]
+    with pytest.raises(ValueError, match="not both"):
+        prepare("x", people_in_folders=True)
+
+
+def test_faces_of_unknown_people_have_no_pairs(prepare: Prepare, tmp_path: Path) -> None:
+    summary = prepare(identities=None)
+    assert summary["counts"]["without_identity"] == 18
+    assert summary["counts"]["pairs"] == {"all": 0}
+    assert PreparedPhotos(tmp_path / "prepared").pairs("all") == []
+
+
+def test_missing_weights_are_an_error_or_a_reason(prepare: Prepare, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"s3fd-619a316812\.pth"):
+        prepare("none", landmarks=None)
+    with pytest.raises(FileNotFoundError, match=r"parsing_bisenet\.pth"):
+        prepare("none", labels=None, label_scheme=None)
+    write(folder, "landmarks.csv", rows(folder, "landmarks.csv")[:-1])
+    (folder / "labels" / "0-0.png").unlink()
+    lines: list[str] = []
+    summary = prepare(say=lines.append)
+    reasons = rejected(tmp_path / "prepared")
+    assert "not in" in reasons["5-2.png"]
+    assert "s3fd" in reasons["5-2.png"]
+    assert "parsing_bisenet.pth" in reasons["0-0.png"]
+    assert sum(line.startswith("warning: 1 photos have no") for line in lines) == 2
+    assert summary["counts"]["kept"] == 16
+
+
+@pytest.mark.parametrize("model", ["hull", "template"])
+def test_masks_without_a_network_are_asked_for_by_name(prepare: Prepare, tmp_path: Path, model: str) -> None:
+    prepare(labels=None, label_scheme=None, mask_model=model)
+    photos = PreparedPhotos(tmp_path / "prepared")
+    masks = np.stack([photos.photo(i).mask for i in range(3)])
+    assert 0.1 < masks.mean() < 0.6
+    assert (masks[0] != masks[1]).any() == (model == "hull")  # the template is the same for all
+
+
+def test_options_that_do_not_fit_are_refused() -> None:
+    for wrong, message in (
+        ({"labels": "x"}, "labels and label_scheme go together"),
+        ({"labels": "x", "label_scheme": "auto"}, "unknown label scheme 'auto'"),
+        ({"mask_model": "none"}, "mask_model: expected bisenet, hull or template, got 'none'"),
+        ({"landmark_model": "pfld"}, "landmark_model: expected face-alignment or onnx:PATH"),
+        ({"align": "yes"}, "align: expected auto, always or never"),
+        ({"references": 0}, "references: expected at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Options(**wrong)
+
+
+def celeba(folder: Path, tmp_path: Path, names: dict[str, str]) -> dict[str, Path]:
+    """Rename the drawn photos to CelebA-HQ indices; write the text files with two-column people."""
+    for old, new in names.items():
+        for part in ("images", "labels"):
+            (folder / part / f"{old}.png").rename(folder / part / f"{new}.png")
+    points = rows(folder, "landmarks.csv")
+    renamed = [[f"{names[row[0][:-4]]}.png", *row[1:]] for row in points[1:]]
+    write(folder, "landmarks.csv", [points[0], *renamed])
+    index = {int(new): old for old, new in names.items()}
+    files = {name: tmp_path / f"{name}.txt" for name in ("mapping", "identities", "partition")}
+    files["mapping"].write_text("".join(f"{i} {i} {i:06d}.jpg\n" for i in index))
+    files["identities"].write_text("".join(f"{i:06d}.jpg {old[0]}\n" for i, old in index.items()))
+    files["partition"].write_text("".join(f"{i:06d}.jpg {int(old[0]) % 3}\n" for i, old in index.items()))
+    return files
+
+
+def names(first: int = 998) -> dict[str, str]:
+    return {f"{p}-{s}": str(first + 3 * p + s) for p in range(6) for s in range(3)}
+
+
+def test_celeba_hq(folder: Path, tmp_path: Path) -> None:
+    files = celeba(folder, tmp_path, names())  # 998, 999, 1000 are one person
+    shutil.copy(folder / "images" / "1001.png", folder / "images" / "portrait.png")
+    lines: list[str] = []
+    options = Options(
+        landmarks=str(folder / "landmarks.csv"), labels=str(folder / "labels"), label_scheme="bisenet",
+        embeddings=False, workers=0,
+    )  # fmt: skip
+    out = tmp_path / "out"
+    summary = prepare_celeba_hq(folder / "images", out=out, **files, options=options, say=lines.append)
+    text = "\n".join(lines)
+    assert "holds 18 rows; the released file holds 30,000" in text
+    assert "identities: 6 (released files: 6,217)" in text
+    assert summary["counts"]["pairs"] == {
+        "paper_train": 15, "paper_test": 2, "disjoint_train": 6, "disjoint_val": 6, "disjoint_test": 6,
+    }  # fmt: skip
+    assert rejected(out) == {"portrait.png": "its name is no index that mapping.txt lists"}
+    photos = PreparedPhotos(out)
+    assert photos.ids[:3] == ["998.png", "999.png", "1000.png"]  # by number
+    gts = {photos.ids[pair.gt] for pair in photos.pairs("paper_test")}
+    assert gts == {"998.png", "999.png"}
+    train = photos.pairs("paper_train")
+    assert {photos.ids[i] for pair in train for i in pair[:2]} == {f"{i}.png" for i in range(1001, 1016)}
+    for part in ("train", "val", "test"):
+        people = {photos.identities[pair.gt] for pair in photos.pairs(f"disjoint_{part}")}
+        assert people == {str(p) for p in range(6) if p % 3 == ("train", "val", "test").index(part)}
+
+
+def test_known_duplicates_of_celeba_hq(folder: Path, tmp_path: Path) -> None:
+    """Index pairs 3329/3330 (one person here) and 234/235 (two): made-up pictures that the rule cannot find."""
+    numbers = names(2000) | {"0-0": "3329", "0-1": "3330", "1-0": "234", "2-0": "235"}
+    files = celeba(folder, tmp_path, numbers)
+    options = Options(
+        landmarks=str(folder / "landmarks.csv"), labels=str(folder / "labels"), label_scheme="bisenet",
+        embeddings=False, workers=0,
+    )  # fmt: skip
+    lines: list[str] = []
+    summary = prepare_celeba_hq(
+        folder / "images", out=tmp_path / "out", **files, options=options, say=lines.append
+    )
+    assert summary["counts"]["near_duplicates"] == {"one_identity": 1, "two_identities": 1, "all": 2}
+    assert any("leak: 234.png and 235.png" in line for line in lines)
+    photos = PreparedPhotos(tmp_path / "out")
+    pairs = {(photos.ids[pair.gt], photos.ids[pair.reference]) for pair in photos.pairs("paper_train")}
+    assert ("3329.png", "2002.png") in pairs
+    assert ("3330.png", "2002.png") in pairs
+
+
+@pytest.mark.parametrize("fault", ["mapping row without photo", "no photo at all", "two files of one index"])
+def test_celeba_hq_faults(folder: Path, tmp_path: Path, fault: str) -> None:
+    files = celeba(folder, tmp_path, names())
+    options = Options(
+        landmarks=str(folder / "landmarks.csv"), labels=str(folder / "labels"), label_scheme="bisenet",
+        embeddings=False, workers=0,
+    )  # fmt: skip
+    lines: list[str] = []
+
+    def run() -> dict[str, Any]:
+        return prepare_celeba_hq(
+            folder / "images", out=tmp_path / "out", **files, options=options, say=lines.append
+        )
+
+    if fault == "mapping row without photo":
+        files["mapping"].write_text(files["mapping"].read_text() + "29999 5 999999.jpg\n")
+        assert run()["counts"]["kept"] == 18
+        assert any("index 29999 points to 999999.jpg" in line for line in lines)
+    elif fault == "no photo at all":
+        for path in (folder / "images").iterdir():
+            path.rename(path.with_name(f"x{path.name}"))
+        with pytest.raises(FileNotFoundError, match="no photo there is named by an index"):
+            run()
+    else:
+        shutil.copy(folder / "images" / "1001.png", folder / "images" / "01001.png")
+        with pytest.raises(ValueError, match=r"have the same CelebA-HQ index"):
+            run()
+
+
+@pytest.mark.slow
+def test_two_processes_do_the_work_of_one(folder: Path, prepare: Prepare, tmp_path: Path) -> None:
+    args = ["--images", str(folder / "images"), "--identities", str(folder / "identities.csv")]
+    args += ["--landmarks", str(folder / "landmarks.csv"), "--labels", str(folder / "labels")]
+    args += ["--label-scheme", "bisenet", "--no-embeddings", "--workers", "0", "--batch-size", "2"]
+    args += ["--accelerator", "cpu", "--devices", "2", "--out", str(tmp_path / "both")]
+    command = [sys.executable, "-m", "rpf_lightning", "prepare", "faces", *args]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("18 of 18 photos kept") == 1  # the first process says it
+    summary = json.loads((tmp_path / "both" / "prepare.json").read_text())
+    assert summary["sha256"] == prepare()["sha256"]

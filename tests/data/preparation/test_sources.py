@@ -1,0 +1,94 @@
+"""Lists of photos and annotations that exist, and what is said when they are wrong."""
+
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rpf_lightning.data.preparation.sources import (
+    identities_from_csv,
+    identities_from_folders,
+    label_files,
+    landmarks_from_csv,
+    list_photos,
+)
+
+HEADER = "file," + ",".join(f"x{i},y{i}" for i in range(68))
+
+
+def test_photos_are_found_below_in_order(tmp_path: Path) -> None:
+    for name in ("b/2.JPG", "b/1.png", "a.webp", "a.txt", "._a.png", "c.jpeg/x.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(list_photos(tmp_path)) == ["a.webp", "b/1.png", "b/2.JPG"]
+    assert list_photos(tmp_path)["b/1.png"] == tmp_path / "b" / "1.png"
+
+
+def test_folders_without_photos_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no photo; expected PNG, JPEG or WebP"):
+        list_photos(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        list_photos(tmp_path / "x")
+
+
+def test_names_match_whatever_their_unicode_form(tmp_path: Path) -> None:
+    names = {form: unicodedata.normalize(form, "Zoë.png") for form in ("NFC", "NFD")}
+    (tmp_path / names["NFD"]).touch()
+    assert list(list_photos(tmp_path)) == [names["NFC"]]
+    (tmp_path / "people.csv").write_text(f"file,identity\n{names['NFD']},zoe\n", encoding="utf-8")
+    assert identities_from_csv(tmp_path / "people.csv") == {names["NFC"]: "zoe"}
+    (tmp_path / names["NFC"]).touch()
+    with pytest.raises(ValueError, match="two Unicode forms"):
+        list_photos(tmp_path)
+
+
+def test_people_from_folders() -> None:
+    found = identities_from_folders(["a/1.png", "a/2.png", "x/b/1.png", "0.png"])
+    assert found == {"a/1.png": "a", "a/2.png": "a", "x/b/1.png": "x/b", "0.png": ""}
+
+
+def test_people_from_csv(tmp_path: Path) -> None:
+    path = tmp_path / "people.csv"
+    path.write_text("\ufefffile,more,identity\r\na.png,1, p1 \r\nb.png,2,\r\n", encoding="utf-8")
+    assert identities_from_csv(path) == {"a.png": "p1", "b.png": ""}
+    path.write_text("file,identity\na.png,p\na.png,q\n")
+    with pytest.raises(ValueError, match=r"people.csv, line 3: 'a.png' is listed twice"):
+        identities_from_csv(path)
+    path.write_text("file,identity\na.png\n")
+    with pytest.raises(ValueError, match=r"line 2: no value for identity"):
+        identities_from_csv(path)
+    path.write_text("name,identity\n")
+    with pytest.raises(ValueError, match="the header lacks file; expected the columns file, identity"):
+        identities_from_csv(path)
+    with pytest.raises(FileNotFoundError, match=r"none.csv: no such file; expected a CSV file"):
+        identities_from_csv(tmp_path / "none.csv")
+
+
+def test_landmarks_from_csv(tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    values = [str(i / 2) for i in range(136)]
+    path.write_text("\n".join([HEADER, ",".join(["a.png", *values])]))
+    points = landmarks_from_csv(path)["a.png"]
+    np.testing.assert_array_equal(points, np.arange(136).reshape(68, 2) / 2)
+    for wrong, message in (("x", "expected 136 numbers"), ("nan", "expected 136 finite numbers")):
+        path.write_text("\n".join([HEADER, ",".join(["a.png", *values[1:], wrong])]))
+        with pytest.raises(ValueError, match=f"line 2 \\('a.png'\\).*{message}"):
+            landmarks_from_csv(path)
+    path.write_text("file,x0\n")
+    with pytest.raises(ValueError, match="the header lacks y0, x1, y1"):
+        landmarks_from_csv(path)
+
+
+def test_labels_have_their_photos_name(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "sub/b.png"):
+        (tmp_path / name).touch()
+    found = label_files(tmp_path, ["a.jpg", "sub/b.webp", "c.jpg"])
+    assert found == {"a.jpg": tmp_path / "a.png", "sub/b.webp": tmp_path / "sub" / "b.png"}
+    with pytest.raises(ValueError, match=r"a.png: would be the parsing map of two photos"):
+        label_files(tmp_path, ["a.jpg", "a.webp"])
+    with pytest.raises(FileNotFoundError, match=r"holds no parsing map <name of a photo>.png, such as z.png"):
+        label_files(tmp_path, ["z.jpg"])
+    with pytest.raises(FileNotFoundError, match="no such folder; expected parsing maps"):
+        label_files(tmp_path / "x", ["a.jpg"])
