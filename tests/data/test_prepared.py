@@ -1,0 +1,130 @@
+"""Prepared photos and who is in which part."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rpf_lightning.data.pairing import split_by_identity
+from rpf_lightning.data.preparation import tables
+from rpf_lightning.data.prepared import Parts, PreparedPhotos
+
+Prepare = Callable[..., dict[str, Any]]
+
+
+def test_photos_may_move(prepared: Path, folder: Path, tmp_path: Path) -> None:
+    moved = (folder / "images").rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match="say where they lie now"):
+        PreparedPhotos(prepared)
+    photos = PreparedPhotos(prepared, moved)
+    assert photos.photo(0).image.shape == (64, 64, 3)
+    (moved / photos.ids[0]).unlink()
+    with pytest.raises(FileNotFoundError, match=r"0-0\.png: no such file"):
+        photos.photo(0)
+    Image.new("RGB", (64, 32)).save(moved / photos.ids[0])
+    with pytest.raises(ValueError, match="expected a square photo as it was prepared, got 64 x 32"):
+        photos.photo(0)
+
+
+def test_workers_map_the_masks_themselves(prepared: Path) -> None:
+    photos = PreparedPhotos(prepared)
+    photos.photo(0)
+    state = pickle.dumps(photos)
+    assert len(state) < 18 * 512 * 64 / 4
+    np.testing.assert_array_equal(pickle.loads(state).photo(3).mask, photos.photo(3).mask)
+
+
+def test_what_is_no_prepared_folder_is_refused(prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"prepare.json: no such file; `rpf prepare"):
+        PreparedPhotos(tmp_path)
+    photos = PreparedPhotos(prepared)
+    with pytest.raises(FileNotFoundError, match=r"pairs_train.parquet: no such split; .* has all"):
+        photos.pairs("train")
+    masks = np.load(prepared / tables.MASKS)
+    np.save(prepared / tables.MASKS, masks[:-1])
+    with pytest.raises(ValueError, match="do not hold the same photos"):
+        PreparedPhotos(prepared)
+
+
+def test_people_are_held_out_where_no_part_was_written(prepared: Path) -> None:
+    photos = PreparedPhotos(prepared)
+    parts = Parts(photos, "", 0.34, seed=3)
+    people = {
+        part: {photos.identities[i] for p in pairs for i in p[:2]} for part, pairs in parts.pairs.items()
+    }
+    assert not people["train"] & people["val"]
+    assert people["val"] == {photos.identities[i] for i in split_by_identity(photos.identities, 0.34, 3)[1]}
+    assert len(people["val"]) == 2
+    assert parts.pairs["test"] == parts.pairs["val"]
+    assert {photos.identities[i] for i in parts.photos["train"]} == people["train"]
+    assert {photos.identities[i] for i in parts.photos["val"]} == people["val"]
+    with pytest.raises(FileNotFoundError, match=r"pairs_paper_train.parquet: no such split"):
+        Parts(photos, "paper", 0.3, 0)
+
+
+def test_written_parts_are_used(prepare: Prepare, tmp_path: Path) -> None:
+    prepare(val_fraction=0.34, seed=1)
+    photos = PreparedPhotos(tmp_path / "prepared")
+    parts = Parts(photos, "", 0.9, seed=5)
+    assert parts.pairs["train"] == photos.pairs("train")
+    assert parts.pairs["val"] == photos.pairs("val")
+    held_out = {photos.identities[pair.gt] for pair in parts.pairs["val"]}
+    assert not held_out & {photos.identities[i] for i in parts.photos["train"]}
+
+
+def test_stage_one_sees_unknown_people_and_nobody_held_out(
+    prepare: Prepare, folder: Path, tmp_path: Path
+) -> None:
+    text = (
+        (folder / "identities.csv")
+        .read_text()
+        .replace("0-2.png,p0", "0-2.png,")
+        .replace("5-0.png,p5", "5-0.png,")
+    )
+    (folder / "identities.csv").write_text(text)
+    prepare()
+    photos = PreparedPhotos(tmp_path / "prepared")
+    parts = Parts(photos, "", 0.34, seed=0)
+    train = {photos.ids[i] for i in parts.photos["train"]}
+    assert {"0-2.png", "5-0.png"} <= train
+    assert not {photos.identities[i] for i in parts.photos["val"]} & {
+        photos.identities[i] for i in parts.photos["train"]
+    }
+    assert len(parts.photos["train"]) + len(parts.photos["val"]) == 18
+
+
+def test_without_people_photos_are_held_out(prepare: Prepare, tmp_path: Path) -> None:
+    prepare(identities=None)
+    photos = PreparedPhotos(tmp_path / "prepared")
+    parts = Parts(photos, "", 0.25, seed=0)
+    assert len(parts.photos["val"]) == round(0.25 * 18)
+    assert sorted(parts.photos["train"] + parts.photos["val"]) == list(range(18))
+    assert Parts(photos, "", 0.0, seed=0).photos == {"train": list(range(18)), "val": [], "test": []}
+
+
+def test_the_papers_split_shares_people_but_no_test_photo(prepared: Path) -> None:
+    """`paper_test`: photo 0 of people 0 and 1; their other photos are trained on, as in the paper."""
+    photos = PreparedPhotos(prepared)
+    everything = photos.pairs("all")
+    test = [pair for pair in everything if photos.ids[pair.gt] in ("0-0.png", "1-0.png")]
+    gts = {pair.gt for pair in test}
+    train = [pair for pair in everything if not gts & set(pair[:2])]
+    for name, pairs in (("paper_test", test), ("paper_train", train)):
+        tables.write_pairs(prepared / tables.pairs_file(name), pairs, photos.ids)
+    summary = (prepared / "prepare.json").read_text()
+    (prepared / "prepare.json").write_text(summary.replace('"all"\n', '"paper_train", "paper_test"\n', 1))
+    photos = PreparedPhotos(prepared)
+    parts = Parts(photos, "paper", 0.34, seed=0)
+    assert parts.pairs["test"] == test
+    held_out = {photos.identities[pair.gt] for pair in parts.pairs["val"]}
+    assert held_out
+    trained = {photos.ids[i] for i in parts.photos["train"]}
+    assert not {"0-0.png", "1-0.png"} & trained
+    assert {photos.identities[i] for i in parts.photos["train"]} == {f"p{i}" for i in range(6)} - held_out
+    assert {photos.identities[pair.gt] for pair in parts.pairs["train"]} == {
+        f"p{i}" for i in range(6)
+    } - held_out
