@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpf_lightning.data.pairing import split_by_identity
+from rpf_lightning.data.pairing import nearest_references, split_by_identity
 from rpf_lightning.data.preparation import tables
 from rpf_lightning.data.prepared import Parts, PreparedPhotos
 
@@ -109,10 +109,10 @@ def test_without_people_photos_are_held_out(prepare: Prepare, tmp_path: Path) ->
 def test_the_papers_split_shares_people_but_no_test_photo(prepared: Path) -> None:
     """`paper_test`: photo 0 of people 0 and 1; their other photos are trained on, as in the paper."""
     photos = PreparedPhotos(prepared)
-    everything = photos.pairs("all")
-    test = [pair for pair in everything if photos.ids[pair.gt] in ("0-0.png", "1-0.png")]
-    gts = {pair.gt for pair in test}
-    train = [pair for pair in everything if not gts & set(pair[:2])]
+    gts = [photos.ids.index(name) for name in ("0-0.png", "1-0.png")]
+    test = [pair for pair in photos.pairs("all") if pair.gt in gts]
+    rest = ["" if i in gts else name for i, name in enumerate(photos.identities)]
+    train = nearest_references(rest, photos.landmarks)
     for name, pairs in (("paper_test", test), ("paper_train", train)):
         tables.write_pairs(prepared / tables.pairs_file(name), pairs, photos.ids)
     summary = (prepared / "prepare.json").read_text()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -13,9 +14,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 
 from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.records import FaceBatch, Photo, ReferenceBatch
-from rpf_lightning.data.sample import check_sizes, make_face, make_sample, mirror, mirror_face
-
-Record = TypeVar("Record", FaceBatch, ReferenceBatch)
+from rpf_lightning.data.sample import Record, check_sizes, make_face, make_sample, mirror
 
 
 class PhotoSource(Protocol):
@@ -46,8 +45,35 @@ class PhotoSource(Protocol):
 _SAMPLES: WeakKeyDictionary[PhotoSource, dict[tuple[int, ...], ReferenceBatch]] = WeakKeyDictionary()
 
 
-class PairsDataset(Dataset[ReferenceBatch]):
-    """Samples of one level, made from pairs of photos; n pairs, and from index n on the same in a mirror.
+class LevelDataset(Dataset[Record], ABC):
+    """Samples of one level. From index n = len on, up to 2n, come their mirror images."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of samples n, without the mirror images."""
+
+    @abstractmethod
+    def sample(self, index: int) -> Record:
+        """Return sample 0 .. n - 1 without batch dimension; treat it as read-only, it may come from a cache."""
+
+    def __getitem__(self, index: int) -> Record:
+        """Return sample `index`, or from n on the mirror image of sample `index` - n.
+
+        Raises:
+            IndexError: if `index` is outside 0 .. 2n - 1.
+        """
+        count = len(self)
+        if not 0 <= index < 2 * count:
+            raise IndexError(f"expected an index in 0..{2 * count - 1}, got {index}")
+        return self.sample(index) if index < count else mirror(self.sample(index - count))
+
+    def __iter__(self) -> Iterator[Record]:
+        """Return the samples without their mirror images."""
+        return (self[index] for index in range(len(self)))
+
+
+class PairsDataset(LevelDataset[ReferenceBatch]):
+    """Samples of one level, made from pairs of photos.
 
     With `cache_mb`, finished samples are kept in memory, unless all of them together would exceed it: then
     none is. Datasets of the same photos share samples and budget. It counts per process: every loader worker
@@ -95,9 +121,9 @@ class PairsDataset(Dataset[ReferenceBatch]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> ReferenceBatch:
+    def sample(self, index: int) -> ReferenceBatch:
         """Return one sample without batch dimension; treat it as read-only, it may come from the cache."""
-        pair = self.pairs[index % len(self)]
+        pair = self.pairs[index]
         key = (
             pair.gt, pair.reference, self.lr_size, self.size, self.side, self.mask_reference, self.source_side or 0,
         )  # fmt: skip
@@ -114,11 +140,11 @@ class PairsDataset(Dataset[ReferenceBatch]):
             )
             if self.cached:
                 self._samples[key] = sample
-        return sample if index < len(self) else mirror(sample)
+        return sample
 
 
-class FacesDataset(Dataset[FaceBatch]):
-    """Samples of one level without references; n photos, and from index n on the same in a mirror.
+class FacesDataset(LevelDataset[FaceBatch]):
+    """Samples of one level without references, made from photos.
 
     Args:
         photos: The photos.
@@ -149,13 +175,12 @@ class FacesDataset(Dataset[FaceBatch]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> FaceBatch:
+    def sample(self, index: int) -> FaceBatch:
         """Return one sample without batch dimension."""
-        face = make_face(
-            self.photos.photo(self.indices[index % len(self)]),
+        return make_face(
+            self.photos.photo(self.indices[index]),
             lr_size=self.lr_size, size=self.size, side=self.side, source_side=self.source_side,
         )  # fmt: skip
-        return face if index < len(self) else mirror_face(face)
 
 
 class Shuffled(Sampler[int]):

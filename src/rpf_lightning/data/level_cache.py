@@ -22,6 +22,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from rpf_lightning.data.dataset import LevelDataset
 from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.preparation.tables import new_array
 from rpf_lightning.data.prepared import PreparedPhotos
@@ -34,8 +35,6 @@ from rpf_lightning.data.sample import (
     landmark_fractions,
     lr_of,
     mask_at,
-    mirror,
-    mirror_face,
     pyramid,
     warp_to,
 )
@@ -194,8 +193,8 @@ class LevelCache:
         return {**self.__dict__, "_arrays": {}}
 
 
-class CachedPairs(Dataset[ReferenceBatch]):
-    """Pairs of one level from a cache; n pairs, and from index n on the same in a mirror.
+class CachedPairs(LevelDataset[ReferenceBatch]):
+    """Pairs of one level from a cache.
 
     Args:
         cache: A built cache.
@@ -215,12 +214,12 @@ class CachedPairs(Dataset[ReferenceBatch]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> ReferenceBatch:
+    def sample(self, index: int) -> ReferenceBatch:
         """Return one sample without batch dimension."""
         cache, side, photos = self.cache, self.side, self.cache.photos
-        pair, row = self.pairs[index % len(self)], self.rows[index % len(self)]
+        pair, row = self.pairs[index], self.rows[index]
         gt, reference = cache.row_of[pair.gt], cache.row_of[pair.reference]
-        sample = ReferenceBatch(
+        return ReferenceBatch(
             lr=cache.image(self.source, gt),
             gt=cache.image(f"gt_{side}", gt),
             reference=cache.image(f"reference_{side}", reference),
@@ -233,11 +232,10 @@ class CachedPairs(Dataset[ReferenceBatch]):
             id=photos.ids[pair.gt],
             reference_id=photos.ids[pair.reference],
         )
-        return sample if index < len(self) else mirror(sample)
 
 
-class CachedFaces(Dataset[FaceBatch]):
-    """Photos of one level from a cache, without references; from index n on the same in a mirror.
+class CachedFaces(LevelDataset[FaceBatch]):
+    """Photos of one level from a cache, without references.
 
     Args:
         cache: A built cache.
@@ -255,17 +253,16 @@ class CachedFaces(Dataset[FaceBatch]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> FaceBatch:
+    def sample(self, index: int) -> FaceBatch:
         """Return one sample without batch dimension."""
-        photo = self.indices[index % len(self)]
+        photo = self.indices[index]
         row = self.cache.row_of[photo]
-        face = FaceBatch(
+        return FaceBatch(
             lr=self.cache.image(self.source, row),
             gt=self.cache.image(f"gt_{self.side}", row),
             gt_mask=self.cache.mask(f"mask_{self.side}", row, self.side),
             id=self.cache.photos.ids[photo],
         )
-        return face if index < len(self) else mirror_face(face)
 
 
 Places = list[tuple[int, NDArray[Any]]]

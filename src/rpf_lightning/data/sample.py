@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from rpf_lightning.data.thin_plate import tps_flow
 from rpf_lightning.faces.landmarks import MIRRORED
 from rpf_lightning.model.resize import resize, resize_mask
 from rpf_lightning.model.warping import backward_warp
+
+Record = TypeVar("Record", FaceBatch, ReferenceBatch)
 
 
 def make_sample(
@@ -141,29 +144,20 @@ def warp_to(
     }
 
 
-def mirror(sample: ReferenceBatch) -> ReferenceBatch:
+def mirror(sample: Record) -> Record:
     """Flip a sample or a batch horizontally, the GT and the reference alike.
 
     A thin-plate spline through mirrored points is the mirrored spline, so nothing has to be computed anew.
     """
-    flow = sample.flow.flip(-1).clone()
-    flow[..., 0, :, :] *= -1  # x
-    return sample._replace(
-        lr=sample.lr.flip(-1),
-        gt=sample.gt.flip(-1),
-        reference=sample.reference.flip(-1),
-        gt_mask=sample.gt_mask.flip(-1),
-        reference_mask=sample.reference_mask.flip(-1),
-        warped_reference=sample.warped_reference.flip(-1),
-        flow=flow,
-        gt_landmarks=mirror_landmarks(sample.gt_landmarks),
-        reference_landmarks=mirror_landmarks(sample.reference_landmarks),
-    )
-
-
-def mirror_face(face: FaceBatch) -> FaceBatch:
-    """Flip a sample or a batch without reference horizontally."""
-    return face._replace(lr=face.lr.flip(-1), gt=face.gt.flip(-1), gt_mask=face.gt_mask.flip(-1))
+    values = sample._asdict()
+    for name, value in values.items():
+        if "landmarks" in name:
+            values[name] = mirror_landmarks(value)
+        elif isinstance(value, Tensor):
+            values[name] = value.flip(-1)
+    if "flow" in values:
+        values["flow"][..., 0, :, :] *= -1  # x
+    return sample._replace(**values)
 
 
 def mirror_landmarks(landmarks: Tensor) -> Tensor:

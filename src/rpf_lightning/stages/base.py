@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from rpf_lightning.data.records import ReferenceBatch
+from rpf_lightning.data.records import FaceBatch, ReferenceBatch
 from rpf_lightning.losses import IdentityLoss, PerceptualLoss, critic_loss, generator_loss, gradient_penalty
 from rpf_lightning.losses.adversarial import PenaltyNorm
 from rpf_lightning.metrics import psnr, psnr_face
@@ -56,6 +56,8 @@ class RPFStage(LightningModule, ABC):
 
     name: str
     """Name of the stage; names the run folder."""
+    needs_references = True
+    """Whether batches must be a `ReferenceBatch`; a `FaceBatch` serves stage 1."""
 
     def __init__(
         self,
@@ -175,6 +177,7 @@ class RPFStage(LightningModule, ABC):
 
     def training_step(self, batch: ReferenceBatch, batch_idx: int) -> None:
         """One critic step, if there is a critic, and one generator step."""
+        self._check(batch)
         optimizers = self.optimizers()
         generator, *critics = optimizers if isinstance(optimizers, list) else [optimizers]
         self._decay(generator)
@@ -206,6 +209,7 @@ class RPFStage(LightningModule, ABC):
 
     def validation_step(self, batch: ReferenceBatch, batch_idx: int) -> None:
         """Log the stage's terms and what `diagnostics` adds."""
+        self._check(batch)
         with torch.no_grad():
             outputs = self.generate(batch)
             values = self.reconstruction_terms(batch, outputs)
@@ -217,6 +221,7 @@ class RPFStage(LightningModule, ABC):
 
     def predict_step(self, batch: ReferenceBatch, batch_idx: int) -> tuple[list[str], Tensor]:
         """Names and clamped outputs (B, 3, S, S) of the trained module."""
+        self._check(batch)
         return list(batch.id), self.generate(batch)["output"].clamp(0, 1)
 
     def diagnostics(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
@@ -271,6 +276,15 @@ class RPFStage(LightningModule, ABC):
             if id(value) not in trained
         }
         return weights_hash(frozen)
+
+    def _check(self, batch: FaceBatch | ReferenceBatch) -> None:
+        """Refuse batches without references where they are needed."""
+        if self.needs_references and not isinstance(batch, ReferenceBatch):
+            data = getattr(self.trainer, "datamodule", None)
+            raise ValueError(
+                f"{type(self).__name__} ({self.name}) needs references; {type(data).__name__} gives none. Use a "
+                "datamodule of pairs, such as ReferencePairsDataModule"
+            )
 
     def _own_keys(self) -> tuple[str, str]:
         """Beginnings of the names of what this stage trains."""

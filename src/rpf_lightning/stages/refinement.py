@@ -59,6 +59,7 @@ class RefinementStage(RPFStage):
         )  # fmt: skip
         self.input = input
         self.name = "finetune" if input == "synthesized" else "refinement"
+        self.needs_references = input == "synthesized"
         self.save_hyperparameters()
 
     @property
