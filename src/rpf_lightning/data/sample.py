@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rpf_lightning.data.records import FaceBatch, Photo, ReferenceBatch
-from rpf_lightning.data.thin_plate import tps_flow
+from rpf_lightning.data.thin_plate import tps_flow, warp
 from rpf_lightning.faces.landmarks import MIRRORED
 from rpf_lightning.model.resize import resize, resize_mask
-from rpf_lightning.model.warping import backward_warp
 
 Record = TypeVar("Record", FaceBatch, ReferenceBatch)
 
@@ -134,7 +133,7 @@ def warp_to(
     """
     size = masked.shape[-1]
     full_flow = tps_flow(gt_landmarks, reference_landmarks, size)
-    warped = backward_warp(masked, full_flow[None])
+    warped = warp(masked, full_flow)
     return {
         side: (
             _bicubic(warped, side)[0],

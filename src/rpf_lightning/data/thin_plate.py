@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -74,6 +75,24 @@ def tps_flow(
     centre = _centres(side)
     flow[:, y, x] = (spline.at(centre[x], centre[y]) * (side / 2)).float()
     return flow
+
+
+def warp(image: Tensor, flow: Tensor) -> Tensor:
+    """Warp backwards as `backward_warp` does, without gradients: half the time, since its grid is written once.
+
+    Args:
+        image: (1, C, S, S) fp32.
+        flow: (2, S, S) fp32, in pixels.
+
+    Returns:
+        (1, C, S, S) fp32.
+    """
+    side = flow.shape[-1]
+    centre = (torch.arange(side) + 0.5) * (2 / side) - 1
+    grid = torch.empty(1, side, side, 2)
+    torch.add(centre, flow[0], alpha=2 / side, out=grid[0, ..., 0])
+    torch.add(centre[:, None], flow[1], alpha=2 / side, out=grid[0, ..., 1])
+    return F.grid_sample(image, grid, "bilinear", "zeros", align_corners=False)
 
 
 def _rough(flow: Tensor, limit: float) -> Tensor:

@@ -1,0 +1,211 @@
+"""How fast training data come: the level cache against reading photos, the thin-plate warp, the pairing.
+
+    python benchmarks/data.py PREPARED     # a folder that `rpf prepare` has written, photos of 512 or 1024 pixels
+
+Every table compares within one run on one machine. Files are read before the clock starts, so that all of them are in
+the page cache: a disk makes the reading of full-size photos slower still.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+
+import measure
+import numpy as np
+import torch
+from lightning import Trainer
+from PIL import Image
+from scipy.interpolate import RBFInterpolator
+from torch.utils.data import DataLoader, Dataset
+
+from rpf_lightning.data.dataset import PairsDataset, collate
+from rpf_lightning.data.level_cache import CachedPairs, LevelCache
+from rpf_lightning.data.pairing import Pair, near_duplicates, nearest_references
+from rpf_lightning.data.prepared import PreparedPhotos
+from rpf_lightning.data.records import ReferenceBatch
+from rpf_lightning.data.thin_plate import SMOOTHING, tps_flow, warp
+from rpf_lightning.stages import WarpingStage
+
+LR, BATCH = 16, 8
+
+
+class PillowPairs(Dataset[dict[str, torch.Tensor]]):
+    """What a plain loader does: both photos and masks at full size, resized by Pillow. It warps nothing.
+
+    Args:
+        photos: The photos.
+        pairs: Their pairs.
+        side: Side of the level.
+    """
+
+    def __init__(self, photos: PreparedPhotos, pairs: Sequence[Pair], side: int) -> None:
+        self.photos, self.pairs, self.side = photos, pairs, side
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        gt, reference = (self.photos.photo(i) for i in self.pairs[index][:2])
+        masked = reference.image * reference.mask[..., None]
+        small = {"gt": gt.image, "reference": masked}
+        tensors = {
+            name: _resized(image, self.side, Image.Resampling.BICUBIC) for name, image in small.items()
+        }
+        for name, mask in (("gt_mask", gt.mask), ("reference_mask", reference.mask)):
+            tensors[name] = _resized(mask * 255, self.side, Image.Resampling.NEAREST)
+        tensors["lr"] = _resized(gt.image, LR, Image.Resampling.BICUBIC)
+        return tensors
+
+
+def _resized(image: np.ndarray, side: int, how: Image.Resampling) -> torch.Tensor:
+    pixels = np.asarray(Image.fromarray(image).resize((side, side), how))
+    return torch.from_numpy(pixels.astype(np.float32) / 255)
+
+
+def rate(loader: DataLoader, at_least: float) -> float:
+    """Samples per second of a loader, over at least so many seconds, after one batch."""
+    count, start = 0, None
+    while start is None or time.perf_counter() - start < at_least:
+        for _ in loader:
+            if start is None:
+                start = time.perf_counter()
+            else:
+                count += BATCH
+            if time.perf_counter() - start >= at_least:
+                break
+    return count / (time.perf_counter() - start)
+
+
+def step_rate(batch: ReferenceBatch, side: int) -> float:
+    """Samples per second of the fastest training step at a level: the warping stage's, which has no critic."""
+    with tempfile.TemporaryDirectory() as folder:
+        scale = side // LR
+        stage = WarpingStage(
+            folder,
+            block=scale.bit_length() - 1,
+            network={"lr_size": LR, "scale": scale, "channels": 32, "width": 1 / 16},
+        )
+        steps: list[float] = []
+        stage.on_train_batch_start = lambda *_: steps.append(time.perf_counter())  # type: ignore[method-assign]
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        trainer = Trainer(
+            max_steps=12, accelerator=device, devices=1, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(stage, DataLoader([batch] * 12, batch_size=None))
+    return len(batch.id) / statistics.median(np.diff(steps[2:]))
+
+
+def loading(photos: PreparedPhotos, pairs: list[Pair], side: int, at_least: float) -> list[str]:
+    """Measure one level: plain reading, our samples from photos, the cache, the training step."""
+    size = max(side, photos.photo(0).image.shape[0])
+    indices = sorted({index for pair in pairs for index in pair[:2]})
+    for index in indices:  # into the page cache
+        photos.photo(index)
+    level = {"lr_size": LR, "size": size}
+    with tempfile.TemporaryDirectory() as folder:
+        cache = LevelCache(photos, indices, pairs, sides=[side], folder=folder, **level)
+        spent = measure.seconds(lambda: cache.build(say=lambda line: None))
+        datasets: dict[str, tuple[Dataset, Callable | None]] = {
+            "photos read and resized by Pillow, no warp": (PillowPairs(photos, pairs, side), None),
+            "`PairsDataset`: photos, thin-plate warp": (
+                PairsDataset(photos, pairs, side=side, **level),
+                collate,
+            ),
+            "`CachedPairs`: the level cache": (CachedPairs(cache, pairs, side), collate),
+        }
+        rates = {
+            name: rate(DataLoader(data, BATCH, shuffle=True, drop_last=True, collate_fn=how), at_least)
+            for name, (data, how) in datasets.items()
+        }
+        batch = collate([CachedPairs(cache, pairs, side)[i] for i in range(BATCH)])
+    plain, _, ours = rates.values()
+    rows = [[name, f"{value:.0f}", f"{value / plain:.1f}"] for name, value in rates.items()]
+    step = step_rate(batch, side)
+    rows.append(["warping step, 32 channels, batch 8", f"{step:.0f}", f"loader / step {ours / step:.1f}"])
+    return [
+        f"S = {side}, photos of {size} pixels, {len(pairs)} pairs, no workers. The cache takes "
+        f"{cache.gigabytes / len(pairs) * 1e3:.2f} MB a pair and {1e3 * spent / len(indices):.0f} ms a photo to make.",
+        "",
+        measure.markdown(["", "samples per second", "to Pillow"], rows),
+    ]
+
+
+def warping(photos: PreparedPhotos, pairs: list[Pair]) -> list[str]:
+    """Measure the thin-plate warp at 512 and its distance from scipy's evaluation inside the face."""
+    side, times, errors = 512, [], []
+    image = torch.rand(1, 3, side, side)
+    points = [(photos.landmarks[pair.gt], photos.landmarks[pair.reference]) for pair in pairs]
+    flows = [tps_flow(gt, reference, side) for gt, reference in points]  # warm
+    for gt, reference in points:
+        start = time.perf_counter()
+        flow = tps_flow(gt, reference, side)
+        middle = time.perf_counter()
+        warp(image, flow)
+        times.append((middle - start, time.perf_counter() - middle, time.perf_counter() - start))
+    centre = (np.arange(side) + 0.5) / side
+    grid = np.stack(np.meshgrid(centre, centre), -1)
+    for pair, (gt, reference), flow in zip(pairs, points, flows, strict=True):
+        face = np.asarray(Image.fromarray(photos.photo(pair.gt).mask).resize((side, side), 0)).astype(bool)
+        values = 2 * (reference - gt)
+        spline = RBFInterpolator(2 * gt - 1, values, kernel="thin_plate_spline", smoothing=SMOOTHING)
+        exact = spline(2 * grid[face] - 1) * side / 2
+        errors.append(np.abs(flow.permute(1, 2, 0).numpy()[face] - exact).max())
+    flow_ms, warp_ms, both_ms = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
+    return [
+        f"{len(pairs)} pairs at {side} pixels: flow {flow_ms:.1f} ms, backward warping {warp_ms:.1f} ms, together "
+        f"{both_ms:.1f} ms (medians). Largest distance from scipy's `RBFInterpolator` inside the face: median "
+        f"{statistics.median(errors):.3f} px, worst {max(errors):.3f} px."
+    ]
+
+
+def pairing(photos: int, people: int) -> list[str]:
+    """Measure the pairing and the search for near-duplicates of made-up people."""
+    rng = np.random.default_rng(0)
+    landmarks = list(rng.uniform(0.2, 0.8, (68, 2)) + rng.normal(0, 0.02, (photos, 68, 2)))
+    identities = [str(i) for i in rng.integers(0, people, photos)]
+    thumbnails = rng.integers(0, 256, (photos, 32, 32), np.uint8)
+    twins = measure.seconds(lambda: near_duplicates(landmarks, thumbnails))
+    pairs = measure.seconds(lambda: nearest_references(identities, landmarks))
+    return [
+        f"{photos:,} photos of {people:,} people: nearest references {pairs:.1f} s, near-duplicates among all photos "
+        f"{twins:.1f} s."
+    ]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Print Markdown."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("prepared", help="a prepared folder")
+    parser.add_argument("--split", default="all")
+    parser.add_argument("--sides", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--pairs", type=int, default=256)
+    parser.add_argument("--photos", type=int, default=30_000, help="of the pairing")
+    parser.add_argument(
+        "--only",
+        choices=("loading", "warping", "pairing"),
+        nargs="+",
+        default=["loading", "warping", "pairing"],
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="per loader")
+    known = parser.parse_args(args)
+    photos = PreparedPhotos(known.prepared)
+    pairs = photos.pairs(known.split)[: known.pairs]
+    print(measure.heading())
+    if "loading" in known.only:
+        for side in known.sides:
+            print("", *loading(photos, pairs, side, known.seconds), sep="\n")
+    if "warping" in known.only:
+        print("", *warping(photos, pairs[:64]), sep="\n")
+    if "pairing" in known.only:
+        print("", *pairing(known.photos, known.photos // 5), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
