@@ -1,11 +1,17 @@
 """The thin-plate spline against scipy's own evaluation and against its defining properties."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from scipy.interpolate import RBFInterpolator
 
-from rpf_lightning.data.thin_plate import tps_flow
+from rpf_lightning.data.pairing import nearest_references
+from rpf_lightning.data.preparation.sources import identities_from_csv, landmarks_from_csv
+from rpf_lightning.data.reading import read_mask
+from rpf_lightning.data.thin_plate import tps_flow, warp
 from rpf_lightning.model.warping import backward_warp
 
 
@@ -113,3 +119,47 @@ def test_bad_landmarks_are_refused() -> None:
         tps_flow(np.repeat(np.linspace(0.2, 0.8, 68)[:, None], 2, 1), reference, 64)
     with pytest.raises(ValueError, match="multiple"):
         tps_flow(gt, reference, 192, grid=128)
+
+
+def test_almost_coinciding_points_are_evaluated_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    gt, reference = face(1, jitter=0.0)
+    for i in range(0, 40, 2):
+        gt[i + 1] = gt[i] + [0.0, 0.3 / 512]
+        reference[i], reference[i + 1] = reference[i] - [0, 0.06], reference[i] + [0, 0.06]
+    truth = exact(gt, reference, 128)
+    error = np.abs(tps_flow(gt, reference, 128).permute(1, 2, 0).numpy() - truth).max() * 4
+    assert error < 1e-3
+    monkeypatch.setattr("rpf_lightning.data.thin_plate.CANCELLING", float("inf"))
+    in_single = np.abs(tps_flow(gt, reference, 128).permute(1, 2, 0).numpy() - truth).max() * 4
+    assert in_single > 10 * error
+
+
+def test_warp_is_backward_warp() -> None:
+    gt, reference = face(2)
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    flow = tps_flow(gt, reference, 64) + torch.tensor([20.0, -5.0])[:, None, None]  # partly outside
+    torch.testing.assert_close(warp(image, flow), backward_warp(image, flow[None]), atol=1e-4, rtol=0)
+    assert (warp(image, flow) == 0).any()
+
+
+@pytest.mark.realdata
+def test_real_pairs_are_within_a_tenth_of_a_pixel_inside_the_face() -> None:
+    if "RPF_SHARED" not in os.environ:
+        pytest.skip("RPF_SHARED is not set: no real photos")
+    root = Path(os.environ["RPF_SHARED"]) / "data" / "celeba_hq_subset"
+    points = {name: p / 512 for name, p in landmarks_from_csv(root / "landmarks.csv").items()}
+    people = identities_from_csv(root / "identities.csv")
+    names = [name for name in points if people.get(name)][:800]
+    pairs = nearest_references([people[name] for name in names], [points[name] for name in names])
+    errors = []
+    for pair in pairs[::16]:
+        name = names[pair.gt]
+        face_mask = read_mask((root / "labels" / name).with_suffix(".png"), "celebamask-hq").astype(bool)
+        gt, reference = points[name], points[names[pair.reference]]
+        flow = tps_flow(gt, reference, 512).permute(1, 2, 0).numpy()[face_mask]
+        centre = (np.arange(512) + 0.5) / 256 - 1
+        at = np.stack(np.meshgrid(centre, centre), -1)[face_mask]
+        spline = RBFInterpolator(2 * gt - 1, 2 * reference - 1, kernel="thin_plate_spline", smoothing=1e-4)
+        errors.append(np.abs(flow - (spline(at) - at) * 256).max())
+    assert len(errors) > 15
+    assert np.median(errors) < 0.1
