@@ -124,9 +124,9 @@ def loading(photos: PreparedPhotos, pairs: list[Pair], side: int, at_least: floa
         }
         batch = collate([CachedPairs(cache, pairs, side)[i] for i in range(BATCH)])
     plain, _, ours = rates.values()
-    rows = [[name, f"{value:.0f}", f"{value / plain:.1f}"] for name, value in rates.items()]
+    rows = [[name, f"{value:.3g}", f"{value / plain:.1f}"] for name, value in rates.items()]
     step = step_rate(batch, side)
-    rows.append(["warping step, 32 channels, batch 8", f"{step:.0f}", f"loader / step {ours / step:.1f}"])
+    rows.append(["warping step, 32 channels, batch 8", f"{step:.2g}", f"loader / step {ours / step:.1f}"])
     return [
         f"S = {side}, photos of {size} pixels, {len(pairs)} pairs, no workers. The cache takes "
         f"{cache.gigabytes / len(pairs) * 1e3:.2f} MB a pair and {1e3 * spent / len(indices):.0f} ms a photo to make.",

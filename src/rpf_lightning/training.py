@@ -29,8 +29,9 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write `config.yaml` into the CSV log's folder, or else into the run folder."""
         assert isinstance(pl_module, RPFStage)
-        csv = isinstance(trainer.logger, CSVLogger)
-        folder = Path(trainer.log_dir) if csv and trainer.log_dir else pl_module.run_dir
+        logger = trainer.logger
+        # not trainer.log_dir: that is a broadcast, and only the first process is here
+        folder = Path(logger.log_dir) if isinstance(logger, CSVLogger) else pl_module.run_dir
         folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, folder / "config.yaml", overwrite=True, multifile=False)
 

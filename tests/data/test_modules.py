@@ -1,6 +1,8 @@
 """The datamodules of prepared folders: parts, caches, flips, degradations, and fits through the command line."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -285,6 +287,24 @@ def test_rpf_fit_works_from_the_raw_release(release: dict[str, str], folder: Pat
     assert (tmp_path / "model" / "model.safetensors").is_file()
     metrics = next((tmp_path / "model" / "runs" / "block1-warping").rglob("metrics.csv")).read_text()
     assert "val/end_point_error" in metrics
+
+
+@pytest.mark.slow
+def test_two_processes_prepare_and_cache_once(release: dict[str, str], folder: Path, tmp_path: Path) -> None:
+    """The pass over the photos is a prediction inside of a fit whose environment names two processes."""
+    data = {
+        "class_path": "rpf_lightning.data.CelebAHQDataModule",
+        "init_args": {**release, "batch_size": 2, "val_fraction": 0.34},
+    }
+    file = config(tmp_path, "WarpingStage", data)
+    command = [sys.executable, "-m", "rpf_lightning", "fit", "--config", file, "--trainer.devices", "2"]
+    command += ["--trainer.strategy", "ddp_find_unused_parameters_true"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    text = run.stdout + run.stderr
+    assert text.count("18 of 18 photos kept") == 1
+    assert text.count("cache of ") == 1
+    assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
 def test_stage_one_on_faces_without_references(prepared: Path, tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ class CelebAHQDataModule(ReferencePairsDataModule):
         self.mapping, self.identities, self.partition = mapping, identities, partition
         self.options = Options(
             landmarks=landmarks, labels=labels, label_scheme=label_scheme, landmark_model=landmark_model,
-            mask_model=mask_model, pack=pack, embeddings=embeddings, align="never",
+            mask_model=mask_model, pack=pack, embeddings=embeddings, align="never", devices=1,
         )  # fmt: skip
 
     def prepare_data(self) -> None:

@@ -20,7 +20,9 @@ from rpf_lightning.data.preparation import (
     DiskFullError,
     NothingUsableError,
     Options,
+    StoppedError,
     annotate,
+    annotations,
     prepare_celeba_hq,
     prepare_faces,
     tables,
@@ -267,6 +269,30 @@ def test_stopped_runs_continue(
     assert len(read) == 6  # nothing twice
     assert not before & set(read)
     assert summary["sha256"] == whole["sha256"]  # nothing lost
+
+
+def test_ctrl_c_keeps_what_was_done(
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning may end a prediction quietly then: half of the photos must not pass for all of them."""
+    whole, seen = prepare("whole"), []
+
+    def interrupted(path: Path, content: bytes) -> Any:
+        seen.append(path)
+        if len(seen) == 9:
+            raise KeyboardInterrupt
+        return read_photo(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(annotate, "read_photo", interrupted)
+        with pytest.raises((SystemExit, KeyboardInterrupt, StoppedError)):
+            prepare(batch_size=4)
+    assert not (tmp_path / "prepared" / "prepare.json").exists()
+    assert prepare()["sha256"] == whole["sha256"]
+
+    monkeypatch.setattr(annotations, "_run", lambda *_: True)  # a pass that ends quietly
+    with pytest.raises(StoppedError, match="stopped after 0 of 18 photos; the same command continues"):
+        prepare("quiet")
 
 
 def test_a_full_disk_while_the_tables_are_written(

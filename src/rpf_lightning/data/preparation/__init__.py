@@ -1,5 +1,6 @@
 """From folders of photos to hashed reference pairs (`rpf prepare`)."""
 
+from rpf_lightning.data.preparation.annotations import StoppedError
 from rpf_lightning.data.preparation.options import Options
 from rpf_lightning.data.preparation.prepare import (
     DiskFullError,
@@ -9,4 +10,12 @@ from rpf_lightning.data.preparation.prepare import (
 )
 from rpf_lightning.data.preparation.tables import verify
 
-__all__ = ["DiskFullError", "NothingUsableError", "Options", "prepare_celeba_hq", "prepare_faces", "verify"]
+__all__ = [
+    "DiskFullError",
+    "NothingUsableError",
+    "Options",
+    "StoppedError",
+    "prepare_celeba_hq",
+    "prepare_faces",
+    "verify",
+]

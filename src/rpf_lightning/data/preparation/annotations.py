@@ -8,13 +8,15 @@ import os
 import struct
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from lightning import Trainer
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import TQDMProgressBar
 from numpy.typing import NDArray
 from PIL import Image
@@ -40,6 +42,10 @@ EXPECTED_WARNINGS = (
 WORK = "work"  # batches of the pass over the photos, removed at the end
 ALIGNED = "images"
 Say = Callable[[str], None]
+
+
+class StoppedError(Exception):
+    """The pass was stopped by the user; the message says that the same call continues."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ def annotate(
     Raises:
         FileNotFoundError: If weights, or files named in the options, are missing.
         ValueError: If a file named in the options is wrong, or other arguments began the folder.
+        StoppedError: If the pass was stopped by the user.
     """
     sources = _with_annotations(sources, options)
     aligned = _is_album(sources) if options.align == "auto" else options.align == "always"
@@ -120,6 +127,10 @@ def annotate(
         return None
 
     stored = {item.index: item for path in sorted(work.glob("*.npz")) for item in read_batch(path)}
+    if len(stored) < len(sources):  # Lightning ends a prediction quietly on Ctrl-C
+        raise StoppedError(
+            f"{out}: stopped after {len(stored):,} of {len(sources):,} photos; the same command continues there"
+        )
     kept = [item for _, item in sorted(stored.items()) if not item.reason]
     files = names or [source.file for source in sources]
     return Annotations(
@@ -259,24 +270,37 @@ def _face_names(sources: Sequence[Source]) -> list[str]:
     ]
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out Lightning's greeting and the warnings that say nothing here."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in EXPECTED_WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        log.setLevel(level)
+
+
 def _run(photos: Photos, annotator: Annotator, writer: BatchWriter, options: Options) -> bool:
     """Run the pass; tell whether this is the first of several processes."""
     workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
     loader = DataLoader(photos, batch_size=options.batch_size, num_workers=workers, collate_fn=as_list)
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # its greeting
-    trainer = Trainer(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        num_nodes=options.num_nodes,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        callbacks=[writer, TQDMProgressBar(refresh_rate=10)],
-    )
-    with warnings.catch_warnings():
-        for message in EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
+    with _quiet():
+        trainer = Trainer(
+            # one device is one process, also inside of a fit on several whose environment says otherwise
+            plugins=[LightningEnvironment()] if options.devices == 1 and options.num_nodes == 1 else None,
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=options.num_nodes,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            callbacks=[writer, TQDMProgressBar(refresh_rate=10)],
+        )
         trainer.predict(annotator, loader, return_predictions=False)
     trainer.strategy.barrier()
     return trainer.is_global_zero

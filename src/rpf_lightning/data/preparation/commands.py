@@ -128,11 +128,11 @@ def _verify(known: argparse.Namespace, _: argparse.ArgumentParser) -> None:
 
 def _guarded(prepare: Callable[[], object]) -> None:
     """Turn what the user can do something about into a message and an exit code."""
-    from rpf_lightning.data.preparation.prepare import DiskFullError, NothingUsableError
+    from rpf_lightning.data.preparation import DiskFullError, NothingUsableError, StoppedError
 
     try:
         prepare()
-    except (NothingUsableError, DiskFullError) as error:
+    except (NothingUsableError, DiskFullError, StoppedError) as error:
         sys.exit(f"rpf prepare: {error}")
 
 

@@ -81,6 +81,7 @@ def prepare_faces(
         ValueError: If an annotation file is wrong, or `out` was begun with other arguments.
         NothingUsableError: If no photo is left.
         DiskFullError: If the disk is full.
+        StoppedError: If it was stopped by Ctrl-C.
     """
     options = options or Options()
     if identities is not None and people_in_folders:
@@ -152,6 +153,7 @@ def prepare_celeba_hq(
         ValueError: If a file is wrong, or `out` was begun with other arguments.
         NothingUsableError: If no photo is left.
         DiskFullError: If the disk is full.
+        StoppedError: If it was stopped by Ctrl-C.
     """
     options = options or Options()
     metadata = celeba.read_metadata(mapping, identities, partition)
