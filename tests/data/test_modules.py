@@ -56,6 +56,33 @@ def test_pairs_come_from_the_cache_where_the_level_is_cached(prepared: Path) -> 
     assert ready(limited).train_dataset.cache.sides == [16, 32]
 
 
+def test_the_command_line_knows_the_arguments_of_all_bases() -> None:
+    from jsonargparse import ArgumentParser
+    from lightning import LightningDataModule
+
+    def parse(name: str, *options: str) -> Any:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(LightningDataModule, "data")
+        given = [f"--data.init_args.{option}" for option in options]
+        return parser.parse_args([f"--data=rpf_lightning.data.{name}", *given]).data.init_args
+
+    common = ("flip=true", "degradation=dpsr", "limit_train=3")
+    assert (
+        parse("ReferencePairsDataModule", "root=x", "mask_reference=false", *common).mask_reference is False
+    )
+    celeba = parse(
+        "CelebAHQDataModule", "root=x", "mapping=m", "identities=i", "mask_reference=false", *common
+    )
+    assert (celeba.limit_train, celeba.cache_side) == (3, 256)
+    assert parse("FFHQDataModule", "root=x", *common).degradation == "dpsr"
+    assert parse("SyntheticFacesDataModule", "people=3", *common).flip is True
+    for name, wrong in (("FFHQDataModule", "mask_reference=false"), ("SyntheticFacesDataModule", "root=x")):
+        with pytest.raises(Exception, match=r"not accepted|does not accept|Key"):
+            parse(name, "root=x", wrong)
+    with pytest.raises(Exception, match="bicubic"):
+        parse("FFHQDataModule", "root=x", "degradation=worse")
+
+
 def test_caches_may_lie_elsewhere(prepared: Path, tmp_path: Path) -> None:
     ready(ReferencePairsDataModule(str(prepared), **SIDES, cache_dir=str(tmp_path / "fast")))
     assert not (prepared / "cache").exists()

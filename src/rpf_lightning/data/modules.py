@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -24,14 +25,40 @@ from rpf_lightning.data.records import FaceBatch, ReferenceBatch
 _opened = lru_cache(maxsize=2)(PreparedPhotos)
 
 
-class _Prepared(LevelDataModule):
-    """What reads a prepared folder."""
+class PreparedDataModule(LevelDataModule):
+    """What reads a prepared folder, through a `LevelCache` up to `cache_side` and from the photos above it.
 
-    root: str
-    split: str
-    images: str | None
-    cache_side: int
-    cache_dir: str | None
+    Args:
+        root: Folder that `rpf prepare` has written.
+        split: Beginning of the names of the pairs' files: "" for `pairs_train` and `pairs_val` or for `pairs_all`,
+            "paper" or "disjoint" for CelebA-HQ's.
+        images: Where the photos lie now; None: where they were when the folder was prepared.
+        cache_side: Largest side that is cached; 0 switches the cache off.
+        cache_dir: Where the cache lies; None: `cache/` in `root`.
+        kwargs: Arguments of `LevelDataModule`, and of `PairsDataModule` where it gives pairs.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        split: str = "",
+        images: str | None = None,
+        cache_side: int = 256,
+        cache_dir: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.root, self.split, self.images = root, split, images
+        self.cache_side, self.cache_dir = cache_side, cache_dir
+
+    @abstractmethod
+    def cache(self) -> LevelCache | None:
+        """Return the cache that serves this level, built or not; None where none does."""
+
+    def prepare_data(self) -> None:
+        """Make the cache, in one process; says how much space it takes."""
+        if (cache := self.cache()) is not None:
+            cache.build(self.num_workers, rank_zero_info)
 
     def prepared(self) -> PreparedPhotos:
         """Return the photos."""
@@ -56,42 +83,12 @@ class _Prepared(LevelDataModule):
         return sides if usable else []
 
 
-class ReferencePairsDataModule(PairsDataModule, _Prepared):
-    """Reference pairs of a folder that `rpf prepare` has written.
-
-    Training and validation read a `LevelCache`, which `prepare_data` makes. Levels above `cache_side` are made
-    from the photos in every step.
-
-    Args:
-        root: Prepared folder.
-        split: Beginning of the names of the pairs' files: "" for `pairs_train` and `pairs_val` or for `pairs_all`,
-            "paper" or "disjoint" for CelebA-HQ's.
-        images: Where the photos lie now; None: where they were when the folder was prepared.
-        cache_side: Largest side that is cached; 0 switches the cache off.
-        cache_dir: Where the cache lies; None: `cache/` in `root`.
-        kwargs: Arguments of `PairsDataModule` and `LevelDataModule`.
+class ReferencePairsDataModule(PreparedDataModule, PairsDataModule):
+    """Reference pairs of a folder that `rpf prepare` has written; arguments as in `PreparedDataModule`.
 
     Raises:
         FileNotFoundError: When it is used, if `root` is no prepared folder or has no such split.
     """
-
-    def __init__(
-        self,
-        root: str,
-        split: str = "",
-        images: str | None = None,
-        cache_side: int = 256,
-        cache_dir: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.root, self.split, self.images = root, split, images
-        self.cache_side, self.cache_dir = cache_side, cache_dir
-
-    def prepare_data(self) -> None:
-        """Make the cache, in one process; says how much space it takes."""
-        if (cache := self._cache()) is not None:
-            cache.build(self.num_workers, rank_zero_info)
 
     def find_pairs(self) -> SplitPairs:
         """Return the pairs of the files."""
@@ -103,7 +100,8 @@ class ReferencePairsDataModule(PairsDataModule, _Prepared):
             photos, pairs["train"], pairs["val"], pairs["test"], others, photos.near_duplicates()
         )
 
-    def _cache(self) -> LevelCache | None:
+    def cache(self) -> LevelCache | None:
+        """Return the cache of the training and validation samples."""
         sides = self._cached_sides()
         if not sides:
             return None
@@ -116,7 +114,7 @@ class ReferencePairsDataModule(PairsDataModule, _Prepared):
         )  # fmt: skip
 
     def _dataset(self, pairs: Sequence[Pair], level: dict[str, int]) -> Dataset[ReferenceBatch]:
-        cache = self._cache()
+        cache = self.cache()
         if cache is not None and cache.path.is_dir() and set(pairs) <= set(cache.pairs):
             return CachedPairs(cache, pairs, level["side"], self._source_side())
         return PairsDataset(
@@ -143,8 +141,8 @@ class CelebAHQDataModule(ReferencePairsDataModule):
         mask_model: For photos without a parsing map.
         pack: insightface pack of the embeddings.
         embeddings: Whether to compute embeddings.
-        cache_side: See `ReferencePairsDataModule`.
-        cache_dir: See `ReferencePairsDataModule`.
+        cache_side: See `PreparedDataModule`.
+        cache_dir: See `PreparedDataModule`.
         kwargs: Arguments of `PairsDataModule` and `LevelDataModule`.
 
     Raises:
@@ -192,38 +190,13 @@ class CelebAHQDataModule(ReferencePairsDataModule):
         super().prepare_data()
 
 
-class FFHQDataModule(_Prepared):
+class FFHQDataModule(PreparedDataModule):
     """Prepared faces without references, for stage 1: FFHQ, or all photos of any prepared folder.
 
     Photos of unknown people count as well. Where the folder has pairs, the people of the validation and test
-    pairs are left out of training; validation shows the GTs of the validation pairs.
-
-    Args:
-        root: Prepared folder.
-        split: See `ReferencePairsDataModule`.
-        images: See `ReferencePairsDataModule`.
-        cache_side: See `ReferencePairsDataModule`.
-        cache_dir: See `ReferencePairsDataModule`.
-        kwargs: Arguments of `LevelDataModule`.
+    pairs are left out of training; validation shows the GTs of the validation pairs. Arguments as in
+    `PreparedDataModule`.
     """
-
-    def __init__(
-        self,
-        root: str,
-        split: str = "",
-        images: str | None = None,
-        cache_side: int = 256,
-        cache_dir: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.root, self.split, self.images = root, split, images
-        self.cache_side, self.cache_dir = cache_side, cache_dir
-
-    def prepare_data(self) -> None:
-        """Make the cache, in one process; says how much space it takes."""
-        if (cache := self._cache()) is not None:
-            cache.build(self.num_workers, rank_zero_info)
 
     def setup(self, stage: str | None = None) -> None:
         """Build the datasets for the level of the trainer's module.
@@ -231,7 +204,7 @@ class FFHQDataModule(_Prepared):
         Raises:
             ValueError: if a side is neither an argument nor an attribute of the module.
         """
-        photos, cache = self._photos(), self._cache()
+        photos, cache = self._photos(), self.cache()
         datasets: dict[str, Dataset[FaceBatch]] = {}
         for part, indices in photos.items():
             if cache is not None and cache.path.is_dir() and set(indices) <= set(cache.indices):
@@ -249,7 +222,8 @@ class FFHQDataModule(_Prepared):
         limits = {"train": self.limit_train, "val": self.limit_val, "test": self.limit_val}
         return {part: evenly(indices, limits[part]) for part, indices in photos.items()}
 
-    def _cache(self) -> LevelCache | None:
+    def cache(self) -> LevelCache | None:
+        """Return the cache of the training and validation samples."""
         sides = self._cached_sides()
         if not sides:
             return None

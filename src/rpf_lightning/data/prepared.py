@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rpf_lightning.data.pairing import Pair, near_duplicates, split_by_identity
+from rpf_lightning.data.pairing import Pair, split_by_identity
 from rpf_lightning.data.preparation import tables
 from rpf_lightning.data.reading import read_photo
 from rpf_lightning.data.records import Photo
@@ -97,13 +98,17 @@ class PreparedPhotos:
             mask = np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
         return Photo(name, self.identities[index], image, points * width, mask)
 
-    def thumbnails(self) -> NDArray[np.uint8]:
-        """(N, 32, 32) uint8, grey, for the near-duplicate rule."""
-        return np.asarray(tables.read_array(self.root / tables.THUMBNAILS))
-
     def near_duplicates(self) -> list[tuple[int, int]]:
-        """Pairs of photos that are the same photo twice."""
-        return near_duplicates(self.landmarks, self.thumbnails())
+        """Pairs of photos that are the same photo twice, as `rpf prepare` found them.
+
+        Raises:
+            FileNotFoundError: If `duplicates.csv` is missing.
+        """
+        path = self.root / tables.DUPLICATES
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; `rpf prepare` writes it")
+        with path.open(newline="", encoding="utf-8") as file:
+            return [(self.places[row["file"]], self.places[row["other"]]) for row in csv.DictReader(file)]
 
     def pairs(self, split: str) -> list[Pair]:
         """Read the pairs of a split, nearest references only.

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from rpf_lightning.cli import main
-from rpf_lightning.data.pairing import grey_thumbnail, nearest_references
+from rpf_lightning.data.pairing import grey_thumbnail, near_duplicates, nearest_references
 from rpf_lightning.data.preparation import (
     DiskFullError,
     NothingUsableError,
@@ -26,6 +27,7 @@ from rpf_lightning.data.preparation import (
     prepare_celeba_hq,
     prepare_faces,
     tables,
+    verify,
 )
 from rpf_lightning.data.prepared import PreparedPhotos
 from rpf_lightning.data.reading import read_photo
@@ -68,7 +70,8 @@ def test_prepared_photos_are_what_the_folder_holds(prepared: Path, folder: Path)
     np.testing.assert_allclose(photo.landmarks, drawn.landmarks, atol=0.006)
     facial = np.isin(drawn.parsing, range(1, 14))
     np.testing.assert_array_equal(photo.mask, facial)
-    np.testing.assert_array_equal(photos.thumbnails()[index], grey_thumbnail(drawn.image))
+    thumbnails = np.load(prepared / tables.THUMBNAILS)
+    np.testing.assert_array_equal(thumbnails[index], grey_thumbnail(drawn.image))
     assert not (prepared / "work").exists()
     assert {path.name for path in prepared.iterdir()} == {
         "images.parquet", "landmarks.parquet", "masks.npy", "thumbnails.npy", "pairs_all.parquet",
@@ -80,7 +83,9 @@ def test_prepared_photos_are_what_the_folder_holds(prepared: Path, folder: Path)
 
 def test_pairs_are_the_nearest(prepared: Path) -> None:
     photos = PreparedPhotos(prepared)
-    expected = nearest_references(photos.identities, photos.landmarks, photos.near_duplicates())
+    found = near_duplicates(photos.landmarks, np.load(prepared / tables.THUMBNAILS))
+    assert photos.near_duplicates() == found
+    expected = nearest_references(photos.identities, photos.landmarks, found)
     assert photos.pairs("all") == expected
     assert len(expected) == 18
 
@@ -131,6 +136,8 @@ def test_duplicates_are_no_references_and_leaks_are_reported(
     assert ids[pairs[ids.index("twin.png")]] != "0-0.png"
     assert ids[pairs[ids.index("0-0.png")]] != "twin.png"
     assert counts["changed_by_the_rule"] == {"all": 2}
+    named = [(ids[a], ids[b]) for a, b in PreparedPhotos(tmp_path / "prepared").near_duplicates()]
+    assert named == [("0-0.png", "leak.png"), ("0-0.png", "twin.png"), ("leak.png", "twin.png")]
     text = "\n".join(lines)
     assert "1 pairs of one person" in text
     assert "leak: 0-0.png and leak.png" in text
@@ -473,6 +480,50 @@ def test_celeba_hq_faults(folder: Path, tmp_path: Path, fault: str) -> None:
         shutil.copy(folder / "images" / "1001.png", folder / "images" / "01001.png")
         with pytest.raises(ValueError, match=r"have the same CelebA-HQ index"):
             run()
+
+
+@pytest.mark.realdata
+@pytest.mark.weights
+def test_an_album_of_real_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faces are found, aligned, annotated and paired; the same person looks alike to ArcFace."""
+    if "RPF_SHARED" not in os.environ:
+        pytest.skip("RPF_SHARED is not set: no real photos")
+    shared = Path(os.environ["RPF_SHARED"])
+    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(shared / "weights"))
+    album = tmp_path / "album"
+    for person in ("7201", "7205"):
+        shutil.copytree(shared / "data" / "wild_photos" / person, album / person)
+    (album / "7201" / "nobody.jpg").parent.chmod(0o755)
+    Image.new("RGB", (300, 400), "grey").save(album / "7201" / "nobody.jpg")
+    both = [Image.open(path).resize((400, 500)) for path in sorted(album.glob("*/0*.jpg"))[:2]]
+    two = Image.new("RGB", (800, 500))
+    for place, picture in enumerate(both):
+        two.paste(picture, (400 * place, 0))
+    two.save(album / "7201" / "two.jpg")
+    options = Options(
+        landmark_model=f"onnx:{shared / 'weights' / 'pfld.onnx'}", mask_model="hull", side=256, workers=0
+    )
+    out = tmp_path / "out"
+    summary = prepare_faces(album, out, people_in_folders=True, options=options, say=lambda line: None)
+    assert rejected(out) == {
+        "7201/nobody.jpg": "no face found", "7201/two.jpg": "2 faces found; expected one person",
+    }  # fmt: skip
+    assert summary["counts"]["kept"] == summary["counts"]["pairs"]["all"] == 8
+    assert verify(out) == []
+    photos = PreparedPhotos(out)
+    for index in range(8):
+        photo = photos.photo(index)
+        assert photo.image.shape == (256, 256, 3)
+        assert photo.landmarks is not None
+        eyes, mouth = photo.landmarks[36:48].mean(0) / 256, photo.landmarks[48:60].mean(0) / 256
+        np.testing.assert_allclose(eyes, (0.5, 0.47), atol=0.06)  # where FFHQ's recipe puts them
+        np.testing.assert_allclose(mouth, (0.5, 0.72), atol=0.08)
+        assert 0.15 < photo.mask.mean() < 0.5
+    embeddings = np.load(out / "embeddings.npy")
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    same = np.equal.outer(photos.identities, photos.identities)
+    cosine = embeddings @ embeddings.T
+    assert cosine[same & ~np.eye(8, dtype=bool)].mean() > cosine[~same].mean() + 0.3
 
 
 @pytest.mark.slow

@@ -301,7 +301,7 @@ class _Job:
             if faces.identities[a] and faces.identities[b] and faces.identities[a] != faces.identities[b]
         ]  # fmt: skip
         _write_csv(
-            out / "duplicates.csv",
+            out / tables.DUPLICATES,
             ["file", "other", "people"],
             [
                 (files[a], files[b], "one" if (a, b) in same else "two" if (a, b) in leaks else "unknown")

@@ -45,6 +45,7 @@ LANDMARKS = "landmarks.parquet"
 MASKS = "masks.npy"
 THUMBNAILS = "thumbnails.npy"
 EMBEDDINGS = "embeddings.npy"
+DUPLICATES = "duplicates.csv"
 
 
 def write_table(path: Path, columns: dict[str, Sequence[Any]]) -> None:
