@@ -339,6 +339,17 @@ def test_people_from_folders(folder: Path, prepare: Prepare, tmp_path: Path) -> 
         prepare("x", people_in_folders=True)
 
 
+@pytest.mark.parametrize("name", ["identities", "landmarks"])
+def test_names_relative_to_another_folder_are_refused(folder: Path, prepare: Prepare, name: str) -> None:
+    content = rows(folder, f"{name}.csv")
+    write(folder, f"{name}.csv", [content[0], *([f"images/{row[0]}", *row[1:]] for row in content[1:])])
+    message = (
+        rf"{name}\.csv: lists 'images/0-0\.png' and others, but not one of the photos, such as '0-0\.png'"
+    )
+    with pytest.raises(ValueError, match=message):
+        prepare()
+
+
 def test_faces_of_unknown_people_have_no_pairs(prepare: Prepare, tmp_path: Path) -> None:
     summary = prepare(identities=None)
     assert summary["counts"]["without_identity"] == 18

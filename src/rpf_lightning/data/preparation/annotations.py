@@ -31,7 +31,12 @@ from rpf_lightning.data.preparation.annotate import (
     read_batch,
 )
 from rpf_lightning.data.preparation.options import Options
-from rpf_lightning.data.preparation.sources import Source, label_files, landmarks_from_csv
+from rpf_lightning.data.preparation.sources import (
+    Source,
+    label_files,
+    landmarks_from_csv,
+    refuse_strangers,
+)
 from rpf_lightning.faces.weights import insightface_pack, weight_file
 from rpf_lightning.model.storage import write_atomically
 
@@ -148,6 +153,8 @@ def _with_annotations(sources: Sequence[Source], options: Options) -> list[Sourc
     """Attach the landmarks and parsing maps that exist."""
     files = [source.file for source in sources]
     points = landmarks_from_csv(options.landmarks) if options.landmarks else {}
+    if options.landmarks:
+        refuse_strangers(options.landmarks, points, files)
     labels = label_files(options.labels, files) if options.labels else {}
     return [
         replace(source, landmarks=points.get(source.file), label=labels.get(source.file))

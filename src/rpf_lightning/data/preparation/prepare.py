@@ -33,6 +33,7 @@ from rpf_lightning.data.preparation.sources import (
     identities_from_csv,
     identities_from_folders,
     list_photos,
+    refuse_strangers,
 )
 from rpf_lightning.model.storage import write_atomically
 
@@ -90,6 +91,7 @@ def prepare_faces(
     people: dict[str, str] = {}
     if identities is not None:
         people = identities_from_csv(identities)
+        refuse_strangers(identities, people, photos)
     elif people_in_folders:
         people = identities_from_folders(photos)
     absent = {file: f"listed in {identities}, not in {images}" for file in people if file not in photos}

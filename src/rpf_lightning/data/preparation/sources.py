@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -101,6 +101,19 @@ def landmarks_from_csv(path: str | Path) -> dict[str, NDArray[np.float64]]:
             raise ValueError(f"{path}, line {line} ({file!r}): expected 136 finite numbers")
         found[file] = points
     return found
+
+
+def refuse_strangers(path: str | Path, listed: Collection[str], photos: Collection[str]) -> None:
+    """Refuse a CSV file that lists not one of the photos: its names are relative to another folder.
+
+    Raises:
+        ValueError: With an example of both.
+    """
+    if listed and not set(listed) & set(photos):
+        raise ValueError(
+            f"{path}: lists {next(iter(listed))!r} and others, but not one of the photos, such as "
+            f"{next(iter(photos))!r}; names are relative to the folder of the photos"
+        )
 
 
 def label_files(folder: str | Path, files: Iterable[str]) -> dict[str, Path]:
