@@ -1,6 +1,7 @@
 """The datamodules of prepared folders: parts, caches, flips, degradations, and fits through the command line."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -81,6 +82,19 @@ def test_the_command_line_knows_the_arguments_of_all_bases() -> None:
             parse(name, "root=x", wrong)
     with pytest.raises(Exception, match="bicubic"):
         parse("FFHQDataModule", "root=x", "degradation=worse")
+
+
+def test_a_folder_that_was_prepared_anew_is_read_anew(prepared: Path, prepare: Prepare, folder: Path) -> None:
+    first = ReferencePairsDataModule(str(prepared), **SIDES)
+    assert len(first.prepared()) == 18
+    assert ReferencePairsDataModule(str(prepared), **SIDES).prepared() is first.prepared()
+    before = first.cache()
+    shutil.rmtree(prepared)
+    (folder / "images" / "0-0.png").unlink()
+    prepare()
+    second = ReferencePairsDataModule(str(prepared), **SIDES)
+    assert len(second.prepared()) == 17
+    assert second.cache().path != before.path
 
 
 def test_caches_may_lie_elsewhere(prepared: Path, tmp_path: Path) -> None:

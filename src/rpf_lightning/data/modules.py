@@ -17,12 +17,15 @@ from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.pairs import LevelDataModule, PairsDataModule, SplitPairs, evenly
 from rpf_lightning.data.preparation import Options, prepare_celeba_hq
 from rpf_lightning.data.preparation.options import MaskModel
-from rpf_lightning.data.preparation.tables import SUMMARY
+from rpf_lightning.data.preparation.tables import SUMMARY, read_summary
 from rpf_lightning.data.prepared import Parts, PreparedPhotos
 from rpf_lightning.data.records import FaceBatch, ReferenceBatch
 
-# one curriculum builds a datamodule for each of its fits; the photos stay the same
-_opened = lru_cache(maxsize=2)(PreparedPhotos)
+
+@lru_cache(maxsize=2)
+def _opened(root: str, images: str | None, sha256: str) -> PreparedPhotos:
+    """Open a folder once: a curriculum builds a datamodule for each of its fits, and the photos stay the same."""
+    return PreparedPhotos(root, images)
 
 
 class PreparedDataModule(LevelDataModule):
@@ -62,7 +65,7 @@ class PreparedDataModule(LevelDataModule):
 
     def prepared(self) -> PreparedPhotos:
         """Return the photos."""
-        return _opened(self.root, self.images)
+        return _opened(self.root, self.images, read_summary(Path(self.root))["sha256"])
 
     def parts(self) -> Parts:
         """Return who is in which part."""
