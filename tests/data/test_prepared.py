@@ -76,6 +76,17 @@ def test_written_parts_are_used(prepare: Prepare, tmp_path: Path) -> None:
     assert not held_out & {photos.identities[i] for i in parts.photos["train"]}
 
 
+def test_people_held_out_are_not_trained_on_by_photos_without_a_pair(
+    prepare: Prepare, tmp_path: Path
+) -> None:
+    prepare(val_fraction=0.34, seed=1)
+    photos = PreparedPhotos(tmp_path / "prepared")
+    val = photos.pairs("val")
+    tables.write_pairs(tmp_path / "prepared" / "pairs_val.parquet", val[1:], photos.ids)
+    parts = Parts(photos, "", 0.5, seed=0)
+    assert val[0].gt not in parts.photos["train"] + parts.photos["val"]
+
+
 def test_stage_one_sees_unknown_people_and_nobody_held_out(
     prepare: Prepare, folder: Path, tmp_path: Path
 ) -> None:

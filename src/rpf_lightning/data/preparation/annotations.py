@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from lightning import Trainer
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import TQDMProgressBar
 from numpy.typing import NDArray
 from PIL import Image
@@ -298,8 +297,6 @@ def _run(photos: Photos, annotator: Annotator, writer: BatchWriter, options: Opt
     loader = DataLoader(photos, batch_size=options.batch_size, num_workers=workers, collate_fn=as_list)
     with _quiet():
         trainer = Trainer(
-            # one device is one process, also inside of a fit on several whose environment says otherwise
-            plugins=[LightningEnvironment()] if options.devices == 1 and options.num_nodes == 1 else None,
             accelerator=options.accelerator,
             devices=options.devices,
             num_nodes=options.num_nodes,
