@@ -1,8 +1,10 @@
 """The cache of levels holds what would be made from the photos, to 8 bit, and survives being stopped."""
 
+import errno
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from rpf_lightning.data import level_cache
 from rpf_lightning.data.dataset import FacesDataset, PairsDataset
 from rpf_lightning.data.level_cache import CachedFaces, CachedPairs, LevelCache
+from rpf_lightning.data.preparation.tables import new_array
 from rpf_lightning.data.prepared import PreparedPhotos
 from rpf_lightning.data.sample import mirror
 
@@ -138,6 +141,27 @@ def test_stopped_builds_continue(
     for index, sample in enumerate(CachedPairs(cache, cache.pairs, 32)):
         torch.testing.assert_close(sample.warped_reference, made[index].warped_reference, atol=HALF, rtol=0)
         torch.testing.assert_close(sample.gt, made[index].gt, atol=HALF, rtol=0)
+
+
+def test_a_full_disk_says_what_is_needed(cache: LevelCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def full(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return new_array(*args)
+
+    monkeypatch.setattr(level_cache, "new_array", full)
+    with pytest.raises(
+        OSError, match=r"the disk is full: the cache takes \d+\.\d\d GB in .*cache_dir"
+    ) as error:
+        cache.build(say=silent)
+    assert error.value.errno == errno.ENOSPC
+    assert not list(cache.folder.glob("*.part"))  # what was not begun takes no space
+    monkeypatch.setattr(level_cache, "new_array", new_array)
+    cache.build(say=silent)
+    assert cache.path.is_dir()
 
 
 def test_workers_build_the_same(cache: LevelCache, photos: PreparedPhotos, tmp_path: Path) -> None:

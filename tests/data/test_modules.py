@@ -97,6 +97,12 @@ def test_a_folder_that_was_prepared_anew_is_read_anew(prepared: Path, prepare: P
     assert second.cache().path != before.path
 
 
+def test_the_source_of_a_degradation_is_cached_with_the_levels(prepared: Path) -> None:
+    module = ReferencePairsDataModule(str(prepared), **SIDES, degradation="realistic", cache_side=16)
+    assert isinstance(ready(module).train_dataset, CachedPairs)
+    assert module.cache().sides == [16, 64]
+
+
 def test_caches_may_lie_elsewhere(prepared: Path, tmp_path: Path) -> None:
     ready(ReferencePairsDataModule(str(prepared), **SIDES, cache_dir=str(tmp_path / "fast")))
     assert not (prepared / "cache").exists()
@@ -191,6 +197,9 @@ def test_degradations_are_made_in_the_trainers_hook(prepared: Path, kind: Any, c
     first, second = (dict(model.val_lr[i : i + 6]) for i in (0, 6))
     assert all(torch.equal(first[key], second[key]) for key in first)  # the same in validation
     photos = module.prepared()
+    evaluated = module.val_dataset(side=16)  # without a trainer's hook
+    for sample in list(evaluated)[:3]:
+        torch.testing.assert_close(sample.lr, first[sample.id], atol=0.021 if cache_side else 1e-6, rtol=0)
     plain = PairsDataset(photos, module.split_pairs().val, lr_size=8, size=64, side=64)
     degrade = Degradation(kind, 8, seed=5)
     for sample in list(plain)[:3]:
@@ -265,6 +274,11 @@ def release(folder: Path, tmp_path: Path) -> dict[str, str]:
 def test_celeba_hq_prepares_itself(release: dict[str, str], folder: Path) -> None:
     module = ready(CelebAHQDataModule(**release, **SIDES, val_fraction=0.34, batch_size=2))
     assert (folder / "prepare.json").is_file()
+    with pytest.raises(ValueError, match=r"begun with other arguments:\n  identities: 'identities\.txt"):
+        other = folder / "other" / "identities.txt"
+        other.parent.mkdir()
+        other.write_text((folder / "identities.txt").read_text().replace(" 5\n", " 6\n"))
+        CelebAHQDataModule(**{**release, "identities": str(other)}, **SIDES).prepare_data()
     assert module.options.devices == 1  # inside of a fit on several GPUs a second launch would wait for ever
     photos, pairs = module.prepared(), module.split_pairs()
     assert {photos.ids[pair.gt] for pair in pairs.test} == {f"{i}.png" for i in range(6)}

@@ -71,6 +71,15 @@ def test_broken_files_are_named(tmp_path: Path, picture: np.ndarray, suffix: str
         read_photo(path)
 
 
+def test_malformed_exif_is_a_broken_file(tmp_path: Path, picture: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x0100] = "wide"  # a number's tag with a text
+    Image.fromarray(picture).save(tmp_path / "x.jpg", exif=exif)
+    with pytest.raises(ValueError, match=r"x\.jpg: cannot be decoded"):
+        read_photo(tmp_path / "x.jpg")
+
+
 def test_masks(tmp_path: Path) -> None:
     labels = np.zeros((8, 8), np.uint8)
     labels[2:4], labels[4:] = 1, 13  # skin; l_lip in BiSeNet's order, hair in CelebAMask-HQ's

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler, default_collate
 
+from rpf_lightning.data.degradation import Degradation
 from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.records import FaceBatch, Photo, ReferenceBatch
 from rpf_lightning.data.sample import Record, check_sizes, make_face, make_sample, mirror
@@ -87,6 +88,7 @@ class PairsDataset(LevelDataset[ReferenceBatch]):
         side: Side S of the level.
         mask_reference: See `make_sample`.
         source_side: See `make_sample`.
+        degrade: Makes the LR here; without it the datamodule makes it in batches on the device.
         cache_mb: Memory for finished samples in MiB.
 
     Raises:
@@ -103,6 +105,7 @@ class PairsDataset(LevelDataset[ReferenceBatch]):
         side: int,
         mask_reference: bool = True,
         source_side: int | None = None,
+        degrade: Degradation | None = None,
         cache_mb: int = 0,
     ) -> None:
         check_sizes(lr_size, size, side)
@@ -110,6 +113,7 @@ class PairsDataset(LevelDataset[ReferenceBatch]):
         self.pairs = list(pairs)
         self.lr_size, self.size, self.side = lr_size, size, side
         self.mask_reference, self.source_side = mask_reference, source_side
+        self.degrade = degrade
         wanted = len(self.pairs) * _floats(source_side or lr_size, side)
         self.cached = 0 < wanted * 4 <= cache_mb * 2**20
         self._samples = _SAMPLES.setdefault(photos, {})
@@ -138,6 +142,8 @@ class PairsDataset(LevelDataset[ReferenceBatch]):
                 mask_reference=self.mask_reference,
                 source_side=self.source_side,
             )
+            if self.degrade is not None:
+                sample = sample._replace(lr=self.degrade(sample.lr[None], [self.photos.ids[pair.gt]])[0])
             if self.cached:
                 self._samples[key] = sample
         return sample

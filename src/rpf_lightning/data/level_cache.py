@@ -6,12 +6,13 @@ full scale; evaluation does not read from here.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
+import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rpf_lightning.data.dataset import LevelDataset
+from rpf_lightning.data.locking import locked
 from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.preparation.tables import new_array
 from rpf_lightning.data.prepared import PreparedPhotos
@@ -135,9 +137,21 @@ class LevelCache:
             f"{', '.join(map(str, self.sides))}: {self.gigabytes:.2f} GB in {self.path}"
         )
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path.with_suffix(".lock")):
+        with locked(self.path.with_suffix(".lock")):
             if not self.path.is_dir():  # another process may have made it meanwhile
-                self._build(self.path.with_suffix(".part"), num_workers)
+                part = self.path.with_suffix(".part")
+                try:
+                    self._build(part, num_workers)
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    if not (part / PROGRESS).is_file():
+                        shutil.rmtree(part)
+                    raise OSError(
+                        error.errno,
+                        f"the disk is full: the cache takes {self.gigabytes:.2f} GB in {self.folder}. Make room, or "
+                        "give cache_dir on another disk or a smaller cache_side; what was finished is kept",
+                    ) from error
 
     def _build(self, part: Path, num_workers: int) -> None:
         start, arrays = self._open_part(part)
@@ -332,16 +346,3 @@ def _save(part: Path, arrays: dict[str, NDArray[Any]], photos: int) -> None:
 def _nothing(content: Any) -> Any:
     """Collate nothing: torch's default would turn the arrays into tensors."""
     return content
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time build a cache; the lock of a process that was killed is open."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

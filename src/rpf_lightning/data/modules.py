@@ -13,9 +13,10 @@ from torch.utils.data import Dataset
 
 from rpf_lightning.data.dataset import FacesDataset, PairsDataset
 from rpf_lightning.data.level_cache import CachedFaces, CachedPairs, LevelCache
+from rpf_lightning.data.locking import locked
 from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.pairs import LevelDataModule, PairsDataModule, SplitPairs, evenly
-from rpf_lightning.data.preparation import Options, prepare_celeba_hq
+from rpf_lightning.data.preparation import Options, check_celeba_hq, prepare_celeba_hq
 from rpf_lightning.data.preparation.options import MaskModel
 from rpf_lightning.data.preparation.tables import SUMMARY, read_summary
 from rpf_lightning.data.prepared import Parts, PreparedPhotos
@@ -81,9 +82,10 @@ class PreparedDataModule(LevelDataModule):
         while side <= min(self.cache_side, level["size"]):
             sides.append(side)
             side *= 2
+        if level["side"] not in sides:
+            return []
         source = self._source_side()
-        usable = level["side"] in sides and (source is None or source in sides)
-        return sides if usable else []
+        return sides if source is None else sorted({*sides, source})
 
 
 class ReferencePairsDataModule(PreparedDataModule, PairsDataModule):
@@ -121,7 +123,7 @@ class ReferencePairsDataModule(PreparedDataModule, PairsDataModule):
         if cache is not None and cache.path.is_dir() and set(pairs) <= set(cache.pairs):
             return CachedPairs(cache, pairs, level["side"], self._source_side())
         return PairsDataset(
-            self.prepared(), pairs, **level,
+            self.prepared(), pairs, lr_size=level["lr_size"], size=level["size"], side=level["side"],
             mask_reference=self.mask_reference, source_side=self._source_side(),
         )  # fmt: skip
 
@@ -185,11 +187,17 @@ class CelebAHQDataModule(ReferencePairsDataModule):
 
     def prepare_data(self) -> None:
         """Prepare the folder where `prepare.json` is missing, in one process, and make the cache."""
-        if not (Path(self.root) / SUMMARY).is_file():
-            prepare_celeba_hq(
-                self.images or self.root, self.mapping, self.identities, self.root,
-                partition=self.partition, options=self.options, say=rank_zero_info,
-            )  # fmt: skip
+        with locked(Path(self.root) / ".prepare.lock"):  # nodes may share the disk
+            if (Path(self.root) / SUMMARY).is_file():
+                check_celeba_hq(
+                    self.root, mapping=self.mapping, identities=self.identities, partition=self.partition,
+                    landmarks=self.options.landmarks,
+                )  # fmt: skip
+            else:
+                prepare_celeba_hq(
+                    self.images or self.root, self.mapping, self.identities, self.root,
+                    partition=self.partition, options=self.options, say=rank_zero_info,
+                )  # fmt: skip
         super().prepare_data()
 
 

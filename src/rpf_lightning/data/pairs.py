@@ -139,8 +139,9 @@ class LevelDataModule(LightningDataModule, ABC):
 
     def _source_side(self) -> int | None:
         """Side of the GT that the degradation starts from; None: the LR itself, exact where it is bicubic."""
-        level = self._level()
-        return min(SOURCE * level["lr_size"], level["size"]) if self.degradation == "realistic" else None
+        if self.degradation != "realistic":
+            return None
+        return min(SOURCE * self._side_of("lr_size"), self._side_of("size"))
 
     def _side_of(self, name: str) -> int:
         """Return a side from the argument or else from the trainer's module."""
@@ -230,7 +231,7 @@ class PairsDataModule(LevelDataModule):
         return self._split
 
     def val_dataset(self, side: int | None = None, other_person: bool = False) -> PairsDataset:
-        """Return the validation pairs for evaluation, at any level, unrounded and without `setup`.
+        """Return the validation pairs for evaluation, at any level, unrounded, degraded and without `setup`.
 
         Args:
             side: Side of the samples; None is the full size.
@@ -251,13 +252,19 @@ class PairsDataModule(LevelDataModule):
                 photos.landmarks,
                 found.duplicates,
             )
-        level = {"lr_size": self._side_of("lr_size"), "size": size, "side": size if side is None else side}
-        return PairsDataset(found.photos, pairs, **level, mask_reference=self.mask_reference)
+        lr_size, degrade = self._side_of("lr_size"), None
+        if self.degradation != "bicubic":
+            degrade = Degradation(self.degradation, lr_size, self.seed)
+        return PairsDataset(
+            found.photos, pairs, lr_size=lr_size, size=size, side=size if side is None else side,
+            mask_reference=self.mask_reference, source_side=self._source_side(), degrade=degrade,
+        )  # fmt: skip
 
     def _dataset(self, pairs: Sequence[Pair], level: dict[str, int]) -> Dataset[ReferenceBatch]:
         """Make the samples from photos that lie in memory; overridden where they lie on a disk."""
         return PairsDataset(
-            self.split_pairs().photos, pairs, **level,
+            self.split_pairs().photos, pairs,
+            lr_size=level["lr_size"], size=level["size"], side=level["side"],
             mask_reference=self.mask_reference, source_side=self._source_side(), cache_mb=MEMORY_MB,
         )  # fmt: skip
 

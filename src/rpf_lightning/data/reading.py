@@ -39,7 +39,9 @@ def read_photo(path: Path, content: bytes | None = None) -> NDArray[np.uint8]:
                 rgba = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
             return np.array(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (
+            Exception
+        ) as error:  # decoders and EXIF readers raise whatever a broken file makes them stumble over
             raise ValueError(f"{path}: cannot be decoded: {error}") from error
 
 
@@ -62,7 +64,7 @@ def read_mask(path: Path, scheme: str) -> NDArray[np.uint8]:
             raise ValueError(f"{path}: expected one 8-bit label per pixel (mode L or P), got {file.mode}")
         try:
             labels = np.array(file)
-        except (OSError, SyntaxError) as error:
+        except Exception as error:
             raise ValueError(f"{path}: cannot be decoded: {error}") from error
     try:
         return facial_mask(labels, scheme)

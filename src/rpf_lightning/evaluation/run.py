@@ -41,7 +41,11 @@ def evaluate_model_dir(
     """
     model = RPFModel.from_pretrained(model_dir)
     data.lr_size, data.size = data.lr_size or model.lr_size, data.size or model.size
-    extra: dict[str, Any] = {"data": type(data).__name__, "model_dir": Path(model_dir).name}
+    extra: dict[str, Any] = {
+        "data": type(data).__name__,
+        "model_dir": Path(model_dir).name,
+        "degradation": data.degradation,
+    }
     perceptual: Perceptual | None = None
     identity: Identity | None = None
     if lpips:

@@ -26,6 +26,7 @@ from rpf_lightning.data.preparation import (
     annotations,
     prepare_celeba_hq,
     prepare_faces,
+    report,
     tables,
     verify,
 )
@@ -276,6 +277,64 @@ def test_stopped_runs_continue(
     assert len(read) == 6  # nothing twice
     assert not before & set(read)
     assert summary["sha256"] == whole["sha256"]  # nothing lost
+
+
+def test_other_photos_are_not_taken_for_those_that_were_done(
+    prepare: Prepare, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches go by the photos' places: with one photo replaced, all annotations would move."""
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "new_array", None)
+        with pytest.raises(TypeError):
+            prepare()
+    for part in ("images", "labels"):
+        (folder / part / "0-0.png").rename(folder / part / "9-9.png")
+    with pytest.raises(ValueError, match=r"photos: '18 files \w+' then, '18 files \w+' now"):
+        prepare()
+    prepare("other")
+    (folder / "labels" / "9-9.png").write_bytes(b"another map")
+    with pytest.raises(ValueError, match=r"labels: '18 files \w+' then"):
+        prepare("other")
+
+
+def test_landmarks_of_no_use_are_rejected(prepare: Prepare, folder: Path, tmp_path: Path) -> None:
+    content = rows(folder, "landmarks.csv")
+    content[1][1:] = ["0"] * 136
+    content[2][1:] = [str(2 * float(value)) for value in content[2][1:]]  # of a photo of twice the size
+    write(folder, "landmarks.csv", content)
+    assert prepare()["counts"]["kept"] == 16
+    assert rejected(tmp_path / "prepared") == {
+        "0-0.png": "the landmarks are all on one line",
+        "0-1.png": "landmarks lie far outside of the photo of 64 pixels",
+    }
+
+
+def test_the_sheet_shows_the_farthest_pair(
+    prepare: Prepare, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = rows(folder, "identities.csv")
+    write(
+        folder, "identities.csv", [people[0], *[row if row[0] < "2" else [row[0], ""] for row in people[1:]]]
+    )
+    shown: list[Any] = []
+    sheet = report._sheet
+    monkeypatch.setattr(report, "_sheet", lambda *args: shown.extend(args[2]) or sheet(*args))
+    prepare()
+    pairs = sorted(PreparedPhotos(tmp_path / "prepared").pairs("all"), key=lambda pair: pair.distance)
+    assert len(pairs) == 6
+    assert [pair[:2] for pair in shown] == [pair[:2] for pair in pairs]
+
+
+def test_held_out_people_have_pairs(prepare: Prepare, folder: Path, tmp_path: Path) -> None:
+    people = rows(folder, "identities.csv")
+    single = [[row[0], row[1] if row[0] < "2" else row[0]] for row in people[1:]]  # 4 people of 6 become 12
+    write(folder, "identities.csv", [people[0], *single])
+    for seed in range(4):
+        assert prepare(f"s{seed}", val_fraction=0.1, seed=seed)["counts"]["pairs"] == {"train": 3, "val": 3}
+    write(folder, "identities.csv", [people[0], *[row for row in single if row[1] != "p0"]])
+    lines: list[str] = []
+    prepare("one", val_fraction=0.1, say=lines.append)
+    assert any("warning: pairs_train is empty: too few people" in line for line in lines)
 
 
 def test_ctrl_c_keeps_what_was_done(
@@ -543,11 +602,19 @@ def test_an_album_of_real_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_two_processes_do_the_work_of_one(folder: Path, prepare: Prepare, tmp_path: Path) -> None:
     args = ["--images", str(folder / "images"), "--identities", str(folder / "identities.csv")]
     args += ["--landmarks", str(folder / "landmarks.csv"), "--labels", str(folder / "labels")]
-    args += ["--label-scheme", "bisenet", "--no-embeddings", "--workers", "0", "--batch-size", "2"]
+    args += ["--label-scheme", "bisenet", "--workers", "0", "--batch-size", "2"]
     args += ["--accelerator", "cpu", "--devices", "2", "--out", str(tmp_path / "both")]
     command = [sys.executable, "-m", "rpf_lightning", "prepare", "faces", *args]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("18 of 18 photos kept") == 1  # the first process says it
+    assert run.stdout.count("warning: no embeddings") == 1
     summary = json.loads((tmp_path / "both" / "prepare.json").read_text())
     assert summary["sha256"] == prepare()["sha256"]
+    # fewer photos than processes: each must have something to do
+    for path in sorted((folder / "images").iterdir())[1:]:
+        path.unlink()
+    command[command.index(str(tmp_path / "both"))] = str(tmp_path / "few")
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert "1 of 1 photos kept" in run.stdout

@@ -25,6 +25,15 @@ def test_photos_are_found_below_in_order(tmp_path: Path) -> None:
     assert list_photos(tmp_path)["b/1.png"] == tmp_path / "b" / "1.png"
 
 
+def test_what_was_prepared_is_no_photo(tmp_path: Path) -> None:
+    for name in ("a.png", "distances.png", "out/contact_sheet.png", "out/images/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(list_photos(tmp_path, tmp_path / "out")) == ["a.png", "distances.png"]
+    assert list(list_photos(tmp_path, tmp_path)) == ["a.png", "out/contact_sheet.png", "out/images/a.png"]
+    assert list(list_photos(tmp_path / "out" / "images", tmp_path / "out")) == ["a.png"]
+
+
 def test_folders_without_photos_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no photo; expected PNG, JPEG or WebP"):
         list_photos(tmp_path)

@@ -5,6 +5,7 @@ from rpf_lightning.data.preparation.options import Options
 from rpf_lightning.data.preparation.prepare import (
     DiskFullError,
     NothingUsableError,
+    check_celeba_hq,
     prepare_celeba_hq,
     prepare_faces,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "NothingUsableError",
     "Options",
     "StoppedError",
+    "check_celeba_hq",
     "prepare_celeba_hq",
     "prepare_faces",
     "verify",

@@ -46,7 +46,7 @@ class Annotated:
 
     Attributes:
         index: Position in the list of sources.
-        sha256: Of the photo's file, or of the aligned face's file where photos are aligned; "" if unreadable.
+        sha256: Of the photo's file, or of the pixels of a face that is aligned here; "" if unreadable.
         reason: Why the photo is rejected; "" while it is not.
         image: (H, H, 3) uint8 RGB, dropped before storing.
         landmarks: (68, 2) in pixels of `image`.
@@ -71,6 +71,9 @@ class Photos(Dataset[Annotated]):
         todo: Indices of those to read.
         label_scheme: Order of the values of parsing maps.
         square: Refuse photos that are not square: only aligned faces are.
+
+    Attributes:
+        at_least: Length that is made up to: every process must have something to do.
     """
 
     def __init__(
@@ -79,12 +82,15 @@ class Photos(Dataset[Annotated]):
         self.sources, self.todo = sources, todo
         self.label_scheme = label_scheme
         self.square = square
+        self.at_least = 0
 
     def __len__(self) -> int:
-        return len(self.todo)
+        return max(len(self.todo), self.at_least)
 
     def __getitem__(self, position: int) -> Annotated:
-        """Read one photo."""
+        """Read one photo; what is there only to make up the number has index -1."""
+        if position >= len(self.todo):
+            return Annotated(-1, reason="none")
         index = self.todo[position]
         source = self.sources[index]
         try:
@@ -163,7 +169,7 @@ class Annotator(LightningModule):
 
     def predict_step(self, batch: list[Annotated], batch_idx: int) -> list[Annotated]:
         """Annotate a batch."""
-        for step in (self._align, self._landmarks, self._masks, self._embeddings):
+        for step in (self._align, self._landmarks, self._plausible, self._masks, self._embeddings):
             done = {item.index: item for item in step([item for item in batch if not item.reason])}
             batch = [done.get(item.index, item) for item in batch]
         return batch
@@ -203,6 +209,18 @@ class Annotator(LightningModule):
             elif not reason and self.side and not _is_aligned(result.landmarks, self.side):
                 reason = "the detector and the landmark network found different faces"
             done.append(replace(item, reason=reason, landmarks=None if reason else result.landmarks))
+        return done
+
+    def _plausible(self, batch: list[Annotated]) -> list[Annotated]:
+        """Reject landmarks that a thin-plate spline could not use or that belong to a photo of another size."""
+        done = []
+        for item in batch:
+            points = _fractions(item)
+            line = np.linalg.matrix_rank(points - points.mean(0), tol=1e-3) < 2
+            reason = "the landmarks are all on one line" if line else ""
+            if not reason and not ((points > -0.5) & (points < 1.5)).all():
+                reason = f"landmarks lie far outside of the photo of {_image(item).shape[1]} pixels"
+            done.append(replace(item, reason=reason))
         return done
 
     def _masks(self, batch: list[Annotated]) -> list[Annotated]:
@@ -279,6 +297,9 @@ class BatchWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Write one batch."""
+        prediction = [item for item in prediction if item.index >= 0]
+        if not prediction:
+            return
         if self.faces is not None:
             prediction = [self._write_face(item) for item in prediction]
         # every photo is in one batch only, so its index names the file, on whatever process
@@ -293,7 +314,7 @@ class BatchWriter(BasePredictionWriter):
         path = self.faces[item.index]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, buffer.getvalue())
-        return replace(item, sha256=hashlib.sha256(buffer.getvalue()).hexdigest())
+        return replace(item, sha256=hashlib.sha256(_image(item).tobytes()).hexdigest())
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from lightning import Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -36,6 +37,7 @@ from rpf_lightning.data.preparation.sources import (
     landmarks_from_csv,
     refuse_strangers,
 )
+from rpf_lightning.data.preparation.tables import ALIGNED
 from rpf_lightning.faces.weights import insightface_pack, weight_file
 from rpf_lightning.model.storage import write_atomically
 
@@ -44,7 +46,7 @@ EXPECTED_WARNINGS = (
     ".*treespec, LeafSpec.*",  # Lightning 2.6 on newer torch
 )
 WORK = "work"  # batches of the pass over the photos, removed at the end
-ALIGNED = "images"
+
 Say = Callable[[str], None]
 
 
@@ -113,6 +115,8 @@ def annotate(
         say(
             "most photos are not square: faces are found and aligned (--align never takes photos as they are)"
         )
+    if aligned and out.resolve() in {source.path.resolve().parent for source in sources}:
+        raise ValueError(f"{out}: holds photos; give another --out for the aligned faces")
     annotator, problems = _annotator(sources, aligned, options)
     for problem in problems:
         say(f"warning: {problem}")
@@ -125,9 +129,8 @@ def annotate(
     todo = [index for index in range(len(sources)) if index not in done]
     if done:
         say(f"{len(done):,} of {len(sources):,} photos were done before")
-    if todo and not _run(
-        Photos(sources, todo, options.label_scheme, not aligned), annotator, BatchWriter(work, faces), options
-    ):
+    photos = Photos(sources, todo, options.label_scheme, not aligned)
+    if not _run(photos, annotator, BatchWriter(work, faces), options):
         return None
 
     stored = {item.index: item for path in sorted(work.glob("*.npz")) for item in read_batch(path)}
@@ -293,8 +296,10 @@ def _quiet() -> Iterator[None]:
 
 def _run(photos: Photos, annotator: Annotator, writer: BatchWriter, options: Options) -> bool:
     """Run the pass; tell whether this is the first of several processes."""
+    if not photos.todo:  # this may still be one of several processes that somebody else has started
+        alone = options.devices == 1 and options.num_nodes == 1
+        return alone or getattr(rank_zero_only, "rank", 0) == 0
     workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
-    loader = DataLoader(photos, batch_size=options.batch_size, num_workers=workers, collate_fn=as_list)
     with _quiet():
         trainer = Trainer(
             accelerator=options.accelerator,
@@ -305,6 +310,8 @@ def _run(photos: Photos, annotator: Annotator, writer: BatchWriter, options: Opt
             enable_model_summary=False,
             callbacks=[writer, TQDMProgressBar(refresh_rate=10)],
         )
+        photos.at_least = trainer.world_size
+        loader = DataLoader(photos, batch_size=options.batch_size, num_workers=workers, collate_fn=as_list)
         trainer.predict(annotator, loader, return_predictions=False)
     trainer.strategy.barrier()
     return trainer.is_global_zero

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import shutil
@@ -15,12 +16,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
 
 from rpf_lightning.data.pairing import Pair, near_duplicates, nearest_references, split_by_identity
 from rpf_lightning.data.preparation import celeba, report, tables
 from rpf_lightning.data.preparation.annotate import stored_masks
 from rpf_lightning.data.preparation.annotations import (
-    ALIGNED,
     WORK,
     Annotations,
     Say,
@@ -30,6 +31,7 @@ from rpf_lightning.data.preparation.annotations import (
 from rpf_lightning.data.preparation.options import Options
 from rpf_lightning.data.preparation.sources import (
     Source,
+    composed,
     identities_from_csv,
     identities_from_folders,
     list_photos,
@@ -87,7 +89,7 @@ def prepare_faces(
     options = options or Options()
     if identities is not None and people_in_folders:
         raise ValueError("identities: give a CSV file or take them from folders, not both")
-    photos = list_photos(images)
+    photos = list_photos(images, out)
     people: dict[str, str] = {}
     if identities is not None:
         people = identities_from_csv(identities)
@@ -112,7 +114,10 @@ def prepare_faces(
         twins = near_duplicates(faces.fractions, faces.thumbnails)
         held_out: set[int] = set()
         if val_fraction is not None:
-            held_out = set(split_by_identity(faces.identities, val_fraction, seed)[1])
+            paired = nearest_references(faces.identities, faces.fractions, twins)
+            usable = {faces.identities[pair.gt] for pair in paired}  # nobody else could be validated on
+            names = [name if name in usable else "" for name in faces.identities]
+            held_out = set(split_by_identity(names, val_fraction, seed)[1]) if usable else set()
 
         def split(duplicates: Twins) -> dict[str, list[Pair]]:
             pairs = nearest_references(faces.identities, faces.fractions, duplicates, options.references)
@@ -161,7 +166,7 @@ def prepare_celeba_hq(
     metadata = celeba.read_metadata(mapping, identities, partition)
     by_index: dict[int, Source] = {}
     absent: dict[str, str] = {}
-    for file, path in list_photos(images).items():
+    for file, path in list_photos(images, out).items():
         stem = PurePosixPath(file).stem
         index = int(stem) if stem.isascii() and stem.isdecimal() else -1
         if index not in metadata.identities:
@@ -181,7 +186,7 @@ def prepare_celeba_hq(
     }
     job = _Job(Path(images), Path(out), arguments, options, say)
     for line in celeba.describe(metadata, len(by_index)):
-        say(line)
+        job.say(line)
     with job.guarded():
         indices = sorted(by_index)
         sources = [by_index[index] for index in indices]
@@ -216,12 +221,13 @@ class _Job:
     def __init__(
         self, images: Path, out: Path, arguments: dict[str, Any], options: Options, say: Say
     ) -> None:
-        self.images, self.out, self.options, self.say = images, out, options, say
+        self.images, self.out, self.options = images, out, options
+        self.say: Say = rank_zero_only(say)  # every process gets here, one speaks
         # where things lie does not decide what comes out
         landmark_model, _, network = options.landmark_model.partition(":")
         named = {
             "landmarks": _fingerprint(options.landmarks),
-            "labels": options.labels and Path(options.labels).name,
+            "labels": _labels(options.labels),
             "landmark_model": f"onnx:{_fingerprint(network)}" if network else landmark_model,
         }
         self.arguments = {**arguments, **options.deciding(), **named}
@@ -241,7 +247,8 @@ class _Job:
 
     def finished(self, sources: Sequence[Source]) -> dict[str, Any] | None:
         """Return what an earlier call of the same arguments made, if it was finished."""
-        self.arguments["photos"] = len(sources)
+        self.photos = len(sources)
+        self.arguments["photos"] = _listing({source.file: source.path for source in sources})
         if not (self.out / tables.SUMMARY).is_file():
             return None
         before = tables.read_summary(self.out)
@@ -317,7 +324,7 @@ class _Job:
             "splits": list(splits),
             "arguments": self.arguments,
             "counts": {
-                "photos": self.arguments["photos"],
+                "photos": self.photos,
                 "kept": len(files),
                 "rejected": len(faces.rejected),
                 "identities": len(photos_of),
@@ -335,16 +342,35 @@ class _Job:
                 },
             },
             "versions": {package: version(package) for package in PACKAGES},
-            "images": ALIGNED if faces.aligned else str(self.images.resolve()),
+            "images": tables.ALIGNED if faces.aligned else str(self.images.resolve()),
         }
         report.draw(out, self.images if not faces.aligned else faces.root, faces, splits)
         write_atomically(
             out / tables.SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode()
         )
         shutil.rmtree(out / WORK)
+        for name, pairs in splits.items():
+            if not pairs:
+                self.say(f"warning: pairs_{name} is empty: too few people have two photos that can be used")
         for line in report.lines(out, summary, faces.rejected, [(files[a], files[b]) for a, b in leaks]):
             self.say(line)
         return summary
+
+
+def check_celeba_hq(out: str | Path, **files: str | Path | None) -> None:
+    """Refuse a prepared folder that was made from other files.
+
+    Args:
+        out: The prepared folder.
+        files: `mapping`, `identities`, `partition`, `landmarks`; those that are None are not compared.
+
+    Raises:
+        FileNotFoundError: If the folder is no prepared one.
+        ValueError: Naming the differences.
+    """
+    before = tables.read_summary(Path(out))["arguments"]
+    given = {name: _fingerprint(file) for name, file in files.items() if file is not None}
+    refuse_changes(Path(out), {name: before.get(name) for name in given}, given)
 
 
 def _changed(before: Sequence[Pair], after: Sequence[Pair]) -> int:
@@ -364,6 +390,19 @@ def _fingerprint(file: str | Path | None) -> str | None:
         return None
     path = Path(file)
     return f"{path.name} {tables.file_hash(path)[:16]}" if path.is_file() else path.name
+
+
+def _listing(files: dict[str, Path]) -> str:
+    """Name a list of files by their number, names and sizes: another list must not pass for this one."""
+    text = "".join(f"{name}\0{path.stat().st_size}\n" for name, path in sorted(files.items()))
+    return f"{len(files)} files {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _labels(folder: str | None) -> str | None:
+    if folder is None:
+        return None
+    root = Path(folder)
+    return _listing({composed(path.relative_to(root).as_posix()): path for path in root.rglob("*.png")})
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Any) -> None:

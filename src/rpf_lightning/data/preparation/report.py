@@ -17,13 +17,13 @@ from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.preparation import tables
 from rpf_lightning.data.preparation.annotate import stored_masks
 from rpf_lightning.data.preparation.annotations import Annotations
+from rpf_lightning.data.preparation.sources import PICTURES
 from rpf_lightning.data.reading import read_photo
 from rpf_lightning.data.records import Photo
 from rpf_lightning.data.sample import make_sample
 from rpf_lightning.model.storage import write_atomically
 
-HISTOGRAM = "distances.png"
-SHEET = "contact_sheet.png"
+HISTOGRAM, SHEET = PICTURES
 ROWS = 10
 TILE = 128
 
@@ -48,7 +48,8 @@ def draw(out: Path, root: Path, faces: Annotations, splits: Mapping[str, Sequenc
         return
     write_atomically(out / HISTOGRAM, _histogram({k: [p.distance for p in v] for k, v in nearest.items()}))
     # from the nearest to the farthest pair, which is where something would look wrong
-    shown = [pairs[i * (len(pairs) - 1) // max(ROWS - 1, 1)] for i in range(min(ROWS, len(pairs)))]
+    rows = min(ROWS, len(pairs))
+    shown = [pairs[i * (len(pairs) - 1) // max(rows - 1, 1)] for i in range(rows)]
     write_atomically(out / SHEET, _sheet(root, faces, shown))
 
 

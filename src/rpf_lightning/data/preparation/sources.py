@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rpf_lightning.data.pairing import POINTS
 from rpf_lightning.data.reading import SUFFIXES
 
+PICTURES = ("distances.png", "contact_sheet.png")  # drawn for a person to look at
 LANDMARK_COLUMNS = [f"{axis}{i}" for i in range(POINTS) for axis in "xy"]
 
 
@@ -37,8 +38,12 @@ class Source:
     label: Path | None = None
 
 
-def list_photos(folder: str | Path) -> dict[str, Path]:
+def list_photos(folder: str | Path, out: str | Path | None = None) -> dict[str, Path]:
     """List the photos (PNG, JPEG, WebP) in a folder and below, sorted by name.
+
+    Args:
+        folder: The folder.
+        out: Prepared folder; what it holds, if it lies in the other one, is no photo.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no photo in it.
@@ -48,7 +53,10 @@ def list_photos(folder: str | Path) -> dict[str, Path]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; expected photos there (PNG, JPEG or WebP)")
     found: dict[str, Path] = {}
+    ours = None if out is None else Path(out).resolve()
     for path in root.rglob("*"):
+        if ours is not None and _is_ours(path.resolve(), ours, root.resolve()):
+            continue
         # names that begin with a dot are the system's, such as macOS's ._ files
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
             file = composed(path.relative_to(root).as_posix())
@@ -58,6 +66,13 @@ def list_photos(folder: str | Path) -> dict[str, Path]:
     if not found:
         raise FileNotFoundError(f"{root}: holds no photo; expected PNG, JPEG or WebP files there or below")
     return dict(sorted(found.items()))
+
+
+def _is_ours(path: Path, out: Path, root: Path) -> bool:
+    """Tell whether `rpf prepare` wrote a picture."""
+    if root.is_relative_to(out):  # the photos lie in the prepared folder
+        return path.parent == out and path.name in PICTURES
+    return path.is_relative_to(out)
 
 
 def composed(name: str) -> str:

@@ -2,7 +2,7 @@
 
 A prepared folder holds::
 
-    images.parquet        a row per photo: file, identity, width, height, sha256 of the file
+    images.parquet        a row per photo: file, identity, width, height, sha256 of the file (of aligned pixels)
     landmarks.parquet     file, x0, y0, ..., x67, y67 in pixels, a row per photo, in the same order
     masks.npy             (N, 512, 64) uint8: a facial mask of 512 x 512 bits per photo (eq. 1)
     thumbnails.npy        (N, 32, 32) uint8, grey, for the near-duplicate rule
@@ -34,11 +34,13 @@ from numpy.typing import NDArray
 
 from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.preparation.sources import LANDMARK_COLUMNS
+from rpf_lightning.data.reading import read_photo
 from rpf_lightning.model.storage import write_atomically
 
 FORMAT = 1
 CHUNK = 2**24  # bytes written at a time
 MASK_SIDE = 512  # BiSeNet's and CelebAMask-HQ's side
+ALIGNED = "images"  # folder of faces that are aligned here
 SUMMARY = "prepare.json"
 IMAGES = "images.parquet"
 LANDMARKS = "landmarks.parquet"
@@ -227,6 +229,16 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def photo_hash(path: Path, aligned: bool) -> str:
+    """Compute what `images.parquet` holds: a hash of the file, or of the pixels of a face that was aligned here."""
+    if not aligned:
+        return file_hash(path)
+    try:
+        return hashlib.sha256(read_photo(path).tobytes()).hexdigest()
+    except ValueError as error:
+        return str(error)
+
+
 def verify(folder: str | Path, images: str | Path | None = None) -> list[str]:
     """Check a prepared folder and its photos against the recorded hashes.
 
@@ -255,7 +267,7 @@ def verify(folder: str | Path, images: str | Path | None = None) -> list[str]:
         path = find_file(root, file)
         if path is None:
             problems.append(f"{root / file}: is missing")
-        elif file_hash(path) != recorded:
+        elif photo_hash(path, summary["images"] == ALIGNED) != recorded:
             problems.append(f"{path}: is not the photo that was prepared")
     return problems
 
