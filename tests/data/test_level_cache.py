@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rpf_lightning.data import level_cache
 from rpf_lightning.data.dataset import FacesDataset, PairsDataset
@@ -120,11 +121,11 @@ def test_stopped_builds_continue(
     read: list[int] = []
     photo = photos.photo
 
-    def stopping(index: int):
+    def stopping(index: int, check: bool = False):
         read.append(index)
         if len(read) == 7:
             raise RuntimeError("killed")
-        return photo(index)
+        return photo(index, check)
 
     monkeypatch.setattr(photos, "photo", stopping)
     with pytest.raises(RuntimeError, match="killed"):
@@ -141,6 +142,15 @@ def test_stopped_builds_continue(
     for index, sample in enumerate(CachedPairs(cache, cache.pairs, 32)):
         torch.testing.assert_close(sample.warped_reference, made[index].warped_reference, atol=HALF, rtol=0)
         torch.testing.assert_close(sample.gt, made[index].gt, atol=HALF, rtol=0)
+
+
+def test_other_photos_are_refused(cache: LevelCache, photos: PreparedPhotos) -> None:
+    """The cache is named by the photos that were prepared."""
+    path = photos.images / photos.ids[cache.indices[2]]
+    Image.new("RGB", (64, 64), "red").save(path)
+    with pytest.raises(ValueError, match=f"{path.name}: is not the photo that was prepared"):
+        cache.build(say=silent)
+    assert not cache.path.exists()
 
 
 def test_a_full_disk_says_what_is_needed(cache: LevelCache, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,12 @@ def test_a_folder_that_was_prepared_anew_is_read_anew(prepared: Path, prepare: P
     assert second.cache().path != before.path
 
 
+def test_a_missing_cache_is_said(prepared: Path) -> None:
+    for module in (ReferencePairsDataModule(str(prepared), **SIDES), FFHQDataModule(str(prepared), **SIDES)):
+        with pytest.warns(UserWarning, match="the cache of levels is not there .* decoded in every step"):
+            module.setup("fit")
+
+
 def test_the_source_of_a_degradation_is_cached_with_the_levels(prepared: Path) -> None:
     module = ReferencePairsDataModule(str(prepared), **SIDES, degradation="realistic", cache_side=16)
     assert isinstance(ready(module).train_dataset, CachedPairs)
@@ -274,11 +280,12 @@ def release(folder: Path, tmp_path: Path) -> dict[str, str]:
 def test_celeba_hq_prepares_itself(release: dict[str, str], folder: Path) -> None:
     module = ready(CelebAHQDataModule(**release, **SIDES, val_fraction=0.34, batch_size=2))
     assert (folder / "prepare.json").is_file()
+    other = folder / "other" / "identities.txt"
+    other.parent.mkdir()
+    other.write_text((folder / "identities.txt").read_text().replace(" 5\n", " 6\n"))
+    changed = CelebAHQDataModule(**{**release, "identities": str(other)}, **SIDES)
     with pytest.raises(ValueError, match=r"begun with other arguments:\n  identities: 'identities\.txt"):
-        other = folder / "other" / "identities.txt"
-        other.parent.mkdir()
-        other.write_text((folder / "identities.txt").read_text().replace(" 5\n", " 6\n"))
-        CelebAHQDataModule(**{**release, "identities": str(other)}, **SIDES).prepare_data()
+        changed.prepare_data()
     assert module.options.devices == 1  # inside of a fit on several GPUs a second launch would wait for ever
     photos, pairs = module.prepared(), module.split_pairs()
     assert {photos.ids[pair.gt] for pair in pairs.test} == {f"{i}.png" for i in range(6)}

@@ -1,5 +1,6 @@
 """Photos of every mode and broken files."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +73,9 @@ def test_broken_files_are_named(tmp_path: Path, picture: np.ndarray, suffix: str
 
 
 def test_malformed_exif_is_a_broken_file(tmp_path: Path, picture: np.ndarray) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    exif[0x0100] = "wide"  # a number's tag with a text
+    entries = struct.pack("<HHI4s", 0x0100, 2, 4, b"wid\0")  # a number's tag with a text
+    entries += struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
     Image.fromarray(picture).save(tmp_path / "x.jpg", exif=exif)
     with pytest.raises(ValueError, match=r"x\.jpg: cannot be decoded"):
         read_photo(tmp_path / "x.jpg")

@@ -297,7 +297,7 @@ class _PhotoLevels(Dataset[dict[str, Places]]):
     def __getitem__(self, position: int) -> dict[str, Places]:
         cache, row = self.cache, self.start + position
         index = cache.indices[row]
-        photo = cache.photos.photo(index)
+        photo = cache.photos.photo(index, check=True)  # a cache of other photos would never be noticed
         y = image_tensor(photo)
         found: dict[str, Places] = {"lr": [(row, _bytes(lr_of(y, cache.size, cache.lr_size)))]}
         for side in cache.sides:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import Dataset
 
 from rpf_lightning.data.dataset import FacesDataset, PairsDataset
@@ -63,6 +63,16 @@ class PreparedDataModule(LevelDataModule):
         """Make the cache, in one process; says how much space it takes."""
         if (cache := self.cache()) is not None:
             cache.build(self.num_workers, rank_zero_info)
+
+    def built_cache(self) -> LevelCache | None:
+        """Return the cache if it is there; where it should be and is not, warn that photos are decoded."""
+        cache = self.cache()
+        if cache is None or cache.path.is_dir():
+            return cache
+        rank_zero_warn(
+            f"{cache.path}: the cache of levels is not there (prepare_data makes it); photos are decoded in every step"
+        )
+        return None
 
     def prepared(self) -> PreparedPhotos:
         """Return the photos."""
@@ -119,8 +129,8 @@ class ReferencePairsDataModule(PreparedDataModule, PairsDataModule):
         )  # fmt: skip
 
     def _dataset(self, pairs: Sequence[Pair], level: dict[str, int]) -> Dataset[ReferenceBatch]:
-        cache = self.cache()
-        if cache is not None and cache.path.is_dir() and set(pairs) <= set(cache.pairs):
+        cache = self.built_cache()
+        if cache is not None and set(pairs) <= set(cache.pairs):
             return CachedPairs(cache, pairs, level["side"], self._source_side())
         return PairsDataset(
             self.prepared(), pairs, lr_size=level["lr_size"], size=level["size"], side=level["side"],
@@ -187,17 +197,18 @@ class CelebAHQDataModule(ReferencePairsDataModule):
 
     def prepare_data(self) -> None:
         """Prepare the folder where `prepare.json` is missing, in one process, and make the cache."""
-        with locked(Path(self.root) / ".prepare.lock"):  # nodes may share the disk
-            if (Path(self.root) / SUMMARY).is_file():
-                check_celeba_hq(
-                    self.root, mapping=self.mapping, identities=self.identities, partition=self.partition,
-                    landmarks=self.options.landmarks,
-                )  # fmt: skip
-            else:
-                prepare_celeba_hq(
-                    self.images or self.root, self.mapping, self.identities, self.root,
-                    partition=self.partition, options=self.options, say=rank_zero_info,
-                )  # fmt: skip
+        summary = Path(self.root) / SUMMARY
+        if not summary.is_file():
+            with locked(Path(self.root) / ".prepare.lock"):  # nodes may share the disk
+                if not summary.is_file():
+                    prepare_celeba_hq(
+                        self.images or self.root, self.mapping, self.identities, self.root,
+                        partition=self.partition, options=self.options, say=rank_zero_info,
+                    )  # fmt: skip
+        check_celeba_hq(
+            self.root, mapping=self.mapping, identities=self.identities, partition=self.partition,
+            landmarks=self.options.landmarks,
+        )  # fmt: skip
         super().prepare_data()
 
 
@@ -215,10 +226,10 @@ class FFHQDataModule(PreparedDataModule):
         Raises:
             ValueError: if a side is neither an argument nor an attribute of the module.
         """
-        photos, cache = self._photos(), self.cache()
+        photos, cache = self._photos(), self.built_cache()
         datasets: dict[str, Dataset[FaceBatch]] = {}
         for part, indices in photos.items():
-            if cache is not None and cache.path.is_dir() and set(indices) <= set(cache.indices):
+            if cache is not None and set(indices) <= set(cache.indices):
                 datasets[part] = CachedFaces(cache, indices, self._side_of("side"), self._source_side())
             else:
                 datasets[part] = FacesDataset(

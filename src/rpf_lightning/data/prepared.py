@@ -47,9 +47,11 @@ class PreparedPhotos:
             raise FileNotFoundError(
                 f"{self.images}: the photos of {self.root} were there; say where they lie now (images=...)"
             )
-        table = tables.read_table(self.root / tables.IMAGES, ["file", "identity", "width"])
+        table = tables.read_table(self.root / tables.IMAGES, ["file", "identity", "width", "sha256"])
         self.ids: list[str] = table["file"]
         self.identities: list[str] = table["identity"]
+        self._hashes: list[str] = table["sha256"]
+        self.aligned = summary["images"] == tables.ALIGNED
         files, points = tables.read_landmarks(self.root / tables.LANDMARKS)
         self._masks: NDArray[np.uint8] | None = None
         if files != self.ids or len(self._mask_array()) != len(files):
@@ -70,23 +72,26 @@ class PreparedPhotos:
             self._masks = tables.read_array(self.root / tables.MASKS)
         return self._masks
 
-    def photo(self, index: int) -> Photo:
+    def photo(self, index: int, check: bool = False) -> Photo:
         """Read a photo with its annotations.
 
         Args:
             index: Position in `ids`.
+            check: Compare the photo with the hash that was recorded.
 
         Returns:
             The photo at its file's size, its mask brought to that size with nearest.
 
         Raises:
             FileNotFoundError: If the photo is missing.
-            ValueError: If it cannot be read, or is not square any more.
+            ValueError: If it cannot be read, is not square any more, or is another photo than was prepared.
         """
         name = self.ids[index]
         path = tables.find_file(self.images, name)
         if path is None:
             raise FileNotFoundError(f"{self.images / name}: no such file; {self.root} was prepared with it")
+        if check and tables.photo_hash(path, self.aligned) != self._hashes[index]:
+            raise ValueError(f"{path}: is not the photo that was prepared")
         image = read_photo(path)
         height, width = image.shape[:2]
         if height != width:

@@ -184,7 +184,8 @@ def test_faults_are_rejected_and_nothing_else_is_lost(prepare: Prepare, folder: 
     assert "not in" in reasons["ghost.png"]
     assert "labels" in reasons["labelled.png"]
     counts = summary["counts"]
-    assert (counts["photos"], counts["kept"], counts["rejected"]) == (28, 24, 5)
+    assert (counts["photos"], counts["kept"], counts["rejected"]) == (28, 24, 4)
+    assert counts["listed_without_use"] == 1
     assert counts["identities_with_one_photo"] == 1
     photos = PreparedPhotos(out)
     assert {*good, "exif.png", "alone.png"} <= set(photos.ids)
@@ -270,8 +271,8 @@ def test_stopped_runs_continue(
     before = set(read[:12])
     read.clear()
     lines: list[str] = []
-    with pytest.raises(ValueError, match="references: 1 then, 3 now"):
-        prepare(batch_size=4, references=3)
+    with pytest.raises(ValueError, match="mask_model: 'bisenet' then, 'hull' now"):
+        prepare(batch_size=4, mask_model="hull")
     summary = prepare(batch_size=5, say=lines.append)
     assert "12 of 18 photos were done before" in lines
     assert len(read) == 6  # nothing twice
@@ -295,6 +296,40 @@ def test_other_photos_are_not_taken_for_those_that_were_done(
     (folder / "labels" / "9-9.png").write_bytes(b"another map")
     with pytest.raises(ValueError, match=r"labels: '18 files \w+' then"):
         prepare("other")
+
+
+def test_pairing_may_change_without_annotating_anew(
+    prepare: Prepare, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "new_array", None)
+        with pytest.raises(TypeError):
+            prepare()
+    write(folder, "identities.csv", rows(folder, "identities.csv")[:-3])
+    monkeypatch.setattr(annotate, "read_photo", None)
+    counts = prepare(references=2, val_fraction=0.4)["counts"]
+    assert sum(counts["pairs"].values()) == 30
+    with pytest.raises(ValueError, match=r"val_fraction must be in \[0, 1\), got 20"):
+        prepare("other", val_fraction=20)
+
+
+def test_parsing_maps_without_a_face_are_rejected(prepare: Prepare, folder: Path, tmp_path: Path) -> None:
+    Image.new("L", (64, 64)).save(folder / "labels" / "0-0.png")
+    prepare()
+    assert "the parsing map shows no face" in rejected(tmp_path / "prepared")["0-0.png"]
+
+
+def test_pictures_do_not_decide_whether_the_data_exist(
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("cannot be drawn")
+
+    monkeypatch.setattr(report, "_sheet", broken)
+    lines: list[str] = []
+    prepare(say=lines.append)
+    assert (tmp_path / "prepared" / "prepare.json").is_file()
+    assert any("could not be drawn: cannot be drawn" in line for line in lines)
 
 
 def test_landmarks_of_no_use_are_rejected(prepare: Prepare, folder: Path, tmp_path: Path) -> None:
@@ -322,7 +357,8 @@ def test_the_sheet_shows_the_farthest_pair(
     prepare()
     pairs = sorted(PreparedPhotos(tmp_path / "prepared").pairs("all"), key=lambda pair: pair.distance)
     assert len(pairs) == 6
-    assert [pair[:2] for pair in shown] == [pair[:2] for pair in pairs]
+    assert [pair.distance for pair in shown] == [pair.distance for pair in pairs]
+    assert {pair[:2] for pair in shown} == {pair[:2] for pair in pairs}
 
 
 def test_held_out_people_have_pairs(prepare: Prepare, folder: Path, tmp_path: Path) -> None:

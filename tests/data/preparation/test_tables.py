@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,10 @@ def test_verify_on_the_command_line(
     prepared: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["prepare", "verify", str(prepared)])
-    assert "18 photos and all tables are as prepared; sha256" in capsys.readouterr().out
+    assert (
+        "18 photos, their people, landmarks, masks and pairs are as prepared; sha256"
+        in capsys.readouterr().out
+    )
     moved = (folder / "images").rename(tmp_path / "moved")
     with pytest.raises(SystemExit, match="is missing"):
         main(["prepare", "verify", str(prepared)])
@@ -159,6 +163,15 @@ def test_verify_on_the_command_line(
         main(["prepare", "verify", str(prepared), "--images", str(moved)])
     with pytest.raises(SystemExit, match=r"prepare.json: no such file"):
         main(["prepare", "verify", str(tmp_path)])
+
+
+def test_names_are_found_in_any_mixture_of_unicode_forms(tmp_path: Path) -> None:
+    folder, name = unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "ü.jpg")
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / name).touch()
+    wanted = unicodedata.normalize("NFC", f"{folder}/{name}")
+    assert tables.find_file(tmp_path, wanted) == tmp_path / folder / name
+    assert tables.find_file(tmp_path, "é/x.jpg") is None
 
 
 def test_other_formats_are_refused(prepared: Path, prepare: Callable[..., Any]) -> None:

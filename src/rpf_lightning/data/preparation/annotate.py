@@ -36,6 +36,7 @@ from rpf_lightning.model.storage import write_atomically
 
 logger = logging.getLogger(__name__)
 
+SMALLEST = 16  # pixels; the detector stumbles over slivers
 MISALIGNED = 0.25  # of the side; two detectors' points of one face differ by less
 SECOND_FACE = 0.25  # a face of at least this share of the main face's area makes "several faces"
 
@@ -107,6 +108,8 @@ class Photos(Dataset[Annotated]):
             return Annotated(
                 index, reason=f"not square ({width} x {height}), so no aligned face; --align always aligns it"
             )
+        if mask is not None and not mask.any():
+            return Annotated(index, reason=f"{source.label}: the parsing map shows no face")
         if mask is not None and mask.shape[0] != mask.shape[1]:
             return Annotated(index, reason=f"{source.label}: the parsing map is not square")
         digest = hashlib.sha256(content).hexdigest()
@@ -169,7 +172,14 @@ class Annotator(LightningModule):
 
     def predict_step(self, batch: list[Annotated], batch_idx: int) -> list[Annotated]:
         """Annotate a batch."""
-        for step in (self._align, self._landmarks, self._plausible, self._masks, self._embeddings):
+        for step in (
+            self._plausible,
+            self._align,
+            self._landmarks,
+            self._plausible,
+            self._masks,
+            self._embeddings,
+        ):
             done = {item.index: item for item in step([item for item in batch if not item.reason])}
             batch = [done.get(item.index, item) for item in batch]
         return batch
@@ -185,6 +195,8 @@ class Annotator(LightningModule):
         assert self.detector is not None
         points = item.landmarks
         if points is None:
+            if min(_image(item).shape[:2]) < SMALLEST:
+                return replace(item, reason=f"no face found: a side has less than {SMALLEST} pixels")
             faces = self.detector.detect(_image(item))
             if reason := face_count_problem(faces):
                 return replace(item, reason=reason)
@@ -215,7 +227,9 @@ class Annotator(LightningModule):
         """Reject landmarks that a thin-plate spline could not use or that belong to a photo of another size."""
         done = []
         for item in batch:
-            points = _fractions(item)
+            if item.landmarks is None:
+                continue
+            points = item.landmarks / _image(item).shape[1::-1]
             line = np.linalg.matrix_rank(points - points.mean(0), tol=1e-3) < 2
             reason = "the landmarks are all on one line" if line else ""
             if not reason and not ((points > -0.5) & (points < 1.5)).all():

@@ -123,7 +123,10 @@ def _verify(known: argparse.Namespace, _: argparse.ArgumentParser) -> None:
         sys.exit("\n".join(problems[:20]) + more)
     summary = read_summary(Path(known.folder))
     count = summary["counts"]["kept"]
-    print(f"{known.folder}: {count:,} photos and all tables are as prepared; sha256 {summary['sha256']}")
+    print(
+        f"{known.folder}: {count:,} photos, their people, landmarks, masks and pairs are as prepared; "
+        f"sha256 {summary['sha256']}"
+    )
 
 
 def _guarded(prepare: Callable[[], object]) -> None:

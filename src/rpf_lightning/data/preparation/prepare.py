@@ -39,6 +39,7 @@ from rpf_lightning.data.preparation.sources import (
 )
 from rpf_lightning.model.storage import write_atomically
 
+PAIRING = ("identities", "mapping", "partition", "val_fraction", "seed", "references")
 PACKAGES = ("rpf-lightning", "torch", "lightning", "numpy", "pillow", "pyarrow")
 Twins = list[tuple[int, int]]
 
@@ -87,6 +88,8 @@ def prepare_faces(
         StoppedError: If it was stopped by Ctrl-C.
     """
     options = options or Options()
+    if val_fraction is not None and not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
     if identities is not None and people_in_folders:
         raise ValueError("identities: give a CSV file or take them from folders, not both")
     photos = list_photos(images, out)
@@ -259,9 +262,12 @@ class _Job:
     def annotate(self, sources: Sequence[Source], absent: dict[str, str]) -> Annotations | None:
         """Annotate, write `rejected.csv`, and fail if nothing is left."""
         self.out.mkdir(parents=True, exist_ok=True)
-        faces = annotate(sources, self.out, self.arguments, self.options, self.say)
+        # people and pairs come after the pass: other ones may go on with its batches
+        claimed = {name: value for name, value in self.arguments.items() if name not in PAIRING}
+        faces = annotate(sources, self.out, claimed, self.options, self.say)
         if faces is None:
             return None
+        self.absent = len(absent)
         faces.rejected.update(absent)
         _write_csv(self.out / "rejected.csv", ["file", "reason"], faces.rejected.items())
         if not faces.files:
@@ -326,7 +332,8 @@ class _Job:
             "counts": {
                 "photos": self.photos,
                 "kept": len(files),
-                "rejected": len(faces.rejected),
+                "rejected": len(faces.rejected) - self.absent,
+                "listed_without_use": self.absent,
                 "identities": len(photos_of),
                 "identities_with_one_photo": sum(count == 1 for count in photos_of.values()),
                 "without_identity": sum(not name for name in faces.identities),
@@ -344,11 +351,14 @@ class _Job:
             "versions": {package: version(package) for package in PACKAGES},
             "images": tables.ALIGNED if faces.aligned else str(self.images.resolve()),
         }
-        report.draw(out, self.images if not faces.aligned else faces.root, faces, splits)
         write_atomically(
             out / tables.SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode()
         )
-        shutil.rmtree(out / WORK)
+        try:
+            report.draw(out, self.images if not faces.aligned else faces.root, faces, splits)
+        except (OSError, ValueError) as error:  # pictures for people do not decide whether the data exist
+            self.say(f"warning: {report.SHEET} and {report.HISTOGRAM} could not be drawn: {error}")
+        shutil.rmtree(out / WORK, ignore_errors=True)
         for name, pairs in splits.items():
             if not pairs:
                 self.say(f"warning: pairs_{name} is empty: too few people have two photos that can be used")

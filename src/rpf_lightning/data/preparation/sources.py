@@ -60,6 +60,8 @@ def list_photos(folder: str | Path, out: str | Path | None = None) -> dict[str, 
         # names that begin with a dot are the system's, such as macOS's ._ files
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
             file = composed(path.relative_to(root).as_posix())
+            if file.encode(errors="replace").decode() != file:
+                raise ValueError(f"{str(path)!r}: the name is no UTF-8; rename the file")
             if file in found:
                 raise ValueError(f"{path} and {found[file]} have the same name in two Unicode forms")
             found[file] = path

@@ -25,7 +25,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -278,13 +278,15 @@ def image_folder(folder: Path, summary: dict[str, Any], images: str | Path | Non
 
 
 def find_file(root: Path, file: str) -> Path | None:
-    """Find a photo whose name may be spelled in another Unicode form on this file system."""
-    forms: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
-    for form in forms:
-        path = root / unicodedata.normalize(form, file)
-        if path.is_file():
-            return path
-    return None
+    """Find a photo whose name, or a folder's, may be spelled in another Unicode form on this file system."""
+    path = root / file
+    if path.is_file():
+        return path
+    places = [root]
+    for part in Path(file).parts:
+        forms = {part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part)}
+        places = [place / form for place in places for form in forms if (place / form).exists()]
+    return places[0] if places else None
 
 
 def _add(update: Callable[[bytes], None], *fields: object) -> None:
