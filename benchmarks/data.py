@@ -124,7 +124,10 @@ def loading(photos: PreparedPhotos, pairs: list[Pair], side: int, at_least: floa
         }
         batch = collate([CachedPairs(cache, pairs, side)[i] for i in range(BATCH)])
     plain, _, ours = rates.values()
-    rows = [[name, f"{value:.3g}", f"{value / plain:.1f}"] for name, value in rates.items()]
+    rows = [
+        [name, f"{value:.{0 if value >= 10 else 1}f}", f"{value / plain:.1f}"]
+        for name, value in rates.items()
+    ]
     step = step_rate(batch, side)
     rows.append(["warping step, 32 channels, batch 8", f"{step:.2g}", f"loader / step {ours / step:.1f}"])
     return [
