@@ -1,12 +1,17 @@
 """What several folders of tests share: a tiny network, batches of synthetic faces, made-up third-party weights."""
 
+import csv
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 TINY = {
@@ -36,11 +41,27 @@ QUIET = {
 
 @pytest.fixture(autouse=True, scope="session")
 def no_downloads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test downloads weights or sees a developer's cache; of the session, so that no fixture does either."""
+    """No test downloads weights or sees a developer's own; of the session, so that no fixture does either."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RPF_WEIGHTS_DIR", raising=False)
         patch.setenv("RPF_OFFLINE", "1")
         patch.setenv("RPF_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real photos, metadata and weights; without it the test is skipped and says so."""
+    if not os.environ.get("RPF_SHARED"):
+        pytest.skip("RPF_SHARED is not set: no real photos, metadata and weights")
+    return Path(os.environ["RPF_SHARED"])
+
+
+@pytest.fixture
+def real_weights(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of real weights, where the package looks for them."""
+    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(shared / "weights"))
+    return shared / "weights"
 
 
 @pytest.fixture
@@ -131,7 +152,6 @@ def make_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     With `normalise` the graph itself subtracts 127.5 and divides by 127.5; the weights are the same. The
     folder becomes `RPF_WEIGHTS_DIR`.
     """
-    import numpy as np
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -190,3 +210,75 @@ def make_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         return path
 
     return make
+
+
+# A folder of drawn photos with every annotation, as people would have one, and its prepared form.
+
+PEOPLE, EACH, SIDE = 6, 3, 64
+COLUMNS = ["file", *(f"{axis}{i}" for i in range(68) for axis in "xy")]
+
+
+def write_csv(path: Path, rows: list[list[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
+@pytest.fixture(scope="session")
+def _drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from rpf_lightning.data.synthetic import render_photo
+
+    root = tmp_path_factory.mktemp("drawn")
+    (root / "images").mkdir()
+    (root / "labels").mkdir()
+    identities: list[list[Any]] = [["file", "identity"]]
+    landmarks: list[list[Any]] = [COLUMNS]
+    for person in range(PEOPLE):
+        for shot in range(EACH):
+            drawn = render_photo(person, shot, SIDE)
+            name = f"{person}-{shot}.png"
+            Image.fromarray(drawn.image).save(root / "images" / name)
+            Image.fromarray(drawn.parsing).save(root / "labels" / name)
+            identities.append([name, f"p{person}"])
+            landmarks.append([name, *np.round(drawn.landmarks.ravel(), 3)])
+    write_csv(root / "identities.csv", identities)
+    write_csv(root / "landmarks.csv", landmarks)
+    return root
+
+
+@pytest.fixture
+def folder(_drawn: Path, tmp_path: Path) -> Path:
+    """`images/`, `labels/` (BiSeNet's order), `identities.csv`, `landmarks.csv`: 6 people, 3 photos each."""
+    return Path(shutil.copytree(_drawn, tmp_path / "folder"))
+
+
+@pytest.fixture
+def prepare(folder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """`prepare()` prepares `folder` into `prepared`; arguments are those of `prepare_faces` and `Options`."""
+    from rpf_lightning.data.preparation import Options, prepare_faces
+
+    def run(out: str = "prepared", **kwargs: Any) -> dict[str, Any]:
+        names = Options.__dataclass_fields__
+        given: dict[str, Any] = {
+            "landmarks": str(folder / "landmarks.csv"),
+            "labels": str(folder / "labels"),
+            "label_scheme": "bisenet",
+            "embeddings": False,
+            "workers": 0,
+            **{name: value for name, value in kwargs.items() if name in names},
+        }
+        rest = {name: value for name, value in kwargs.items() if name not in names}
+        arguments: dict[str, Any] = {
+            "identities": folder / "identities.csv",
+            "say": lambda line: None,
+            **rest,
+        }
+        return prepare_faces(folder / "images", tmp_path / out, options=Options(**given), **arguments)
+
+    return run
+
+
+@pytest.fixture
+def prepared(prepare: Callable[..., dict[str, Any]], tmp_path: Path) -> Path:
+    """`folder` prepared."""
+    prepare()
+    return tmp_path / "prepared"

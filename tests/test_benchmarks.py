@@ -113,48 +113,19 @@ def test_traffic_is_what_convolutions_read_and_write():
     assert 0 < two - one < one
 
 
-def test_data_benchmark_compares_the_same_samples(tmp_path, capsys, monkeypatch):
+def test_data_benchmark_compares_the_same_samples(prepared, capsys):
     import numpy as np
-    from PIL import Image
 
     import data as benchmark
-    from rpf_lightning.data.preparation import Options, prepare_faces
-    from rpf_lightning.data.synthetic import render_photo
 
-    (tmp_path / "images").mkdir()
-    (tmp_path / "labels").mkdir()
-    columns = ",".join(f"x{i},y{i}" for i in range(68))
-    rows, people = [f"file,{columns}"], ["file,identity"]
-    for person in range(5):
-        for shot in range(2):
-            drawn, name = render_photo(person, shot, 64), f"{person}-{shot}.png"
-            Image.fromarray(drawn.image).save(tmp_path / "images" / name)
-            Image.fromarray(drawn.parsing).save(tmp_path / "labels" / name)
-            rows.append(",".join([name, *(f"{v:.3f}" for v in drawn.landmarks.ravel())]))
-            people.append(f"{name},p{person}")
-    (tmp_path / "l.csv").write_text("\n".join(rows))
-    (tmp_path / "p.csv").write_text("\n".join(people))
-    options = Options(
-        landmarks=str(tmp_path / "l.csv"), labels=str(tmp_path / "labels"), label_scheme="bisenet",
-        embeddings=False, workers=0,
-    )  # fmt: skip
-    prepare_faces(
-        tmp_path / "images",
-        tmp_path / "out",
-        identities=tmp_path / "p.csv",
-        options=options,
-        say=lambda line: None,
-    )
-    benchmark.main(
-        [str(tmp_path / "out"), "--sides", "32", "--pairs", "10", "--seconds", "0.1", "--photos", "50"]
-    )
+    benchmark.main([str(prepared), "--sides", "32", "--pairs", "10", "--seconds", "0.1", "--photos", "50"])
     text = capsys.readouterr().out
     assert "S = 32, photos of 64 pixels, 10 pairs" in text
     assert text.count("| ") > 10
     assert "together" in text
     assert "50 photos of 10 people" in text
 
-    photos = benchmark.PreparedPhotos(tmp_path / "out")
+    photos = benchmark.PreparedPhotos(prepared)
     pairs = photos.pairs("all")
     plain = benchmark.PillowPairs(photos, pairs, 32)[0]
     ours = benchmark.PairsDataset(photos, pairs, lr_size=16, size=64, side=32)[0]

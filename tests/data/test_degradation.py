@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import re
 from pathlib import Path
 
@@ -83,11 +82,9 @@ def pillow_jpeg(image: Tensor, quality: int) -> Tensor:
     return torch.stack(results).permute(0, 3, 1, 2).float() / 255
 
 
-def real_photos(number: int) -> tuple[Tensor, list[str]]:
+def real_photos(shared: Path, number: int) -> tuple[Tensor, list[str]]:
     """The first photos of the shared subset, (number, 3, 512, 512), and their names."""
-    if "RPF_SHARED" not in os.environ:
-        pytest.skip("RPF_SHARED is not set: no real photos")
-    folder = Path(os.environ["RPF_SHARED"]) / "data" / "celeba_hq_subset" / "images"
+    folder = shared / "data" / "celeba_hq_subset" / "images"
     files = sorted(folder.iterdir())[:number]
     pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, [file.stem for file in files]
@@ -456,9 +453,9 @@ def test_the_picture_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.realdata
-def test_real_photos_from_another_side(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_photos_from_another_side(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table of the page; `-s` prints it."""
-    photos, names = real_photos(20)
+    photos, names = real_photos(shared, 20)
     smaller = [reduced(photos, side) for side in (256, 128, 64, 32)]
 
     def row(name: str, kind: str) -> list[float]:
@@ -480,9 +477,9 @@ def test_real_photos_from_another_side(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.realdata
-def test_real_photos_through_jpeg() -> None:
+def test_real_photos_through_jpeg(shared: Path) -> None:
     """The other table of the page; `-s` prints it."""
-    photos, names = real_photos(40)
+    photos, names = real_photos(shared, 40)
     lr = Degradation("bicubic")(photos, names)
     print()
     for quality in (30, 50, 75, 90, 99):

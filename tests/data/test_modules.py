@@ -1,6 +1,5 @@
 """The datamodules of prepared folders: parts, caches, flips, degradations, and fits through the command line."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from rpf_lightning.data.dataset import FacesDataset, PairsDataset
 from rpf_lightning.data.degradation import Degradation
 from rpf_lightning.data.level_cache import CachedFaces, CachedPairs
 from rpf_lightning.data.pairing import nearest_references
+from rpf_lightning.data.preparation import Options, prepare_faces
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.data.sample import mirror
 
@@ -101,6 +101,16 @@ def test_a_missing_cache_is_said(prepared: Path) -> None:
     for module in (ReferencePairsDataModule(str(prepared), **SIDES), FFHQDataModule(str(prepared), **SIDES)):
         with pytest.warns(UserWarning, match="the cache of levels is not there .* decoded in every step"):
             module.setup("fit")
+
+
+def test_workers_stay_and_memory_is_pinned_for_a_gpu(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ready(ReferencePairsDataModule(str(prepared), **SIDES, batch_size=2, num_workers=1))
+    loaders = (module.train_dataloader(), module.val_dataloader())
+    assert all(loader.persistent_workers and not loader.pin_memory for loader in loaders)
+    module.num_workers = 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    loaders = (module.train_dataloader(), module.val_dataloader())
+    assert all(loader.pin_memory and not loader.persistent_workers for loader in loaders)
 
 
 def test_the_source_of_a_degradation_is_cached_with_the_levels(prepared: Path) -> None:
@@ -198,6 +208,13 @@ def test_degradations_are_made_in_the_trainers_hook(prepared: Path, kind: Any, c
     trainer.fit(model, module)
     assert isinstance(module.train_dataset, CachedPairs if cache_side else PairsDataset)
     name = next(iter(model.train_lr))[1]
+    in_training = PairsDataset(module.prepared(), module.split_pairs().train, lr_size=8, size=64, side=64)
+    (trained,) = (sample for sample in in_training if sample.id == name)
+    start = trained.lr if kind == "dpsr" else trained.gt
+    for epoch in (0, 1):  # epoch 0 of the noise is validation's
+        expected = Degradation(kind, 8, seed=5)(start[None], [name], epoch + 1)[0]
+        tolerance = 0.021 if cache_side else 1e-6
+        torch.testing.assert_close(model.train_lr[epoch, name], expected, atol=tolerance, rtol=0)
     assert model.train_lr[0, name].shape == (3, 8, 8)
     assert not torch.equal(model.train_lr[0, name], model.train_lr[1, name])  # other noise in every epoch
     first, second = (dict(model.val_lr[i : i + 6]) for i in (0, 6))
@@ -387,13 +404,9 @@ def test_stage_one_on_faces_without_references(prepared: Path, tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def subset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def subset(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real photos of 40 people, prepared."""
-    if "RPF_SHARED" not in os.environ:
-        pytest.skip("RPF_SHARED is not set: no real photos")
-    from rpf_lightning.data.preparation import Options, prepare_faces
-
-    root = Path(os.environ["RPF_SHARED"]) / "data" / "celeba_hq_subset"
+    root = shared / "data" / "celeba_hq_subset"
     tmp = tmp_path_factory.mktemp("subset")
     (tmp / "images").mkdir()
     rows = (root / "identities.csv").read_text().splitlines()[1:]

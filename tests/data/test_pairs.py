@@ -8,6 +8,7 @@ import torch
 from lightning import LightningModule, Trainer
 
 from rpf_lightning.data.dataset import PairsDataset
+from rpf_lightning.data.degradation import Degradation
 from rpf_lightning.data.pairing import Pair, grey_thumbnail, near_duplicates
 from rpf_lightning.data.pairs import PairsDataModule, SplitPairs, pairs_by_identity
 from rpf_lightning.data.records import Photo, ReferenceBatch
@@ -221,6 +222,17 @@ def test_datasets_of_the_same_photos_share_their_samples() -> None:
     assert photos.reads == reads
     assert PairsDataset(photos, [Pair(0, 2, 0.0)], **{**SIDES, "side": 32})[0].gt.shape[-1] == 32
     assert PairsDataset(MadeUpPhotos(), [Pair(0, 2, 0.0)], **SIDES)[0] is not first
+
+
+def test_degraded_samples_are_not_those_of_the_cache() -> None:
+    """Training keeps the LR that the trainer's hook will degrade; evaluation of the same pair degrades its own."""
+    photos, pairs = MadeUpPhotos(), [Pair(0, 2, 0.0)]
+    kept = PairsDataset(photos, pairs, **SIDES, cache_mb=1)[0]
+    degrade = Degradation("dpsr", 8)
+    degraded = PairsDataset(photos, pairs, **SIDES, degrade=degrade)[0]
+    assert torch.equal(degraded.lr, degrade(kept.lr[None], [kept.id])[0])
+    assert not torch.equal(degraded.lr, kept.lr)
+    torch.testing.assert_close(PairsDataset(photos, pairs, **SIDES, cache_mb=1)[0].lr, kept.lr)
 
 
 def test_resumed_shuffling_continues() -> None:

@@ -1,6 +1,5 @@
 """The thin-plate spline against scipy's own evaluation and against its defining properties."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -143,10 +142,8 @@ def test_warp_is_backward_warp() -> None:
 
 
 @pytest.mark.realdata
-def test_real_pairs_are_within_a_tenth_of_a_pixel_inside_the_face() -> None:
-    if "RPF_SHARED" not in os.environ:
-        pytest.skip("RPF_SHARED is not set: no real photos")
-    root = Path(os.environ["RPF_SHARED"]) / "data" / "celeba_hq_subset"
+def test_real_pairs_are_within_a_tenth_of_a_pixel_inside_the_face(shared: Path) -> None:
+    root = shared / "data" / "celeba_hq_subset"
     points = {name: p / 512 for name, p in landmarks_from_csv(root / "landmarks.csv").items()}
     people = identities_from_csv(root / "identities.csv")
     names = [name for name in points if people.get(name)][:800]

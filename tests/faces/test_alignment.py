@@ -1,7 +1,6 @@
 """FFHQ's square: by hand, under similarity transforms, at the photo's edges, and on photos that are aligned already."""
 
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
@@ -120,11 +119,9 @@ def test_bad_input_is_refused() -> None:
 
 
 @pytest.mark.realdata
-def test_aligned_photos_stay_where_they_are() -> None:
+def test_aligned_photos_stay_where_they_are(shared: Path) -> None:
     """CelebA-HQ was aligned by five points marked by people, so networks' landmarks differ a little."""
-    if not os.environ.get("RPF_SHARED"):
-        pytest.skip("RPF_SHARED is not set: no real photos")
-    table = Path(os.environ["RPF_SHARED"]) / "data" / "celeba_hq_subset" / "landmarks.csv"
+    table = shared / "data" / "celeba_hq_subset" / "landmarks.csv"
     with table.open() as file:
         rows = [row[1:] for row in list(csv.reader(file))[1::20] if row[1]]
     landmarks = np.array(rows, float).reshape(-1, 68, 2)

@@ -1,7 +1,6 @@
 """SCRFD: a made-up detector that sees red squares, and the real one on real photos."""
 
 import csv
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,15 +141,6 @@ def test_bad_input_is_refused(red_pack: Path) -> None:
             detector.detect(wrong)
 
 
-@pytest.fixture
-def shared(monkeypatch: pytest.MonkeyPatch) -> Path:
-    if not os.environ.get("RPF_SHARED"):
-        pytest.skip("RPF_SHARED is not set: the mbf pack and the photos are below it")
-    shared = Path(os.environ["RPF_SHARED"])
-    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(shared / "weights"))
-    return shared
-
-
 def read(path: Path, side: int | None = None) -> np.ndarray:
     image = Image.open(path).convert("RGB")
     return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC) if side else image)
@@ -158,11 +148,13 @@ def read(path: Path, side: int | None = None) -> np.ndarray:
 
 @pytest.mark.realdata
 @pytest.mark.weights
+@pytest.mark.usefixtures("real_weights")
 @pytest.mark.parametrize("side", [None, 64])
 def test_close_portraits(shared: Path, side: int | None) -> None:
     subset = shared / "data" / "celeba_hq_subset"
     with (subset / "landmarks.csv").open() as file:
         rows = [row for row in list(csv.reader(file))[1::150] if row[1]]
+    assert len(rows) > 15
     detector = FaceDetector("mbf")
     for name, *values in rows:
         faces = detector.detect(read(subset / "images" / name, side))
@@ -174,14 +166,18 @@ def test_close_portraits(shared: Path, side: int | None) -> None:
 
 @pytest.mark.realdata
 @pytest.mark.weights
+@pytest.mark.usefixtures("real_weights")
 def test_photos_of_all_kinds(shared: Path) -> None:
     detector = FaceDetector("mbf")
-    for path in sorted((shared / "data" / "wild_photos").glob("*/*.jpg"))[::2]:
+    paths = sorted((shared / "data" / "wild_photos").glob("*/*.jpg"))[::2]
+    assert len(paths) > 30
+    for path in paths:
         assert len(detector.detect(read(path))) == 1, path.name
 
 
 @pytest.mark.realdata
 @pytest.mark.weights
+@pytest.mark.usefixtures("real_weights")
 def test_mirror_images_agree_on_the_convention(shared: Path) -> None:
     """x of a point and x of its mirror image add up to W: continuous coordinates; to W - 1 with indices."""
     detector = FaceDetector("mbf")
@@ -191,3 +187,12 @@ def test_mirror_images_agree_on_the_convention(shared: Path) -> None:
         here, there = (detector.detect(np.ascontiguousarray(i))[0] for i in (image, image[:, ::-1]))
         excess.append(here.points[:, 0] + there.points[[1, 0, 2, 4, 3], 0] - 64)
     assert abs(np.mean(excess)) < 0.25
+
+
+@pytest.mark.realdata
+@pytest.mark.weights
+@pytest.mark.usefixtures("real_weights")
+@pytest.mark.parametrize("shape", [(4, 3000), (3000, 4), (16, 20000), (1, 1), (3, 640)])
+def test_slivers_hold_no_face(shape: tuple[int, int]) -> None:
+    """The detector shrinks photos to 320 pixels: nothing may be left of the shorter side."""
+    assert FaceDetector("mbf").detect(np.full((*shape, 3), 128, np.uint8)) == []

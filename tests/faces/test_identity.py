@@ -1,6 +1,5 @@
 """ArcFace as a torch module, against onnxruntime; the face crop, against PIL."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,14 +113,12 @@ def test_pack_without_recognition_network(make_pack: MakePack) -> None:
 
 
 @pytest.mark.weights
-def test_real_pack_equals_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not os.environ.get("RPF_SHARED"):
-        pytest.skip("RPF_SHARED is not set: the mbf pack is in $RPF_SHARED/weights")
-    weights = Path(os.environ["RPF_SHARED"]) / "weights"
-    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(weights))
+def test_real_pack_equals_onnxruntime(real_weights: Path) -> None:
     network = ArcFace("mbf")
     image = faces()
-    expected = run_onnx(weights / "insightface" / "models" / "mbf" / network.file, crop_face(image) * 255)
+    expected = run_onnx(
+        real_weights / "insightface" / "models" / "mbf" / network.file, crop_face(image) * 255
+    )
     assert network.file == "rec_mbf_128.onnx"
     assert (network(image) - expected).abs().max() < 1e-4
     assert expected.norm(dim=1).min() > 1

@@ -1,7 +1,6 @@
 """Landmark networks made up by the test, whose answers are known, and a real one on real photos."""
 
 import csv
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -311,17 +310,13 @@ def test_fan_faces_in_batches(
 
 @pytest.mark.realdata
 @pytest.mark.weights
-def test_real_network_on_real_photos(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not os.environ.get("RPF_SHARED"):
-        pytest.skip("RPF_SHARED is not set: pfld.onnx, the mbf pack and the photos are below it")
-    shared = Path(os.environ["RPF_SHARED"])
-    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(shared / "weights"))
+def test_real_network_on_real_photos(shared: Path, real_weights: Path) -> None:
     subset = shared / "data" / "celeba_hq_subset"
     with (subset / "landmarks.csv").open() as file:
         rows = [row for row in list(csv.reader(file))[1::120] if row[1]]
     expected = np.array([row[1:] for row in rows], float).reshape(-1, 68, 2)
     photos = [np.asarray(Image.open(subset / "images" / row[0])) for row in rows]
-    model = landmark_model(f"onnx:{shared / 'weights' / 'pfld.onnx'}")
+    model = landmark_model(f"onnx:{real_weights / 'pfld.onnx'}")
     landmarks = np.array([found.landmarks for found in model(photos)])
     # the table's points lie 2.1 pixels of 512 too far right (against hand-made parsing maps), as this network's do
     # on the photo alone; with the mirror image they do not

@@ -1,7 +1,6 @@
 """Facial masks: BiSeNet's preprocessing and labels, the hull of landmarks, the mean of hand-made masks."""
 
 import csv
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,10 +170,8 @@ def test_template_is_beside_the_module() -> None:
 
 
 @pytest.fixture
-def subset() -> Path:
-    if not os.environ.get("RPF_SHARED"):
-        pytest.skip("RPF_SHARED is not set: no real parsing maps")
-    return Path(os.environ["RPF_SHARED"]) / "data" / "celeba_hq_subset"
+def subset(shared: Path) -> Path:
+    return shared / "data" / "celeba_hq_subset"
 
 
 @pytest.mark.realdata

@@ -1,6 +1,5 @@
 """The identity loss: mean L1 of raw features, with gradients to the prediction."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,11 +49,8 @@ def test_named_pack(make_pack: Callable[..., Path]) -> None:
 
 @pytest.mark.weights
 @pytest.mark.realdata
-def test_descending_makes_the_face_that_person(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not os.environ.get("RPF_SHARED"):
-        pytest.skip("RPF_SHARED is not set: the mbf pack and the photos are below it")
-    shared = Path(os.environ["RPF_SHARED"])
-    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(shared / "weights"))
+@pytest.mark.usefixtures("real_weights")
+def test_descending_makes_the_face_that_person(shared: Path) -> None:
     files = sorted((shared / "data" / "celeba_hq_subset" / "images").glob("*.jpg"))[:2]
 
     def photo(path: Path) -> Tensor:

@@ -1,6 +1,5 @@
 """The perceptual loss and LPIPS, against torchvision's AlexNet and the formulas."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,14 +155,12 @@ def test_missing_convolution(alexnet_state: dict[str, Tensor], save: Save) -> No
 
 
 @pytest.mark.weights
-def test_lpips_equals_taps_and_heads_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not os.environ.get("RPF_SHARED"):
-        pytest.skip("RPF_SHARED is not set: AlexNet's weights are in $RPF_SHARED/weights")
+@pytest.mark.usefixtures("real_weights")
+def test_lpips_equals_taps_and_heads_by_hand() -> None:
     import lpips
 
     from rpf_lightning.metrics.perceptual import LPIPS
 
-    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(Path(os.environ["RPF_SHARED"]) / "weights"))
     path = Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth"
     heads = torch.load(path, map_location="cpu", weights_only=True)
     prediction, target = images()

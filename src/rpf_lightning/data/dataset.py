@@ -142,10 +142,10 @@ class PairsDataset(LevelDataset[ReferenceBatch]):
                 mask_reference=self.mask_reference,
                 source_side=self.source_side,
             )
-            if self.degrade is not None:
-                sample = sample._replace(lr=self.degrade(sample.lr[None], [self.photos.ids[pair.gt]])[0])
             if self.cached:
                 self._samples[key] = sample
+        if self.degrade is not None:  # after the cache, which other datasets share
+            sample = sample._replace(lr=self.degrade(sample.lr[None], [self.photos.ids[pair.gt]])[0])
         return sample
 
 

@@ -81,13 +81,16 @@ class FaceDetector:
             image: (H, W, 3) uint8, RGB.
 
         Returns:
-            The faces with a score of at least 0.5, largest box first.
+            The faces with a score of at least 0.5, largest box first; none in a sliver.
 
         Raises:
             ValueError: If the image is no photo.
         """
         check_photo(image)
-        sides = [(side, side) for side in _input_sides(max(image.shape))]
+        height, width = image.shape[:2]
+        if min(height, width) * INPUT_SIDES[0] < max(height, width):
+            return []  # nothing would be left of the shorter side
+        sides = [(side, side) for side in _input_sides(max(height, width))]
         bgr = np.ascontiguousarray(image[..., ::-1])
         with redirect_stdout(StringIO()):
             boxes, points = self._network.detect(bgr, input_size=sides, det_thresh=MIN_SCORE)

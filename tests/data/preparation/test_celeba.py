@@ -1,7 +1,6 @@
 """CelebA-HQ's text files: reading, counts, splits."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -118,10 +117,8 @@ def test_counts_are_printed_as_one_json_object(files: list[Path], capsys: pytest
 
 
 @pytest.mark.realdata
-def test_counts_of_the_released_files(capsys: pytest.CaptureFixture[str]) -> None:
-    if "RPF_SHARED" not in os.environ:
-        pytest.skip("RPF_SHARED is not set: no CelebA metadata")
-    root = Path(os.environ["RPF_SHARED"]) / "data" / "celeba_metadata"
+def test_counts_of_the_released_files(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = shared / "data" / "celeba_metadata"
     paths = [
         root / name
         for name in ("CelebA-HQ-to-CelebA-mapping.txt", "identity_CelebA.txt", "list_eval_partition.txt")

@@ -3,7 +3,6 @@
 import csv
 import errno
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from facexlib.parsing.bisenet import BiSeNet
 from PIL import Image
 
 from rpf_lightning.cli import main
@@ -30,9 +31,14 @@ from rpf_lightning.data.preparation import (
     tables,
     verify,
 )
+from rpf_lightning.data.preparation.sources import identities_from_csv, landmarks_from_csv
 from rpf_lightning.data.prepared import PreparedPhotos
 from rpf_lightning.data.reading import read_photo
 from rpf_lightning.data.synthetic import render_photo
+from rpf_lightning.faces.alignment import align_face, alignment_matrix
+from rpf_lightning.faces.detection import Face
+from rpf_lightning.faces.landmarks import Found
+from rpf_lightning.faces.parsing import BiSeNetParser
 
 Prepare = Callable[..., dict[str, Any]]
 
@@ -110,10 +116,7 @@ def test_same_inputs_give_the_same_hash(prepare: Prepare, folder: Path, tmp_path
     assert prepare("two", batch_size=5, workers=1)["sha256"] == first["sha256"]
     moved = tmp_path / "elsewhere"
     shutil.copytree(folder, moved)
-    options = Options(
-        landmarks=str(moved / "landmarks.csv"), labels=str(moved / "labels"), label_scheme="bisenet",
-        embeddings=False,
-    )  # fmt: skip
+    options = annotated(moved)
     again = prepare_faces(
         moved / "images", tmp_path / "three", identities=moved / "identities.csv", options=options,
         say=lambda line: None,
@@ -245,16 +248,16 @@ def test_finished_folders_are_not_made_again(
         prepare()
 
 
-@pytest.mark.parametrize("disk", [False, True], ids=["killed", "disk full"])
+@pytest.mark.parametrize("disk", [0, errno.ENOSPC, errno.EDQUOT], ids=["killed", "disk full", "quota"])
 def test_stopped_runs_continue(
-    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: bool
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: int
 ) -> None:
     whole = prepare("whole")
     write_atomically, read = annotate.write_atomically, []
 
     def stop(path: Path, content: bytes) -> None:
         if len(list(path.parent.glob("*.npz"))) == 3:
-            raise OSError(errno.ENOSPC, "No space left on device") if disk else RuntimeError("killed")
+            raise OSError(disk, "No space left on device") if disk else RuntimeError("killed")
         write_atomically(path, content)
 
     def counting(path: Path, content: bytes) -> Any:
@@ -371,6 +374,118 @@ def test_held_out_people_have_pairs(prepare: Prepare, folder: Path, tmp_path: Pa
     lines: list[str] = []
     prepare("one", val_fraction=0.1, say=lines.append)
     assert any("warning: pairs_train is empty: too few people" in line for line in lines)
+
+
+def test_landmarks_that_place_no_square_are_rejected(prepare: Prepare, folder: Path, tmp_path: Path) -> None:
+    """Eyes and mouth in one point, though not all points are on one line. Given landmarks need no detector."""
+    content = rows(folder, "landmarks.csv")
+    points = np.array(content[1][1:], float).reshape(68, 2)
+    points[36:] = 32
+    content[1][1:] = [str(value) for value in points.ravel()]
+    write(folder, "landmarks.csv", content)
+    del content[2]  # this one would need it
+    write(folder, "landmarks.csv", content)
+    counts = prepare(labels=None, label_scheme=None, mask_model="hull", align="always", side=64)["counts"]
+    assert counts["kept"] == 16
+    reasons = rejected(tmp_path / "prepared")
+    assert reasons.pop("0-1.png").startswith("not in ")
+    assert reasons == {"0-0.png": "cannot be aligned: eyes and mouth coincide: they place no square"}
+    photos = PreparedPhotos(tmp_path / "prepared")
+    drawn = render_photo(2, 1, 64)
+    index = photos.ids.index("2-1.png")
+    np.testing.assert_array_equal(
+        photos.photo(index).image, align_face(drawn.image, drawn.landmarks.round(3), 64)
+    )
+    # aligning the aligned face changes nothing: its landmarks moved with it
+    np.testing.assert_allclose(alignment_matrix(photos.landmarks[index]), np.eye(2, 3), atol=0.002)
+    assert np.abs(alignment_matrix(drawn.landmarks / 64) - np.eye(2, 3)).max() > 0.02
+
+
+def test_what_the_landmark_model_finds_decides(
+    prepare: Prepare, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in that knows the drawn photos: one, no, two and one-and-a-small face, and a failure."""
+    known = {render_photo(p, s, 64).image.tobytes(): (p, s) for p in range(6) for s in range(3)}
+    asked: list[Any] = []
+
+    def face(side: float) -> Face:
+        return Face(np.array([0, 0, side, side]), 0.9, np.zeros((5, 2)))
+
+    def model(images: list[np.ndarray]) -> list[Found]:
+        results = []
+        for image in images:
+            person, shot = known[image.tobytes()]
+            points, faces = render_photo(person, shot, 64).landmarks, [face(40)]
+            if person == 1:
+                faces = []
+            elif person == 2:
+                faces = [face(40), face(21)]  # 0.28 of the area
+            elif person == 3:
+                faces = [face(40), face(19)]  # 0.23: somebody in the background
+            elif person == 4:
+                points = np.full((68, 2), np.nan)
+            results.append(Found(points, faces))
+        return results
+
+    def choose(*args: Any) -> Any:
+        asked.append(args)
+        return model
+
+    monkeypatch.setattr(annotations, "_check_landmark_model", lambda options: None)
+    monkeypatch.setattr(annotate, "landmark_model", choose)
+    write(folder, "landmarks.csv", rows(folder, "landmarks.csv")[:3])  # two photos of person 0
+    prepare(landmark_model="onnx:x", pack="mine")
+    assert asked == [("onnx:x", "cpu", "mine")]
+    reasons = rejected(tmp_path / "prepared")
+    assert {name[0]: reason for name, reason in reasons.items()} == {
+        "1": "no face found",
+        "2": "2 faces found; expected one person",
+        "4": "the landmark network gave no landmarks",
+    }
+    assert len(reasons) == 9
+    photos = PreparedPhotos(tmp_path / "prepared")
+    for name in ("0-0.png", "0-2.png", "3-1.png"):
+        index = photos.ids.index(name)
+        drawn = render_photo(int(name[0]), int(name[2]), 64)
+        np.testing.assert_allclose(photos.landmarks[index], drawn.landmarks / 64, atol=1e-4)
+
+
+def test_masks_by_bisenet(
+    prepare: Prepare, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through facexlib's network with random weights: the masks are those of the parser, photo by photo."""
+    torch.manual_seed(0)
+    (tmp_path / "weights").mkdir()
+    torch.save(BiSeNet(num_class=19).state_dict(), tmp_path / "weights" / "parsing_bisenet.pth")
+    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(tmp_path / "weights"))
+    for path in [*(folder / "images").iterdir()]:
+        if path.name[0] > "1":
+            path.unlink()
+    for name in ("0-1.png", "1-0.png"):
+        (folder / "labels" / name).unlink()
+    prepare(identities=None)
+    photos = PreparedPhotos(tmp_path / "prepared")
+    lacking = [render_photo(0, 1, 64).image, render_photo(1, 0, 64).image]
+    for name, mask in zip(("0-1.png", "1-0.png"), BiSeNetParser()(lacking), strict=True):
+        stored = tables.unpack_mask(np.load(tmp_path / "prepared" / tables.MASKS)[photos.ids.index(name)])
+        np.testing.assert_array_equal(stored, mask)
+        assert 0 < mask.mean() < 1
+    given = photos.photo(photos.ids.index("0-0.png")).mask
+    np.testing.assert_array_equal(given, np.isin(render_photo(0, 0, 64).parsing, range(1, 14)))
+
+
+def test_landmarks_are_kept_to_a_hundredth_of_a_pixel(prepared: Path) -> None:
+    points = tables.read_landmarks(prepared / tables.LANDMARKS)[1]
+    np.testing.assert_array_equal(points, np.rint(points * 100) / 100)
+
+
+def test_pictures_that_were_not_drawn_are_not_pointed_at(prepare: Prepare, tmp_path: Path) -> None:
+    lines: list[str] = []
+    prepare(identities=None, say=lines.append)
+    assert not any("look at" in line for line in lines)
+    prepare("other", say=lines.append)
+    sheet, histogram = (tmp_path / "other" / name for name in ("contact_sheet.png", "distances.png"))
+    assert lines[-1] == f"look at {sheet} and {histogram}"
 
 
 def test_ctrl_c_keeps_what_was_done(
@@ -491,6 +606,14 @@ def test_options_that_do_not_fit_are_refused() -> None:
             Options(**wrong)
 
 
+def annotated(folder: Path) -> Options:
+    """All annotations come from files."""
+    return Options(
+        landmarks=str(folder / "landmarks.csv"), labels=str(folder / "labels"), label_scheme="bisenet",
+        embeddings=False, workers=0,
+    )  # fmt: skip
+
+
 def celeba(folder: Path, tmp_path: Path, names: dict[str, str]) -> dict[str, Path]:
     """Rename the drawn photos to CelebA-HQ indices; write the text files with two-column people."""
     for old, new in names.items():
@@ -515,10 +638,7 @@ def test_celeba_hq(folder: Path, tmp_path: Path) -> None:
     files = celeba(folder, tmp_path, names())  # 998, 999, 1000 are one person
     shutil.copy(folder / "images" / "1001.png", folder / "images" / "portrait.png")
     lines: list[str] = []
-    options = Options(
-        landmarks=str(folder / "landmarks.csv"), labels=str(folder / "labels"), label_scheme="bisenet",
-        embeddings=False, workers=0,
-    )  # fmt: skip
+    options = annotated(folder)
     out = tmp_path / "out"
     summary = prepare_celeba_hq(folder / "images", out=out, **files, options=options, say=lines.append)
     text = "\n".join(lines)
@@ -543,10 +663,7 @@ def test_known_duplicates_of_celeba_hq(folder: Path, tmp_path: Path) -> None:
     """Index pairs 3329/3330 (one person here) and 234/235 (two): made-up pictures that the rule cannot find."""
     numbers = names(2000) | {"0-0": "3329", "0-1": "3330", "1-0": "234", "2-0": "235"}
     files = celeba(folder, tmp_path, numbers)
-    options = Options(
-        landmarks=str(folder / "landmarks.csv"), labels=str(folder / "labels"), label_scheme="bisenet",
-        embeddings=False, workers=0,
-    )  # fmt: skip
+    options = annotated(folder)
     lines: list[str] = []
     summary = prepare_celeba_hq(
         folder / "images", out=tmp_path / "out", **files, options=options, say=lines.append
@@ -562,10 +679,7 @@ def test_known_duplicates_of_celeba_hq(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", ["mapping row without photo", "no photo at all", "two files of one index"])
 def test_celeba_hq_faults(folder: Path, tmp_path: Path, fault: str) -> None:
     files = celeba(folder, tmp_path, names())
-    options = Options(
-        landmarks=str(folder / "landmarks.csv"), labels=str(folder / "labels"), label_scheme="bisenet",
-        embeddings=False, workers=0,
-    )  # fmt: skip
+    options = annotated(folder)
     lines: list[str] = []
 
     def run() -> dict[str, Any]:
@@ -589,13 +703,32 @@ def test_celeba_hq_faults(folder: Path, tmp_path: Path, fault: str) -> None:
 
 
 @pytest.mark.realdata
+def test_near_duplicates_of_the_real_photos(shared: Path) -> None:
+    """The rule takes five of the nearest pairs; without it they would be references."""
+    root = shared / "data" / "celeba_hq_subset"
+    people = identities_from_csv(root / "identities.csv")
+    found = landmarks_from_csv(root / "landmarks.csv")
+    files = [file for file in found if people.get(file)]
+    names, points = [people[file] for file in files], [found[file] / 512 for file in files]
+    without = nearest_references(names, points)
+    near = sorted({i for pair in without if pair.distance < 0.01 for i in pair[:2]})
+    thumbnails = [grey_thumbnail(read_photo(root / "images" / files[i])) for i in near]
+    twins = [(near[a], near[b]) for a, b in near_duplicates([points[i] for i in near], thumbnails)]
+    assert [(files[a], files[b]) for a, b in twins] == [
+        ("00017.jpg", "03889.jpg"), ("00175.jpg", "02418.jpg"), ("00240.jpg", "04578.jpg"),
+        ("02352.jpg", "03085.jpg"), ("02792.jpg", "04170.jpg"),
+    ]  # fmt: skip
+    references = {pair.gt: pair.reference for pair in without}
+    assert all(references[a] == b and references[b] == a for a, b in twins)
+    changed = {pair.gt: pair.reference for pair in nearest_references(names, points, twins)}
+    assert len(references) == len(changed)
+    assert sum(changed[gt] != reference for gt, reference in references.items()) == 10
+
+
+@pytest.mark.realdata
 @pytest.mark.weights
-def test_an_album_of_real_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_album_of_real_photos(shared: Path, real_weights: Path, tmp_path: Path) -> None:
     """Faces are found, aligned, annotated and paired; the same person looks alike to ArcFace."""
-    if "RPF_SHARED" not in os.environ:
-        pytest.skip("RPF_SHARED is not set: no real photos")
-    shared = Path(os.environ["RPF_SHARED"])
-    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(shared / "weights"))
     album = tmp_path / "album"
     for person in ("7201", "7205", "7228"):
         shutil.copytree(shared / "data" / "wild_photos" / person, album / person)
@@ -607,7 +740,7 @@ def test_an_album_of_real_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         two.paste(picture, (400 * place, 0))
     two.save(album / "7201" / "two.jpg")
     options = Options(
-        landmark_model=f"onnx:{shared / 'weights' / 'pfld.onnx'}", mask_model="hull", side=256, workers=0
+        landmark_model=f"onnx:{real_weights / 'pfld.onnx'}", mask_model="hull", side=256, workers=0
     )
     out = tmp_path / "out"
     summary = prepare_faces(album, out, people_in_folders=True, options=options, say=lambda line: None)
@@ -620,10 +753,9 @@ def test_an_album_of_real_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert verify(out) == []
     photos = PreparedPhotos(out)
     for index in range(11):
-        photo = photos.photo(index)
+        photo, points = photos.photo(index), photos.landmarks[index]
         assert photo.image.shape == (256, 256, 3)
-        assert photo.landmarks is not None
-        eyes, mouth = photo.landmarks[36:48].mean(0) / 256, photo.landmarks[48:60].mean(0) / 256
+        eyes, mouth = points[36:48].mean(0), points[48:60].mean(0)
         np.testing.assert_allclose(eyes, (0.5, 0.47), atol=0.06)  # where FFHQ's recipe puts them
         np.testing.assert_allclose(mouth, (0.5, 0.72), atol=0.08)
         assert 0.15 < photo.mask.mean() < 0.5

@@ -1,5 +1,6 @@
 """Lists of photos and annotations that exist, and what is said when they are wrong."""
 
+import os
 import unicodedata
 from pathlib import Path
 
@@ -32,6 +33,15 @@ def test_what_was_prepared_is_no_photo(tmp_path: Path) -> None:
     assert list(list_photos(tmp_path, tmp_path / "out")) == ["a.png", "distances.png"]
     assert list(list_photos(tmp_path, tmp_path)) == ["a.png", "out/contact_sheet.png", "out/images/a.png"]
     assert list(list_photos(tmp_path / "out" / "images", tmp_path / "out")) == ["a.png"]
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).touch()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    with pytest.raises(ValueError, match=r"caf.*\.jpg'?: the name is no UTF-8; rename the file"):
+        list_photos(tmp_path)
 
 
 def test_folders_without_photos_are_refused(tmp_path: Path) -> None:

@@ -36,7 +36,6 @@ from rpf_lightning.model.storage import write_atomically
 
 logger = logging.getLogger(__name__)
 
-SMALLEST = 16  # pixels; the detector stumbles over slivers
 MISALIGNED = 0.25  # of the side; two detectors' points of one face differ by less
 SECOND_FACE = 0.25  # a face of at least this share of the main face's area makes "several faces"
 
@@ -156,7 +155,7 @@ class Annotator(LightningModule):
         Raises:
             FileNotFoundError: If weights are missing.
         """
-        self.detector = FaceDetector(self.pack) if self.side else None
+        self.detector = FaceDetector(self.pack) if self.side and self.landmark_spec else None
         spec = self.landmark_spec
         self.find_landmarks: LandmarkModel | None = (
             landmark_model(spec, str(self.device), self.pack) if spec else None
@@ -192,19 +191,21 @@ class Annotator(LightningModule):
 
     def _align_one(self, item: Annotated) -> Annotated:
         assert self.side is not None
-        assert self.detector is not None
         points = item.landmarks
+        if points is None and self.detector is None:
+            return replace(item, reason=self.missing_landmarks)
         if points is None:
-            if min(_image(item).shape[:2]) < SMALLEST:
-                return replace(item, reason=f"no face found: a side has less than {SMALLEST} pixels")
+            assert self.detector is not None
             faces = self.detector.detect(_image(item))
             if reason := face_count_problem(faces):
                 return replace(item, reason=reason)
             points = faces[0].points
-        landmarks = None
-        if item.landmarks is not None:
-            landmarks = aligned_points(item.landmarks, alignment_matrix(points), self.side)
-        return replace(item, image=align_face(_image(item), points, self.side), landmarks=landmarks)
+        try:
+            image = align_face(_image(item), points, self.side)
+        except ValueError as error:  # eyes and mouth in one point place no square
+            return replace(item, reason=f"cannot be aligned: {error}")
+        landmarks = None if item.landmarks is None else aligned_points(item.landmarks, points, self.side)
+        return replace(item, image=image, landmarks=landmarks)
 
     def _landmarks(self, batch: list[Annotated]) -> list[Annotated]:
         lacking = [item for item in batch if item.landmarks is None]
@@ -361,7 +362,7 @@ class Stored:
 def _encode(batch: Sequence[Annotated]) -> bytes:
     kept = [item for item in batch if not item.reason]
     buffer = io.BytesIO()
-    np.savez_compressed(  # masks shrink to a twentieth
+    np.savez_compressed(
         buffer,
         index=[item.index for item in batch],
         sha256=np.array([item.sha256 for item in batch], dtype=str),

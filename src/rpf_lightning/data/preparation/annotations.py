@@ -193,6 +193,8 @@ def _annotator(sources: Sequence[Source], aligned: bool, options: Options) -> tu
     else:
         try:
             _check_landmark_model(options)
+            if aligned:
+                insightface_pack(options.pack)  # its detector finds the face to align
         except FileNotFoundError as error:
             if lacking == len(sources):
                 raise
@@ -213,8 +215,6 @@ def _annotator(sources: Sequence[Source], aligned: bool, options: Options) -> tu
             mask_or_none = None
             missing_mask = f"no parsing map in {options.labels}, and bisenet cannot be used: {error}"
             problems.append(f"{lacking} photos have no parsing map and are rejected: {error}")
-    if aligned and any(source.landmarks is None for source in sources):
-        insightface_pack(options.pack)
     embed = options.embeddings is not False
     if options.embeddings is None:
         try:

@@ -226,6 +226,7 @@ class _Job:
     ) -> None:
         self.images, self.out, self.options = images, out, options
         self.say: Say = rank_zero_only(say)  # every process gets here, one speaks
+        self.photos = self.absent = 0
         # where things lie does not decide what comes out
         landmark_model, _, network = options.landmark_model.partition(":")
         named = {
@@ -308,21 +309,10 @@ class _Job:
                 array[:] = embeddings
         for name, pairs in splits.items():
             tables.write_pairs(out / tables.pairs_file(name), pairs, files)
-        same = [
-            (a, b) for a, b in twins if faces.identities[a] and faces.identities[a] == faces.identities[b]
-        ]
-        leaks = [
-            (a, b) for a, b in twins
-            if faces.identities[a] and faces.identities[b] and faces.identities[a] != faces.identities[b]
-        ]  # fmt: skip
-        _write_csv(
-            out / tables.DUPLICATES,
-            ["file", "other", "people"],
-            [
-                (files[a], files[b], "one" if (a, b) in same else "two" if (a, b) in leaks else "unknown")
-                for a, b in twins
-            ],
-        )
+        names = [(faces.identities[a], faces.identities[b]) for a, b in twins]
+        kinds = ["unknown" if "" in pair else "one" if pair[0] == pair[1] else "two" for pair in names]
+        found = [(files[a], files[b], kind) for (a, b), kind in zip(twins, kinds, strict=True)]
+        _write_csv(out / tables.DUPLICATES, ["file", "other", "people"], found)
         photos_of = Counter(name for name in faces.identities if name)
         summary = {
             "format": tables.FORMAT,
@@ -338,8 +328,8 @@ class _Job:
                 "identities_with_one_photo": sum(count == 1 for count in photos_of.values()),
                 "without_identity": sum(not name for name in faces.identities),
                 "near_duplicates": {
-                    "one_identity": len(same),
-                    "two_identities": len(leaks),
+                    "one_identity": kinds.count("one"),
+                    "two_identities": kinds.count("two"),
                     "all": len(twins),
                 },
                 "pairs": {name: len(pairs) for name, pairs in splits.items()},
@@ -362,7 +352,7 @@ class _Job:
         for name, pairs in splits.items():
             if not pairs:
                 self.say(f"warning: pairs_{name} is empty: too few people have two photos that can be used")
-        for line in report.lines(out, summary, faces.rejected, [(files[a], files[b]) for a, b in leaks]):
+        for line in report.lines(out, summary, faces.rejected, [row[:2] for row in found if row[2] == "two"]):
             self.say(line)
         return summary
 

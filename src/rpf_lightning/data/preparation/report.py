@@ -145,7 +145,8 @@ def lines(
             f"pairs_{name}: {count:,} pairs ({counts['pairs_with_duplicates'][name]:,} without the duplicate rule, "
             f"which changes the references of {counts['changed_by_the_rule'][name]:,} GTs)"
         )
-    return [*text, f"sha256 {summary['sha256']}", f"look at {out / SHEET} and {out / HISTOGRAM}"]
+    drawn = [str(out / name) for name in (SHEET, HISTOGRAM) if (out / name).is_file()]
+    return [*text, f"sha256 {summary['sha256']}", *([f"look at {' and '.join(drawn)}"] if drawn else [])]
 
 
 def _kind(reason: str) -> str:
