@@ -2,6 +2,8 @@
 
 import csv
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,3 +219,20 @@ def test_killed_before_the_model_was_written(write: Write, tmp_path: Path) -> No
     weights.write_bytes(before)
     main(["fit", "--config", path, "--ckpt_path", str(last(tmp_path))])
     assert weights.read_bytes() == after
+
+
+@pytest.mark.parametrize("first", ["rich.console", "lightning"])
+def test_one_batch_is_one_batch_whatever_was_imported_first(
+    write: Write, tmp_path: Path, first: str
+) -> None:
+    """The order of a cached Union decides whether jsonargparse reads 1 as 1 or as 1.0, all batches."""
+    script = (
+        f"import {first}\n"
+        "from rpf_lightning.training import lightning_cli\n"
+        f"cli = lightning_cli(['predict', '--config', {str(write('SynthesisStage', block=2))!r},"
+        " '--trainer.limit_predict_batches', '1'])\n"
+        "print('limit', repr(cli.trainer.limit_predict_batches), cli.trainer.num_predict_batches)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "limit 1 [1]"

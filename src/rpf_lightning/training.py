@@ -22,6 +22,12 @@ EXPECTED_WARNINGS = (
     ".*treespec, LeafSpec.*",  # Lightning 2.6 on newer torch
 )
 
+# typing holds Optional[Union[int, float]] and Optional[Union[float, int]] for one: whichever module was imported
+# first (rich has the other) sets the order for all, and jsonargparse would read `limit_val_batches: 1`, one batch,
+# as 1.0, all of them. `|` is not cached.
+for _name in ("train", "val", "test", "predict"):
+    Trainer.__init__.__annotations__[f"limit_{_name}_batches"] = int | float | None
+
 
 class SaveConfig(SaveConfigCallback):
     """Saves the configuration beside the fit's own logs; other loggers' folder is that of all runs."""

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -493,6 +494,7 @@ def test_ctrl_c_keeps_what_was_done(
 ) -> None:
     """Lightning may end a prediction quietly then: half of the photos must not pass for all of them."""
     whole, seen = prepare("whole"), []
+    handler = signal.getsignal(signal.SIGINT)
 
     def interrupted(path: Path, content: bytes) -> Any:
         seen.append(path)
@@ -500,10 +502,13 @@ def test_ctrl_c_keeps_what_was_done(
             raise KeyboardInterrupt
         return read_photo(path, content)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(annotate, "read_photo", interrupted)
-        with pytest.raises((SystemExit, KeyboardInterrupt, StoppedError)):
-            prepare(batch_size=4)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(annotate, "read_photo", interrupted)
+            with pytest.raises((SystemExit, KeyboardInterrupt, StoppedError)):
+                prepare(batch_size=4)
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
     assert not (tmp_path / "prepared" / "prepare.json").exists()
     assert prepare()["sha256"] == whole["sha256"]
 
