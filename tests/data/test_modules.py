@@ -246,7 +246,7 @@ def test_faces_without_references(prepare: Prepare, folder: Path, tmp_path: Path
     assert not {sample.id for sample in pairs.val_dataset_} & trained
     assert names(module.val_dataloader()) == sorted(sample.id for sample in pairs.val_dataset_)
     batch = next(iter(module.train_dataloader()))
-    assert batch._fields == ("lr", "gt", "gt_mask", "id")
+    assert batch._fields == ("lr", "gt", "gt_mask", "id", "place")
     assert batch.gt.shape == (3, 3, 16, 16)
     direct = ready(FFHQDataModule(root, **SIDES, val_fraction=0.34, cache_side=0, limit_train=4))
     assert isinstance(direct.train_dataset, FacesDataset)

@@ -64,7 +64,7 @@ def test_dataset_yields_the_pair_and_caches_it() -> None:
     assert (first.id, first.reference_id) == ("1-0", "1-2")
     assert first.gt.shape == (3, 16, 16)
     assert photos.reads == 2
-    assert dataset[1] is first
+    assert dataset[1].gt is first.gt
     assert photos.reads == 2
 
 
@@ -218,10 +218,10 @@ def test_datasets_of_the_same_photos_share_their_samples() -> None:
     photos = MadeUpPhotos()
     first = PairsDataset(photos, [Pair(0, 2, 0.0)], **SIDES, cache_mb=1)[0]
     reads = photos.reads
-    assert PairsDataset(photos, [Pair(3, 5, 0.0), Pair(0, 2, 0.0)], **SIDES, cache_mb=1)[1] is first
+    assert PairsDataset(photos, [Pair(3, 5, 0.0), Pair(0, 2, 0.0)], **SIDES, cache_mb=1)[1].gt is first.gt
     assert photos.reads == reads
     assert PairsDataset(photos, [Pair(0, 2, 0.0)], **{**SIDES, "side": 32})[0].gt.shape[-1] == 32
-    assert PairsDataset(MadeUpPhotos(), [Pair(0, 2, 0.0)], **SIDES)[0] is not first
+    assert PairsDataset(MadeUpPhotos(), [Pair(0, 2, 0.0)], **SIDES)[0].gt is not first.gt
 
 
 def test_degraded_samples_are_not_those_of_the_cache() -> None:
@@ -233,20 +233,3 @@ def test_degraded_samples_are_not_those_of_the_cache() -> None:
     assert torch.equal(degraded.lr, degrade(kept.lr[None], [kept.id])[0])
     assert not torch.equal(degraded.lr, kept.lr)
     torch.testing.assert_close(PairsDataset(photos, pairs, **SIDES, cache_mb=1)[0].lr, kept.lr)
-
-
-def test_resumed_shuffling_continues() -> None:
-    def epochs(data: MadeUpDataModule, number: int) -> list[list[str]]:
-        loader = data.train_dataloader()
-        return [[name for batch in loader for name in batch.id] for _ in range(number)]
-
-    def fresh() -> MadeUpDataModule:
-        data = MadeUpDataModule(**SIDES, batch_size=2)
-        data.setup()
-        return data
-
-    whole = epochs(fresh(), 2)
-    first, second = fresh(), fresh()
-    assert epochs(first, 1) == whole[:1]
-    second.load_state_dict(first.state_dict())
-    assert epochs(second, 1) == whole[1:] != whole[:1]

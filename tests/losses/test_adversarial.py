@@ -1,13 +1,21 @@
-"""Wasserstein losses and the gradient penalty, against METHOD section 6's two linear critics."""
+"""Wasserstein losses and the gradient penalty, against METHOD section 6's two linear critics; logistic and R1."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from rpf_lightning.losses import critic_loss, generator_loss, gradient_penalty
-from rpf_lightning.model import Critic
+from rpf_lightning.losses import (
+    critic_loss,
+    generator_loss,
+    gradient_penalty,
+    logistic_critic_loss,
+    logistic_generator_loss,
+    r1_penalty,
+)
+from rpf_lightning.model import Critic, StyleGAN2Critic
 
 SHAPES = [(2, 3, 8, 8), (3, 3, 16, 16), (1, 1, 4, 32), (2, 3, 64, 64)]
 
@@ -186,3 +194,119 @@ def test_rms_critic_pulls_as_hard_as_mean_l1(side: int) -> None:
     (adversarial,) = torch.autograd.grad(generator_loss(critic(image)), image)
     (l1,) = torch.autograd.grad((image - 2).abs().mean(), image)
     assert adversarial.norm().item() == pytest.approx(l1.norm().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_r1_of_a_linear_critic_is_its_squared_length(shape: tuple[int, ...]) -> None:
+    assert r1_penalty(Linear(shape, 3.0), pair(shape)[0]).item() == pytest.approx(9, rel=1e-5)
+
+
+def test_r1_of_a_quadratic_critic_is_taken_at_the_real_images() -> None:
+    real = pair((3, 3, 8, 8))[0]
+    real[1] *= 5  # a mean of squared lengths is not the square of a mean
+    value = r1_penalty(lambda x: x.square().flatten(1).sum(1, keepdim=True), real)
+    lengths = [(2 * image).norm().item() for image in real]
+    assert value.item() == pytest.approx(sum(length**2 for length in lengths) / 3, rel=1e-5)
+
+
+def test_r1_gradient_to_the_critic_is_the_derivative_of_the_formula() -> None:
+    shape = (2, 3, 8, 8)
+    critic = Linear(shape, 2.0)
+    r1_penalty(critic, pair(shape)[0]).backward()
+    torch.testing.assert_close(critic.w.grad, 2 * critic.w.detach())
+
+
+@pytest.mark.parametrize("make", [Critic, lambda side: StyleGAN2Critic(side, width=1 / 32)])
+def test_r1_gradient_reaches_every_weight_of_the_critic_and_no_image(
+    make: Callable[[int], nn.Module],
+) -> None:
+    torch.manual_seed(0)
+    critic = make(16)
+    real = pair((3, 3, 16, 16))[0].requires_grad_()
+    r1_penalty(critic, real).backward()
+    assert real.grad is None
+    for name, parameter in critic.named_parameters():
+        if name.endswith("weight"):
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_descending_r1_alone_flattens_the_critic() -> None:
+    shape = (4, 3, 8, 8)
+    critic = Linear(shape, 5.0)
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        r1_penalty(critic, pair(shape)[0]).backward()
+        optimizer.step()
+    assert critic.w.norm() < 1e-3
+
+
+def test_r1_works_without_an_outer_gradient() -> None:
+    with torch.no_grad():
+        assert r1_penalty(Linear((2, 3, 8, 8), 1.0), pair((2, 3, 8, 8))[0]).item() == pytest.approx(1)
+
+
+def test_r1_is_fp32_under_autocast() -> None:
+    seen: list[torch.dtype] = []
+    torch.manual_seed(0)
+    critic = StyleGAN2Critic(16, width=1 / 32)
+    for block in critic.blocks:
+        block.conv.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    real = pair((2, 3, 16, 16))[0]
+    expected = r1_penalty(critic, real)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = r1_penalty(critic, real)
+    assert seen == [torch.float32] * 4
+    assert value.dtype == torch.float32
+    assert torch.equal(value, expected)
+    assert r1_penalty(critic, real.bfloat16()).dtype == torch.float32
+    assert r1_penalty(critic.double(), real.double()).dtype == torch.float64
+
+
+def softplus(x: float) -> float:
+    return math.log(1 + math.exp(x))
+
+
+def mean(scores: Tensor, function: Callable[[float], float]) -> float:
+    return sum(map(function, scores.flatten().tolist())) / len(scores)
+
+
+def test_logistic_losses_equal_their_formulas() -> None:
+    real, fake = torch.tensor([[3.0], [-0.5]]), torch.tensor([[1.0], [-2.0]])
+
+    expected = (softplus(1) + softplus(-2)) / 2 + (softplus(-3) + softplus(0.5)) / 2
+    assert logistic_critic_loss(real, fake).item() == pytest.approx(expected)
+    assert logistic_generator_loss(fake).item() == pytest.approx((softplus(-1) + softplus(2)) / 2)
+    assert logistic_critic_loss(torch.zeros(2, 1), torch.zeros(2, 1)).item() == pytest.approx(2 * math.log(2))
+
+
+def test_logistic_losses_pull_the_scores_the_right_way_and_saturate() -> None:
+    real, fake = (
+        torch.tensor([[0.0], [40.0]]).requires_grad_(),
+        torch.tensor([[0.0], [-40.0]]).requires_grad_(),
+    )
+    logistic_critic_loss(real, fake).backward()
+    assert real.grad.flatten().tolist() == pytest.approx([-0.25, 0])
+    assert fake.grad.flatten().tolist() == pytest.approx([0.25, 0])
+    fake.grad = None
+    logistic_generator_loss(fake).backward()
+    assert fake.grad.flatten().tolist() == pytest.approx([-0.25, -0.5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_losses_are_taken_in_at_least_fp32(dtype: torch.dtype) -> None:
+    wanted = torch.float64 if dtype == torch.float64 else torch.float32
+    real = torch.tensor([[1.5], [1.5], [1.5078125]]).to(dtype)  # exact in bf16, their mean is not
+    fake = torch.tensor([[1.0], [1.0], [1.0078125]]).to(dtype)
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            values = {
+                critic_loss(real, fake): mean(fake, float) - mean(real, float),
+                generator_loss(fake): -mean(fake, float),
+                logistic_critic_loss(real, fake): mean(fake, softplus) + mean(-real, softplus),
+                logistic_generator_loss(fake): mean(-fake, softplus),
+            }
+        for value, expected in values.items():
+            assert value.dtype == wanted
+            assert value.item() == pytest.approx(expected, rel=1e-6)

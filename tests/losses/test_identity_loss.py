@@ -47,6 +47,53 @@ def test_named_pack(make_pack: Callable[..., Path]) -> None:
     assert IdentityLoss("two").arcface.pack == "two"
 
 
+@pytest.mark.parametrize("side", [32, 64, 128, 256, 512, 1024])
+def test_every_level_has_a_finite_value_and_gradient(make_pack: Callable[..., Path], side: int) -> None:
+    make_pack()
+    torch.manual_seed(0)
+    prediction, target = torch.rand(2, 1, 3, side, side).unbind()
+    value = IdentityLoss()(prediction.requires_grad_(), target)
+    value.backward()
+    assert value.isfinite()
+    assert value > 0
+    assert prediction.grad.isfinite().all()
+    face = slice(round(0.16 * side), round(0.83 * side))
+    assert (prediction.grad[..., face, face] != 0).float().mean() > 0.9
+
+
+def test_half_precision_images_are_taken_in_fp32(make_pack: Callable[..., Path]) -> None:
+    make_pack()
+    torch.manual_seed(0)
+    prediction, target = torch.rand(2, 1, 3, 64, 64).bfloat16()
+    value = IdentityLoss()(prediction, target)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, IdentityLoss()(prediction.float(), target.float()))
+
+
+@pytest.mark.parametrize("pack", [None, "other"])
+def test_missing_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: str | None) -> None:
+    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(tmp_path))
+    with pytest.raises(FileNotFoundError) as caught:
+        IdentityLoss(pack)
+    text = str(caught.value)
+    for part in (f"Put insightface/models/{pack or 'buffalo_l'}", "RPF_WEIGHTS_DIR", "identity_weight: 0"):
+        assert part in text
+    assert text.count("identity_weight: 0") == 1
+
+
+def test_pack_without_recognition_network_names_a_way_out(make_pack: Callable[..., Path]) -> None:
+    path = make_pack(side=96)
+    with pytest.raises(FileNotFoundError) as caught:
+        IdentityLoss()
+    text = str(caught.value)
+    for part in (
+        str(path.parent),
+        "another pack, such as buffalo_l",
+        "switch the term off: identity_weight: 0",
+    ):
+        assert part in text
+
+
 @pytest.mark.weights
 @pytest.mark.realdata
 @pytest.mark.usefixtures("real_weights")

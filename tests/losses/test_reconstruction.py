@@ -38,3 +38,16 @@ def test_pixels_outside_the_range_receive_gradient() -> None:
     prediction = torch.tensor([-0.1, 1.1, 0.5]).reshape(1, 3, 1, 1).requires_grad_()
     masked_l1(prediction, torch.tensor([0.0, 1.0, 0.5]).reshape(1, 3, 1, 1)).backward()
     assert prediction.grad.flatten()[:2].tolist() == pytest.approx([-1 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_computed_in_at_least_fp32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    prediction, target = torch.rand(2, 1, 3, 32, 32).to(dtype)
+    mask = (torch.rand(1, 1, 32, 32) > 0.5).to(dtype)
+    for given in (None, mask):
+        value = masked_l1(prediction, target, given)
+        weight = 1.0 if given is None else given.double()
+        expected = ((prediction.double() - target.double()).abs() * weight).mean()
+        assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert value.item() == pytest.approx(expected.item(), rel=1e-6)

@@ -1,9 +1,14 @@
+import math
+
 import naive_layers as naive
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from rpf_lightning.model.critic import Critic
+from rpf_lightning.losses import logistic_critic_loss, r1_penalty
+from rpf_lightning.model import Critic, StyleGAN2Critic
+from rpf_lightning.model.critic import minibatch_std
 
 SIDES = [8, 16, 32, 64, 128, 256, 512, 1024]
 CHANNELS = [32, 64, 128, 256, 512, 512, 512, 512]
@@ -22,6 +27,16 @@ def test_parameters(side, pairs):
         expected += 9 * before * width + width + 9 * width * width + width
     expected += (4 * 4 * widths[-1] + 1) * 1024 + 1024 + 1
     assert sum(p.numel() for p in meta_critic(side).parameters()) == expected
+
+
+def test_stopping_at_a_32nd_would_take_542_million_parameters():
+    critic = meta_critic(1024)
+    kept = critic.convolutions[:10]  # five pairs leave 32x32
+    convolutions = sum(p.numel() for p in kept.parameters())
+    hidden = (kept[-1].out_channels * 32**2 + 1) * 1024
+    assert round(hidden / 1e6) == 537
+    assert round((convolutions + hidden + 1024 + 1) / 1e6) == 542
+    assert sum(p.numel() for p in critic.parameters()) < 30e6  # continued down to 4x4
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -70,3 +85,182 @@ def test_score_is_not_bounded():
     with torch.no_grad():
         critic.score.bias.fill_(50.0)
     assert (critic(torch.rand(2, 3, 16, 16)) > 40).all()
+
+
+WIDTHS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64, 1024: 32}
+
+
+def count(critic):
+    return sum(p.numel() for p in critic.parameters())
+
+
+@pytest.mark.parametrize("side", [8, 32, 128, 1024])
+@pytest.mark.parametrize("width", [1.0, 0.25])
+def test_stylegan2_parameters(side, width):
+    c = {s: int(n * width) for s, n in WIDTHS.items()}
+    expected = 3 * c[side] + c[side]
+    for s in (2**i for i in range(3, int(math.log2(side)) + 1)):
+        first = 9 * c[s] * c[s] + c[s]
+        second = 9 * c[s] * c[s // 2] + c[s // 2]
+        expected += first + second + c[s] * c[s // 2]  # the skip has no bias
+    expected += 9 * (c[4] + 1) * c[4] + c[4]
+    expected += (16 * c[4] + 1) * c[4] + c[4] + 1
+    with torch.device("meta"):
+        critic = StyleGAN2Critic(side, width)
+    assert count(critic) == expected
+    assert critic(torch.empty(2, 3, side, side, device="meta")).shape == (2, 1)
+
+
+def test_stylegan2_at_1024_has_as_many_parameters_as_the_published_network():
+    with torch.device("meta"):
+        assert count(StyleGAN2Critic(1024)) == 29_012_513
+
+
+def written_out(critic, image):
+    """The same scores from plain functions and the raw weights, one group of samples."""
+    weights = {name: p.detach() for name, p in critic.named_parameters()}
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=image.dtype) / 8
+
+    def blur(x, pad):
+        x = F.conv2d(F.pad(x, (pad,) * 4).flatten(0, 1)[:, None], torch.outer(taps, taps)[None, None])
+        return x.unflatten(0, (len(image), -1))[:, :, 0]
+
+    def conv(x, name, **kwargs):
+        weight = weights[f"{name}.weight"]
+        scale = weight[0].numel() ** -0.5
+        return F.conv2d(x, weight * scale, weights.get(f"{name}.bias"), **kwargs)
+
+    def linear(x, name):
+        weight = weights[f"{name}.weight"]
+        return x @ weight.T / weight.shape[1] ** 0.5 + weights[f"{name}.bias"]
+
+    def act(x):
+        return 2**0.5 * torch.where(x > 0, x, 0.2 * x)
+
+    x = act(conv(image * 2 - 1, "from_rgb"))
+    for i in range(len(critic.blocks)):
+        y = act(conv(x, f"blocks.{i}.conv", padding=1))
+        y = act(conv(blur(y, 2), f"blocks.{i}.stride", stride=2))
+        x = (y + conv(blur(x, 1), f"blocks.{i}.skip", stride=2)) / 2**0.5
+    centred = x - sum(x) / len(x)
+    std = ((centred**2).sum(0) / len(x) + 1e-8).sqrt().mean()
+    x = act(conv(torch.cat([x, torch.full_like(x[:, :1], std.item())], 1), "conv", padding=1))
+    return linear(act(linear(x.flatten(1), "hidden")), "score")
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_stylegan2_equals_the_network_written_out(batch):
+    torch.manual_seed(0)
+    critic = naive.stir(StyleGAN2Critic(32, width=1 / 64).double())
+    image = torch.rand(batch, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(critic(image), written_out(critic, image), atol=1e-10, rtol=0)
+
+
+def test_stylegan2_scores_a_large_batch_group_by_group():
+    torch.manual_seed(0)
+    critic = naive.stir(StyleGAN2Critic(16, width=1 / 64).double())
+    image = torch.rand(9, 3, 16, 16, dtype=torch.float64)
+    expected = torch.cat([written_out(critic, group) for group in image.split(3)])
+    torch.testing.assert_close(critic(image), expected, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "groups"), [(1, [1]), (2, [2]), (3, [3]), (4, [4]), (5, [3, 2]), (8, [4, 4]), (9, [3, 3, 3])]
+)
+def test_minibatch_std_is_that_of_each_group(batch, groups):
+    torch.manual_seed(0)
+    x = torch.randn(batch, 5, 4, 4, dtype=torch.float64)
+    result = minibatch_std(x)
+    assert result.shape == (batch, 6, 4, 4)
+    assert torch.equal(result[:, :5], x)
+    start = 0
+    for size in groups:
+        expected = x[start : start + size].numpy().std(0).mean()
+        np.testing.assert_allclose(result[start : start + size, 5].numpy(), expected, atol=2e-4)
+        assert bool(expected > 0.3) is (size > 1)
+        start += size
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_minibatch_std_of_equal_images_is_zero(dtype):
+    x = torch.randn(1, 8, 4, 4).to(dtype).expand(4, -1, -1, -1).clone().requires_grad_()
+    result = minibatch_std(x)
+    assert result.dtype == dtype
+    assert result[:, 8].abs().max() < 1.01e-4
+    (gradient,) = torch.autograd.grad(result[:, 8].sum(), x)
+    assert gradient.isfinite().all()  # the root has no derivative at zero
+
+
+def test_minibatch_std_is_taken_in_fp32():
+    x = 400 * torch.randn(4, 8, 4, 4, generator=torch.Generator().manual_seed(0)).half()
+    value = minibatch_std(x)[0, 8, 0, 0].item()  # fp16 variances would be infinite
+    assert value == pytest.approx(x.double().std(0, correction=0).mean().item(), rel=2**-10)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+def test_stylegan2_takes_every_batch_size_under_autocast_too(batch):
+    torch.manual_seed(0)
+    critic = StyleGAN2Critic(16, width=1 / 32)
+    image = torch.rand(batch, 3, 16, 16)
+    score = critic(image)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = critic(image)
+    assert score.shape == (batch, 1)
+    assert score.isfinite().all()
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), score, atol=0.03, rtol=0.03)
+
+
+def test_stylegan2_sees_that_images_are_all_alike():
+    torch.manual_seed(0)
+    critic = StyleGAN2Critic(16, width=1 / 32)
+    image = torch.rand(4, 3, 16, 16)
+    alone, alike = critic(image[:1]), critic(image[:1].expand(4, -1, -1, -1))
+    torch.testing.assert_close(alike, alone.expand(4, 1), atol=1e-5, rtol=0)
+    assert (critic(image)[0] - alone[0]).abs() > 1e-3
+
+
+def test_stylegan2_score_is_not_bounded():
+    critic = StyleGAN2Critic(16, width=1 / 32)
+    with torch.no_grad():
+        critic.score.bias.fill_(50.0)
+    assert (critic(torch.rand(2, 3, 16, 16)) > 40).all()
+
+
+def test_stylegan2_differentiates_twice():
+    torch.manual_seed(0)
+    critic = naive.stir(StyleGAN2Critic(8, width=1 / 256).double())
+    image = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    parameters = list(critic.parameters())
+    gradients = torch.autograd.grad(r1_penalty(critic, image), parameters, allow_unused=True)
+    step = 1e-5
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        index = parameter.numel() // 2
+        around = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.view(-1)[index] += sign * step
+                around.append(r1_penalty(critic, image).item())
+                parameter.view(-1)[index] -= sign * step
+        found = 0.0 if gradient is None else gradient.flatten()[index].item()
+        assert found == pytest.approx((around[0] - around[1]) / (2 * step), rel=1e-4, abs=1e-8)
+
+
+def test_descending_the_logistic_loss_separates_two_kinds_of_images():
+    torch.manual_seed(0)
+    critic = StyleGAN2Critic(16, width=1 / 64)
+    optimizer = torch.optim.Adam(critic.parameters(), lr=2e-3, betas=(0.0, 0.99))
+
+    def draw():
+        noise = torch.rand(2, 8, 3, 16, 16)  # both have the same mean; only the second is smooth
+        return noise[0], F.avg_pool2d(noise[1], 3, 1, 1, count_include_pad=False)
+
+    for _ in range(80):
+        real, fake = draw()
+        optimizer.zero_grad()
+        loss = logistic_critic_loss(critic(real), critic(fake)) + 0.5 * r1_penalty(critic, real)
+        loss.backward()
+        optimizer.step()
+    real, fake = (critic(images) for images in draw())
+    assert real.min() > 0 > fake.max()
+    assert logistic_critic_loss(real, fake) < 0.5 * 2 * math.log(2)

@@ -232,7 +232,8 @@ def test_refinement_defaults_are_the_papers(
     stage = RefinementStage(str(model_dir))
     weights = (stage.adversarial_weight, stage.perceptual_weight, stage.identity_weight)
     assert weights == (1, 1, 1)
-    assert (stage.learning_rate, stage.penalty_weight, stage.input) == (1e-4, 10, "x2")
+    assert (stage.learning_rate, stage.adversary.penalty_weight, stage.input) == (1e-4, 10, "x2")
+    assert (stage.adversary.name, stage.adversary.penalty_norm) == ("srntt", "rms")
     assert SynthesisStage(str(model_dir)).adversarial_weight == 0.1
 
 

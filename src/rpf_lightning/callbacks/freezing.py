@@ -25,6 +25,10 @@ class FreezeEarlierBlocks(Callback):
         rpf_stage.model.requires_grad_(False)
         rpf_stage.trained_module.requires_grad_(True)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same where a resumed fit enters in the middle of an epoch, which does not start then."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put frozen modules into eval mode; Lightning has just called `train()` on all of them."""
         rpf_stage = _stage(pl_module)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -10,7 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from rpf_lightning.data.degradation import Degradation
 from rpf_lightning.data.pairing import Pair
@@ -35,6 +37,10 @@ class PhotoSource(Protocol):
 
     def photo(self, index: int) -> Photo:
         """Return one photo; the same index gives the same photo."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash over the photos and their annotations."""
 
     def near_duplicates(self) -> list[tuple[int, int]]:
         """Pairs of photos that are the same photo twice."""
@@ -66,7 +72,8 @@ class LevelDataset(Dataset[Record], ABC):
         count = len(self)
         if not 0 <= index < 2 * count:
             raise IndexError(f"expected an index in 0..{2 * count - 1}, got {index}")
-        return self.sample(index) if index < count else mirror(self.sample(index - count))
+        sample = self.sample(index) if index < count else mirror(self.sample(index - count))
+        return sample._replace(place=index)
 
     def __iter__(self) -> Iterator[Record]:
         """Return the samples without their mirror images."""
@@ -148,6 +155,13 @@ class PairsDataset(LevelDataset[ReferenceBatch]):
             sample = sample._replace(lr=self.degrade(sample.lr[None], [self.photos.ids[pair.gt]])[0])
         return sample
 
+    def fingerprint(self) -> str:
+        """Hash of everything that LR, references and masks depend on, and of their order."""
+        return fingerprint(
+            type(self).__name__, self.photos.sha256, [pair[:2] for pair in self.pairs],
+            self.lr_size, self.size, self.side, self.mask_reference, self.source_side,
+        )  # fmt: skip
+
 
 class FacesDataset(LevelDataset[FaceBatch]):
     """Samples of one level without references, made from photos.
@@ -189,34 +203,16 @@ class FacesDataset(LevelDataset[FaceBatch]):
         )  # fmt: skip
 
 
-class Shuffled(Sampler[int]):
-    """Every sample once per epoch, in random order, each as it is or in a mirror.
-
-    Args:
-        count: Number of samples n; n .. 2n - 1 are their mirror images.
-        flip: Whether to flip half of them.
-        generator: Draws order and flips: datasets hold nothing random, so workers have nothing to seed.
-    """
-
-    def __init__(self, count: int, flip: bool, generator: torch.Generator) -> None:
-        self.count, self.flip, self.generator = count, flip, generator
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[int]:
-        """Draw an epoch."""
-        order = torch.randperm(self.count, generator=self.generator)
-        if self.flip:
-            order += self.count * torch.randint(2, (self.count,), generator=self.generator)
-        return iter(order.tolist())
-
-
 def collate(samples: list[Record]) -> Record:
-    """Stack samples into a batch, with the names as lists (torch's default gives tuples)."""
+    """Stack samples into a batch, names and places as lists, which stay where they are."""
     batch = default_collate(samples)
-    names = {name: list(getattr(batch, name)) for name in ("id", "reference_id") if hasattr(batch, name)}
-    return batch._replace(**names)
+    kept = [name for name in ("id", "reference_id", "place") if hasattr(batch, name)]
+    return batch._replace(**{name: [getattr(sample, name) for sample in samples] for name in kept})
+
+
+def fingerprint(*content: object) -> str:
+    """SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _floats(lr_side: int, side: int) -> int:

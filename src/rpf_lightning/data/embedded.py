@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import hashlib
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,16 @@ class SyntheticPhotos:
     def identities(self) -> list[str]:
         """Names of the people."""
         return [photo.identity for photo in self._photos]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash over photos, masks and landmarks: another release may draw other faces."""
+        digest = hashlib.sha256()
+        for photo, landmarks in zip(self._photos, self.landmarks, strict=True):
+            assert landmarks is not None
+            for array in (photo.image, photo.mask, landmarks):
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def photo(self, index: int) -> Photo:
         """Return one photo."""

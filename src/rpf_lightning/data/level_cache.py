@@ -23,7 +23,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rpf_lightning.data.dataset import LevelDataset
+from rpf_lightning.data.dataset import LevelDataset, fingerprint
 from rpf_lightning.data.locking import locked
 from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.preparation.tables import new_array
@@ -246,6 +246,10 @@ class CachedPairs(LevelDataset[ReferenceBatch]):
             id=photos.ids[pair.gt],
             reference_id=photos.ids[pair.reference],
         )
+
+    def fingerprint(self) -> str:
+        """Hash of everything that LR, references and masks depend on, and of their order."""
+        return fingerprint(type(self).__name__, self.cache.path.name, self.rows, self.side, self.source)
 
 
 class CachedFaces(LevelDataset[FaceBatch]):

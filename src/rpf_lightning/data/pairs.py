@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from lightning import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rpf_lightning.data.dataset import PairsDataset, PhotoSource, Shuffled, collate
+from rpf_lightning.data.dataset import PairsDataset, PhotoSource, collate
 from rpf_lightning.data.degradation import Degradation
+from rpf_lightning.data.loading import ResumableLoader, Shuffled
 from rpf_lightning.data.pairing import (
     Pair,
     nearest_references,
@@ -33,8 +33,8 @@ Kept = TypeVar("Kept")
 class LevelDataModule(LightningDataModule, ABC):
     """Loaders of one level; subclasses build the three datasets in `setup`.
 
-    Order, flips and degradations depend on the seed alone, not on the number of workers: datasets hold nothing
-    random. The state of the shuffling is part of a checkpoint.
+    Order, flips and degradations depend on seed and epoch alone, not on the number of workers: datasets hold
+    nothing random. A resumed fit goes on within the epoch where it stopped.
 
     Args:
         lr_size: Side L of the LR input; None takes `lr_size` of the trainer's LightningModule.
@@ -78,7 +78,6 @@ class LevelDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.flip = flip
         self.degradation = degradation
-        self._shuffling = torch.Generator().manual_seed(seed)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches; the last, incomplete one is dropped.
@@ -87,11 +86,15 @@ class LevelDataModule(LightningDataModule, ABC):
             ValueError: if there are fewer training samples than one batch.
         """
         count = len(self.train_dataset)  # type: ignore[arg-type]
-        if count < self.batch_size:
-            raise ValueError(f"{count} training samples do not fill batch_size={self.batch_size}")
-        return self._loader(
-            self.train_dataset, sampler=Shuffled(count, self.flip, self._shuffling), drop_last=True
+        rank, processes = (
+            (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         )
+        if count // processes < self.batch_size:
+            raise ValueError(
+                f"{count} training samples do not fill batch_size={self.batch_size} in {processes} processes"
+            )
+        sampler = Shuffled(count, self.flip, self.seed, rank, processes)
+        return self._loader(self.train_dataset, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the validation samples in order."""
@@ -114,16 +117,8 @@ class LevelDataModule(LightningDataModule, ABC):
         epoch = self.trainer.current_epoch + 1 if training and self.trainer is not None else 0
         return batch._replace(lr=degrade(batch.lr, list(batch.id), epoch))
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """State of the shuffling, so that a resumed fit sees the epochs that an uninterrupted one would see."""
-        return {"shuffling": self._shuffling.get_state()}
-
-    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Continue the shuffling of a checkpoint."""
-        self._shuffling.set_state(state_dict["shuffling"].cpu())
-
     def _loader(self, dataset: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
-        return DataLoader(
+        return ResumableLoader(
             dataset,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
@@ -206,6 +201,16 @@ class PairsDataModule(LevelDataModule):
         self.train_dataset, self.val_dataset_, self.test_dataset = (
             self._dataset(part, level) for part in (pairs.train, pairs.val, pairs.test)
         )
+
+    def training_key(self) -> str | None:
+        """Hash of everything that LR, reference and mask of the training samples depend on.
+
+        What a frozen part of the model makes of a sample may be kept under it. None where these are random: the
+        LR of another degradation than the bicubic one.
+        """
+        if self.degradation != "bicubic":
+            return None
+        return str(self.train_dataset.fingerprint())  # type: ignore[attr-defined]
 
     def split_pairs(self) -> SplitPairs:
         """Find and thin the pairs, the first time only.

@@ -41,12 +41,14 @@ class FaceBatch(NamedTuple):
         gt: (B, 3, S, S) y^(n): one antialiased bicubic from the photo.
         gt_mask: (B, 1, S, S) facial mask of the GT, 0 or 1.
         id: Name of the GT photo.
+        place: Place in the dataset; from its length on the mirror images. -1: of no dataset.
     """
 
     lr: Tensor
     gt: Tensor
     gt_mask: Tensor
     id: str | list[str]
+    place: int | list[int] = -1
 
 
 class ReferenceBatch(NamedTuple):
@@ -69,6 +71,7 @@ class ReferenceBatch(NamedTuple):
         reference_landmarks: (B, 68, 2) the same of the reference.
         id: Name of the GT photo.
         reference_id: Name of the reference photo.
+        place: Place in the dataset; from its length on the mirror images. -1: of no dataset.
     """
 
     lr: Tensor
@@ -82,3 +85,4 @@ class ReferenceBatch(NamedTuple):
     reference_landmarks: Tensor
     id: str | list[str]
     reference_id: str | list[str]
+    place: int | list[int] = -1

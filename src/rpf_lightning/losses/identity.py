@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from rpf_lightning.faces.identity import ArcFace
+from rpf_lightning.faces.weights import DEFAULT_PACK
+from rpf_lightning.losses.optional import optional_term
 
 
 class IdentityLoss(nn.Module):
@@ -13,11 +15,16 @@ class IdentityLoss(nn.Module):
 
     Args:
         pack: See `ArcFace`.
+
+    Raises:
+        FileNotFoundError: If the pack is missing or incomplete: says how to get one and how to switch the term
+            off.
     """
 
     def __init__(self, pack: str | None = None) -> None:
         super().__init__()
-        self.arcface = ArcFace(pack)
+        with optional_term("identity_weight", f"take another pack, such as {DEFAULT_PACK}"):
+            self.arcface = ArcFace(pack)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Two batches (B, 3, S, S) of aligned faces, RGB nominally in [0, 1] -> a scalar."""

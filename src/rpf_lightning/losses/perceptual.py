@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rpf_lightning.faces.weights import alexnet_file
+from rpf_lightning.losses.optional import optional_term
 from rpf_lightning.model.resize import full_precision
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
@@ -68,12 +69,19 @@ class PerceptualLoss(nn.Module):
         norm: ``"mse"``, or ``"l2"``: the root of each sample's mean square, nearer to the L2 norm that eq. 8
             prints.
         weights: See `AlexNetFeatures`.
+
+    Raises:
+        FileNotFoundError: If no weights are found: says how to get them and how to switch the term off.
+        ValueError: See `AlexNetFeatures`.
     """
 
     def __init__(self, norm: Literal["mse", "l2"] = "mse", weights: str | None = None) -> None:
         super().__init__()
         self.norm = norm
-        self.features = AlexNetFeatures(weights)
+        with optional_term(
+            "perceptual_weight", "name another file, or none: it is then searched or downloaded"
+        ):
+            self.features = AlexNetFeatures(weights)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Two batches (B, 3, S, S), RGB nominally in [0, 1] -> a scalar."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rpf_lightning.losses.precision import at_least_fp32
+
 
 def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over all elements of ``|mask * prediction - mask * target|``.
@@ -14,7 +16,7 @@ def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor | None = None) ->
         mask: (B, 1, S, S) of 0 and 1; None counts every pixel.
 
     Returns:
-        A scalar.
+        A scalar, in at least fp32.
     """
-    difference = (prediction - target).abs()
+    difference = (at_least_fp32(prediction) - at_least_fp32(target)).abs()
     return difference.mean() if mask is None else (difference * mask).mean()

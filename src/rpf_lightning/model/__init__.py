@@ -1,6 +1,6 @@
-"""The RPF network and its critic: torch only, no Lightning."""
+"""The RPF network and its critics: torch only, no Lightning."""
 
-from rpf_lightning.model.critic import Critic
+from rpf_lightning.model.critic import Critic, StyleGAN2Critic
 from rpf_lightning.model.refinement import RefinementModule
 from rpf_lightning.model.rpf import BlockOutput, ReconstructionBlock, RPFModel
 from rpf_lightning.model.synthesis import SynthesisModule
@@ -12,6 +12,7 @@ __all__ = [
     "RPFModel",
     "ReconstructionBlock",
     "RefinementModule",
+    "StyleGAN2Critic",
     "SynthesisModule",
     "WarpingModule",
     "backward_warp",

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import math
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
+from torchvision.utils import flow_to_image  # type: ignore[import-untyped]
 
 from rpf_lightning.data.records import FaceBatch, ReferenceBatch
-from rpf_lightning.losses import IdentityLoss, PerceptualLoss, critic_loss, generator_loss, gradient_penalty
+from rpf_lightning.losses import IdentityLoss, PerceptualLoss
 from rpf_lightning.losses.adversarial import PenaltyNorm
 from rpf_lightning.metrics import psnr, psnr_face
-from rpf_lightning.model import Critic, ReconstructionBlock, RPFModel
+from rpf_lightning.model import ReconstructionBlock
+from rpf_lightning.model.resize import resize
 from rpf_lightning.model.storage import weights_hash
+from rpf_lightning.stages.adversary import ADVERSARIES, CriticKind, gradient_norms
+from rpf_lightning.stages.finite import FiniteGuard, names, refuse_not_finite
+from rpf_lightning.stages.model_dir import open_model
+from rpf_lightning.stages.prefix_cache import PrefixCache, open_prefix_cache
+from rpf_lightning.stages.random_state import random_state, restore_random_state
 
 Outputs = dict[str, Tensor]
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class RPFStage(LightningModule, ABC):
     """Trains one module of one reconstruction block of the model in a model directory.
 
     The model is read from the directory when the stage is made, and written back when a fit has finished.
-    Checkpoints hold the trained module, its critic, the optimizers and a hash of the frozen rest.
+    Checkpoints hold the trained module, its critic, the optimizers, the random state and a hash of the frozen
+    rest. With or without `FreezeEarlierBlocks` only the trained module has an optimizer.
 
     Subclasses say which module they train, what it computes and its loss terms. Manual optimization: critic
     backward and step, then generator backward and step.
@@ -41,38 +49,56 @@ class RPFStage(LightningModule, ABC):
         network: Arguments of `RPFModel` for a directory that holds no model yet.
         learning_rate: Adam's learning rate; betas (0.9, 0.999).
         decay: ``"cosine"`` lowers the learning rate to zero over the fit; the paper has no schedule.
-        adversarial_weight: Weight of the Wasserstein term; 0 trains without a critic.
+        accumulate: Batches whose gradients are averaged before each step. (The Trainer's own argument raises
+            with two optimizers.)
+        cache_prefix: Keep x^(n) of the training samples on disk, rounded to 8 bit (see `PrefixCache`).
+        gradient_norms_every: Batches between two logs of every term's gradient norm at the output, relative to
+            the reconstruction term's; 0 never. It costs one more backward pass per term.
+        adversarial_weight: Weight of the adversarial term; 0 trains without a critic.
         perceptual_weight: Weight of the AlexNet term (eq. 8); 0 loads no AlexNet.
-        identity_weight: Weight of the ArcFace term (eq. 9); 0 loads no ArcFace.
+        identity_weight: Weight of the ArcFace term (eq. 9); 0 loads no ArcFace. insightface's models are for
+            non-commercial research only.
         perceptual_norm: See `PerceptualLoss`.
-        critic_learning_rate: Adam's learning rate for the critic; betas (0, 0.9).
-        penalty_weight: lambda of the gradient penalty.
-        penalty_norm: See `gradient_penalty`.
+        critic: ``"srntt"``: Wasserstein with gradient penalty, as in the paper; ``"stylegan2"``: StyleGAN2's
+            discriminator with the logistic loss and R1, GCFSR's recipe for the refinement.
+        critic_learning_rate: Adam's learning rate for the critic, 1e-4 in the paper; betas (0, 0.9), or (0, 0.99)
+            for ``"stylegan2"``, whose equalized weights want 2e-3.
+        penalty_weight: lambda of the gradient penalty; for ``"stylegan2"`` gamma of gamma/2 * R1.
+        penalty_norm: See `gradient_penalty`; ``"stylegan2"`` has none.
 
     Raises:
         FileNotFoundError: If the directory holds no model and `network` is None, or weights are missing.
-        ValueError: If `block` is not one of the model's, or `network` differs from the model's.
+        ValueError: If `block` is not one of the model's, `network` differs from the model's, or `accumulate` is
+            not positive.
     """
 
     name: str
     """Name of the stage; names the run folder."""
     needs_references = True
     """Whether batches must be a `ReferenceBatch`; a `FaceBatch` serves stage 1."""
+    monitor: tuple[str, Literal["min", "max"]] = ("val/psnr", "max")
+    """The validation metric by which the best checkpoint is kept."""
+    output_title = "output"
+    """What the trained module makes, in pictures."""
 
     def __init__(
         self,
         model_dir: str,
-        block: int,
-        network: dict[str, Any] | None,
-        learning_rate: float,
-        decay: Literal["none", "cosine"],
-        adversarial_weight: float,
-        perceptual_weight: float,
-        identity_weight: float,
-        perceptual_norm: Literal["mse", "l2"],
-        critic_learning_rate: float,
-        penalty_weight: float,
-        penalty_norm: PenaltyNorm,
+        block: int = 1,
+        network: dict[str, Any] | None = None,
+        learning_rate: float = 1e-4,
+        decay: Literal["none", "cosine"] = "none",
+        accumulate: int = 1,
+        cache_prefix: bool = True,
+        gradient_norms_every: int = 50,
+        adversarial_weight: float = 0.0,
+        perceptual_weight: float = 0.0,
+        identity_weight: float = 0.0,
+        perceptual_norm: Literal["mse", "l2"] = "mse",
+        critic: CriticKind = "srntt",
+        critic_learning_rate: float = 1e-4,
+        penalty_weight: float = 10.0,
+        penalty_norm: PenaltyNorm = "rms",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -82,21 +108,30 @@ class RPFStage(LightningModule, ABC):
         self.model.validate = False  # our own data; the check would synchronise a GPU in every step
         if not 1 <= block <= len(self.model.blocks):
             raise ValueError(f"block: expected 1 .. {len(self.model.blocks)}, got {block}")
+        if accumulate < 1:
+            raise ValueError(f"accumulate: expected a positive number of batches, got {accumulate}")
         self.block = block
         self.lr_size, self.size = self.model.lr_size, self.model.size
         self.side = self.model.sides[block - 1]
         self.learning_rate = learning_rate
         self.decay = decay
+        self.accumulate = accumulate
+        self.cache_prefix = cache_prefix
+        self.gradient_norms_every = gradient_norms_every
         self.adversarial_weight = adversarial_weight
         self.perceptual_weight = perceptual_weight
         self.identity_weight = identity_weight
         self.critic_learning_rate = critic_learning_rate
-        self.penalty_weight = penalty_weight
-        self.penalty_norm = penalty_norm
-        self.critic = Critic(self.side).to(memory_format=torch.channels_last) if adversarial_weight else None
+        self.adversary = ADVERSARIES[critic](penalty_weight, penalty_norm)
+        self.critic = self.adversary.critic(self.model, self.side) if adversarial_weight else None
         self.perceptual = PerceptualLoss(perceptual_norm) if perceptual_weight else None
         self.identity = IdentityLoss() if identity_weight else None
         self.generator_steps = 0  # the trainer's global_step counts the critic's steps as well
+        self.mid_accumulation = False
+        """Whether gradients wait for the rest of their batches; a checkpoint would lose them."""
+        self._guard = FiniteGuard()
+        self._kept_prefix: PrefixCache | None = None
+        self._frozen_hash: str | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -114,11 +149,15 @@ class RPFStage(LightningModule, ABC):
 
     @abstractmethod
     def reconstruction_terms(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
-        """The stage's own loss terms by name, weighted."""
+        """The stage's own loss terms by name, weighted; the first is the one that others are compared with."""
 
     def critic_images(self, batch: ReferenceBatch, image: Tensor) -> tuple[Tensor, Tensor]:
         """The real and the generated images as the critic sees them."""
         return batch.gt, image
+
+    def gradients_at(self, outputs: Outputs) -> Tensor:
+        """Where the terms' gradients are compared."""
+        return outputs["output"]
 
     @property
     def current_block(self) -> ReconstructionBlock:
@@ -128,84 +167,115 @@ class RPFStage(LightningModule, ABC):
         return block
 
     def prefix(self, batch: ReferenceBatch) -> Tensor:
-        """x^(n), from the frozen blocks before this one, without gradients."""
-        with torch.no_grad():
-            return self.model.prefix(batch.lr, batch.reference, self.block)
+        """x^(n), from the frozen blocks before this one, without gradients; in training from the cache."""
+
+        def compute() -> Tensor:
+            with torch.no_grad():
+                return self.model.prefix(batch.lr, batch.reference, self.block)
+
+        if self._kept_prefix is None or not self.trainer.training:
+            return compute()
+        assert isinstance(batch.place, list)
+        return self._kept_prefix.get(batch.place, compute, batch.lr.device)
 
     def terms(self) -> dict[str, float]:
         """Weight of every term that all stages can have; 0 is off."""
         return {
-            "adversarial": self.adversarial_weight,
+            f"adversarial ({self.adversary.name})": self.adversarial_weight,
             "perceptual": self.perceptual_weight,
             "identity": self.identity_weight,
         }
 
     def on_fit_start(self) -> None:
-        """Say which terms are on.
+        """Say which terms are on and what is frozen; open the cache of x^(n).
 
         Raises:
-            ValueError: If the precision is another than 32-true or bf16-mixed, which nobody has shown to be
-                right with the penalty, or if the fit's length is unknown to the decay.
+            ValueError: If the precision is another than 32-true or bf16-mixed, or if the fit's length is unknown
+                to the decay.
         """
-        if self.trainer.precision not in ("32-true", "bf16-mixed"):
-            raise ValueError(f"precision: expected 32-true or bf16-mixed, got {self.trainer.precision}")
+        if self.trainer.precision not in PRECISIONS:
+            raise ValueError(
+                f"precision: expected {' or '.join(PRECISIONS)}, got {self.trainer.precision}. In fp16 the gradient of "
+                "a mean over a megapixel underflows, and a scaled loss would scale the penalty's gradient norm as well"
+            )
         if self.decay == "cosine" and (self.trainer.max_epochs or 0) < 1:
             raise ValueError("decay: cosine needs the fit's length in trainer.max_epochs")
         terms = ", ".join(f"{name} {f'x {w:g}' if w else 'off'}" for name, w in self.terms().items())
-        trained = sum(p.numel() for p in self.trained_module.parameters())
+        trained = {id(p) for p in self.trained_module.parameters()}
+        size = sum(p.numel() for p in self.trained_module.parameters()) / 1e6
         rank_zero_info(
-            f"block {self.block} {self.name}: side {self.side}, {trained / 1e6:.2f} M trained parameters; {terms}"
+            f"block {self.block} {self.name}: side {self.side}, {size:.2f} M trained parameters; {terms}"
         )
+        if self.identity is not None:
+            rank_zero_info("identity: insightface's models are for non-commercial research only")
+        if any(p.requires_grad and id(p) not in trained for p in self.model.parameters()):
+            rank_zero_info(
+                "FreezeEarlierBlocks is not among the callbacks; the optimizer still holds the trained module alone"
+            )
+        self._frozen_hash = self.frozen_hash()
+        self._kept_prefix = None
+        if self.block > 1 and self.cache_prefix and self.needs_references:  # the first block's x is the LR
+            data, folder = getattr(self.trainer, "datamodule", None), self.model_dir / "cache"
+            self._kept_prefix = open_prefix_cache(
+                folder, self.model, self.block, data, self.trainer.precision
+            )
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Adam for the trained module, and for the critic if there is one."""
         parameters = [p for p in self.trained_module.parameters() if p.requires_grad]
         optimizers: list[Optimizer] = [Adam(parameters, lr=self.learning_rate, betas=(0.9, 0.999))]
         if self.critic is not None:
-            optimizers.append(Adam(self.critic.parameters(), lr=self.critic_learning_rate, betas=(0.0, 0.9)))
+            optimizers.append(
+                Adam(self.critic.parameters(), lr=self.critic_learning_rate, betas=self.adversary.betas)
+            )
         return optimizers
 
     def on_train_start(self) -> None:
         """Use the learning rates that were given; a restored optimizer brings those of its checkpoint."""
-        optimizers = self.optimizers()
-        rates = (self.learning_rate, self.critic_learning_rate)
         for optimizer, rate in zip(
-            optimizers if isinstance(optimizers, list) else [optimizers], rates, strict=False
+            self._both_optimizers(), (self.learning_rate, self.critic_learning_rate), strict=False
         ):
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
     def training_step(self, batch: ReferenceBatch, batch_idx: int) -> None:
-        """One critic step, if there is a critic, and one generator step."""
+        """One critic step, if there is a critic, and one generator step.
+
+        Raises:
+            FloatingPointError: If the step before had a loss that was not finite; see `FiniteGuard`.
+        """
         self._check(batch)
-        optimizers = self.optimizers()
-        generator, *critics = optimizers if isinstance(optimizers, list) else [optimizers]
+        self._guard.check(self.run_dir, self.global_rank)
+        generator, *critics = self._both_optimizers()
         self._decay(generator)
+        last = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
         outputs = self.generate(batch)
-        real, fake = self.critic_images(batch, outputs["output"])
+        values: dict[str, Tensor] = {}
         if self.critic is not None:
+            real, fake = self.critic_images(batch, outputs["output"].detach())
             with self.toggled_optimizer(critics[0]):
-                loss = critic_loss(self.critic(real), self.critic(fake.detach()))
-                penalty = gradient_penalty(self.critic, real, fake, self.penalty_norm)
-                critics[0].zero_grad()
-                self.manual_backward(loss + self.penalty_weight * penalty)
-                critics[0].step()
-            self._log("train", {"critic_estimate": -loss.detach(), "penalty": penalty.detach()})
+                loss, penalty, estimate = self.adversary.critic_terms(self.critic, real, fake)
+                self._update(critics[0], loss + penalty, last)
+            values = {"critic_estimate": estimate, "penalty": penalty, "critic_loss": loss + penalty}
         with self.toggled_optimizer(generator):
-            terms = self.reconstruction_terms(batch, outputs)
-            if self.perceptual is not None:
-                terms["perceptual"] = self.perceptual_weight * self.perceptual(outputs["output"], batch.gt)
-            if self.identity is not None:
-                terms["identity"] = self.identity_weight * self.identity(outputs["output"], batch.gt)
-            if self.critic is not None:
-                terms["adversarial"] = self.adversarial_weight * generator_loss(self.critic(fake))
+            terms = self._generator_terms(batch, outputs)
             total = torch.stack(list(terms.values())).sum()
-            generator.zero_grad()
-            self.manual_backward(total)
-            generator.step()
-        self.generator_steps += 1
-        self._log("train", {**terms, "loss": total})
+            if self.gradient_norms_every and (self._batches() + 1) % self.gradient_norms_every == 0:
+                self._log("grad", gradient_norms(terms, self.gradients_at(outputs)))
+            self._update(generator, total, last)
+        self.mid_accumulation = not last
+        self.generator_steps += int(last)
+        values |= {**terms, "loss": total}
+        self._guard.watch(
+            values, step=self._batches(), epoch=self.current_epoch, id=names(batch.id),
+            reference_id=names(getattr(batch, "reference_id", [])),
+        )  # fmt: skip
+        self._log("train", values)
         self.log("loss", total.detach(), prog_bar=True, logger=False)
+
+    def on_train_epoch_end(self) -> None:
+        """Look at the last step's loss too, before anything is saved."""
+        self._guard.check(self.run_dir, self.global_rank)
 
     def validation_step(self, batch: ReferenceBatch, batch_idx: int) -> None:
         """Log the stage's terms and what `diagnostics` adds."""
@@ -226,28 +296,65 @@ class RPFStage(LightningModule, ABC):
 
     def diagnostics(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
         """Further values for the validation log: PSNR in the whole picture and inside the face."""
-        image = outputs["output"]
+        image = outputs["output"].float()
         return {
             "psnr": psnr(image, batch.gt).mean(),
             "psnr_face": psnr_face(image, batch.gt, batch.gt_mask).nanmean(),
         }
 
+    @torch.no_grad()
+    def pictures(self, batch: ReferenceBatch) -> Outputs:
+        """What goes into and comes out of the stage, to look at.
+
+        Returns:
+            Title -> (B, 3, S, S) in [0, 1], in the order of the computation.
+        """
+        outputs = self.generate(batch)
+        found = {
+            "LR": F.interpolate(batch.lr, size=(self.side, self.side), mode="nearest"),
+            "bicubic": resize(batch.lr, self.side),
+        }
+        if "flow" in outputs:
+            found["flow"] = flow_to_image(outputs["flow"].float()).float() / 255
+        found |= {name: outputs[name] for name in ("aligned", "synthesized") if name in outputs}
+        found |= {self.output_title: outputs["output"], "GT": batch.gt}
+        if isinstance(batch, ReferenceBatch):
+            found |= {"reference": batch.reference, "thin-plate": batch.warped_reference}
+        found["mask"] = batch.gt_mask.expand_as(batch.gt)
+        return {name: image.float().clamp(0, 1) for name, image in found.items()}
+
     def on_fit_end(self) -> None:
-        """Write the model back into its directory, also when a resumed fit had nothing left to train."""
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        """Write the model back into its directory, also when a resumed fit had nothing left to train.
+
+        Raises:
+            FloatingPointError: If a weight is NaN or infinite.
+            RuntimeError: If a frozen weight changed during the fit.
+        """
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        refuse_not_finite(self.trained_module.state_dict())
+        if self.frozen_hash() != self._frozen_hash:
+            raise RuntimeError(
+                f"{self.run_dir}: weights that are frozen changed during the fit; nothing was written"
+            )
+        if self.trainer.is_global_zero:
             self.model.save_pretrained(self.model_dir)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trained module and the critic, and a hash in place of the frozen rest."""
+        """Keep the trained module and the critic, and a hash in place of the frozen rest.
+
+        Raises:
+            FloatingPointError: If the last loss or a weight is NaN or infinite: the checkpoint before stays.
+        """
+        self._guard.check(self.run_dir, self.global_rank)
         own, state = self._own_keys(), checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: value for key, value in state.items() if key.startswith(own)}
-        checkpoint["frozen_hash"] = self.frozen_hash()
+        refuse_not_finite(checkpoint["state_dict"])
+        checkpoint["frozen_hash"] = self._frozen_hash or self.frozen_hash()
         checkpoint["generator_steps"] = self.generator_steps
-        checkpoint["random_state"] = _random_state()
-        if "model_dir" in checkpoint.get("hyper_parameters", {}):
-            checkpoint["hyper_parameters"]["model_dir"] = str(
-                self.model_dir
-            )  # a Path could not be read safely
+        checkpoint["random_state"] = random_state()
+        if "model_dir" in checkpoint.get("hyper_parameters", {}):  # a Path could not be read safely
+            checkpoint["hyper_parameters"]["model_dir"] = str(self.model_dir)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose frozen rest differs from the model directory's.
@@ -264,7 +371,7 @@ class RPFStage(LightningModule, ABC):
         frozen = {key: value for key, value in self.state_dict().items() if not key.startswith(own)}
         checkpoint["state_dict"] = {**frozen, **checkpoint["state_dict"]}
         self.generator_steps = checkpoint["generator_steps"]
-        _restore_random_state(checkpoint["random_state"])
+        restore_random_state(checkpoint["random_state"])  # the package's loaders draw none of these numbers
 
     def frozen_hash(self) -> str:
         """SHA-256 over the weights that this stage reads but does not train: the blocks up to its own."""
@@ -276,6 +383,35 @@ class RPFStage(LightningModule, ABC):
             if id(value) not in trained
         }
         return weights_hash(frozen)
+
+    def _generator_terms(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
+        """All weighted terms; each is a scalar in fp32."""
+        image = outputs["output"]
+        terms = self.reconstruction_terms(batch, outputs)
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual_weight * self.perceptual(image, batch.gt)
+        if self.identity is not None:
+            terms["identity"] = self.identity_weight * self.identity(image, batch.gt)
+        if self.critic is not None:
+            score = self.critic(self.critic_images(batch, image)[1])
+            terms["adversarial"] = self.adversarial_weight * self.adversary.generator_loss(score)
+        return terms
+
+    def _update(self, optimizer: Any, loss: Tensor, last: bool) -> None:
+        """Add a batch's gradients, and step when the last one of a step is in."""
+        if not self.mid_accumulation:
+            optimizer.zero_grad()
+        self.manual_backward(loss / self.accumulate)
+        if last:
+            optimizer.step()
+
+    def _both_optimizers(self) -> list[Any]:
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def _batches(self) -> int:
+        """Batches of the fit before this one."""
+        return int(self.trainer.fit_loop.epoch_loop.total_batch_idx)
 
     def _check(self, batch: FaceBatch | ReferenceBatch) -> None:
         """Refuse batches without references where they are needed."""
@@ -293,60 +429,11 @@ class RPFStage(LightningModule, ABC):
 
     def _decay(self, optimizer: Any) -> None:
         if self.decay == "cosine":
-            batches = self.trainer.num_training_batches
-            total = max(1, int(batches) * int(self.trainer.max_epochs or 1))
+            steps = math.ceil(int(self.trainer.num_training_batches) / self.accumulate)
+            total = max(1, steps * int(self.trainer.max_epochs or 1))
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate * (1 + math.cos(math.pi * self.generator_steps / total)) / 2
 
     def _log(self, phase: str, values: Mapping[str, Tensor], batch_size: int | None = None) -> None:
         named = {f"{phase}/{name}": value.detach() for name, value in values.items()}
         self.log_dict(named, batch_size=batch_size, sync_dist=phase == "val")
-
-
-def _random_state() -> dict[str, Any]:
-    """State of all generators as plain types, which a checkpoint may hold under `weights_only`."""
-    version, numbers, gauss = random.getstate()
-    state: dict[str, Any] = np.random.get_state(legacy=False)  # noqa: NPY002
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": (version, list(numbers), gauss),
-        "numpy": {**state, "state": {**state["state"], "key": state["state"]["key"].tolist()}},
-    }
-
-
-def _restore_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"].cpu())
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    numpy_state = state["numpy"]
-    key = np.array(numpy_state["state"]["key"], dtype=np.uint32)
-    np.random.set_state({**numpy_state, "state": {**numpy_state["state"], "key": key}})  # noqa: NPY002
-
-
-def open_model(model_dir: Path, network: dict[str, Any] | None) -> RPFModel:
-    """Read the model of a directory, or make a new one and write it there.
-
-    Raises:
-        FileNotFoundError: If the directory holds no model and `network` is None.
-        ValueError: If `network` differs from the model's configuration.
-    """
-    if (model_dir / "config.json").is_file():
-        model = RPFModel.from_pretrained(model_dir)
-        changed = {
-            k: (model.config.get(k), v) for k, v in (network or {}).items() if model.config.get(k) != v
-        }
-        if changed:
-            text = ", ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in changed.items())
-            raise ValueError(f"{model_dir} holds a model with other arguments ({text})")
-        return model
-    if network is None:
-        raise FileNotFoundError(
-            f"{model_dir} holds no model: expected config.json and model.safetensors. Make one with "
-            "`rpf curriculum`, RPFModel(...).save_pretrained(directory), or the argument network"
-        )
-    model = RPFModel(**network)
-    model.save_pretrained(model_dir)
-    return model

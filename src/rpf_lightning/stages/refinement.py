@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.losses import masked_l1
-from rpf_lightning.losses.adversarial import PenaltyNorm
 from rpf_lightning.model.resize import resize
 from rpf_lightning.stages.base import Outputs, RPFStage
 
@@ -24,17 +23,14 @@ class RefinementStage(RPFStage):
         block: n, counted from 1.
         network: See `RPFStage`.
         learning_rate: Adam's learning rate. With equalized weights 1e-4, the paper's, hardly moves them.
-        decay: See `RPFStage`.
         input: What the module is fed with. Stage 1: ``"x2"``, the GT reduced to S/2 and enlarged; ``"lr"``, the
             enlarged LR; ``"mix"``, from a random side among L .. S/2 in every step. Stage 3, not in the
             paper: ``"synthesized"``, what the block's own frozen modules make, as at inference.
-        adversarial_weight: See `RPFStage`.
-        perceptual_weight: See `RPFStage`.
-        identity_weight: See `RPFStage`.
-        perceptual_norm: See `PerceptualLoss`.
-        critic_learning_rate: See `RPFStage`.
-        penalty_weight: See `RPFStage`.
-        penalty_norm: See `gradient_penalty`.
+        adversarial_weight: See `RPFStage`; eq. 6.
+        perceptual_weight: See `RPFStage`; eq. 6. With weight 1, the paper's, its gradient outweighs L1's a thousand
+            times (logged as `grad/perceptual_relative`).
+        identity_weight: See `RPFStage`; eq. 6.
+        kwargs: Further arguments of `RPFStage`.
     """
 
     def __init__(
@@ -43,19 +39,15 @@ class RefinementStage(RPFStage):
         block: int = 1,
         network: dict[str, Any] | None = None,
         learning_rate: float = 1e-4,
-        decay: Literal["none", "cosine"] = "none",
         input: RefinementInput = "x2",
         adversarial_weight: float = 1.0,
         perceptual_weight: float = 1.0,
         identity_weight: float = 1.0,
-        perceptual_norm: Literal["mse", "l2"] = "mse",
-        critic_learning_rate: float = 1e-4,
-        penalty_weight: float = 10.0,
-        penalty_norm: PenaltyNorm = "rms",
+        **kwargs: Any,
     ) -> None:
         super().__init__(
-            model_dir, block, network, learning_rate, decay, adversarial_weight, perceptual_weight,
-            identity_weight, perceptual_norm, critic_learning_rate, penalty_weight, penalty_norm,
+            model_dir, block, network, learning_rate, adversarial_weight=adversarial_weight,
+            perceptual_weight=perceptual_weight, identity_weight=identity_weight, **kwargs,
         )  # fmt: skip
         self.input = input
         self.name = "finetune" if input == "synthesized" else "refinement"
@@ -78,9 +70,10 @@ class RefinementStage(RPFStage):
             return {"output": self.current_block.refinement(resize(small, self.side))}
         x = self.prefix(batch)
         with torch.no_grad():
-            _, aligned = self.current_block.warping(x, batch.reference)
+            flow, aligned = self.current_block.warping(x, batch.reference)
             synthesized = self.current_block.synthesis(x, aligned)
-        return {"output": self.current_block.refine(x, synthesized), "synthesized": synthesized}
+        output = self.current_block.refine(x, synthesized)
+        return {"output": output, "flow": flow, "aligned": aligned, "synthesized": synthesized}
 
     def reconstruction_terms(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
         """Eq. 7."""

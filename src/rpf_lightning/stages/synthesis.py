@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.losses import masked_l1
-from rpf_lightning.losses.adversarial import PenaltyNorm
 from rpf_lightning.stages.base import Outputs, RPFStage
 
 
@@ -23,43 +22,29 @@ class SynthesisStage(RPFStage):
         model_dir: See `RPFStage`.
         block: n, counted from 1.
         network: See `RPFStage`.
-        learning_rate: Adam's learning rate.
-        decay: See `RPFStage`.
         rec_mask: Whose mask eq. 5 uses, ``"gt"`` or ``"reference"``.
         unmasked_weight: Weight of an L1 over the whole image; the masked loss alone leaves everything outside
             the face free. Not in the paper.
         adversarial_weight: alpha of eq. 4.
-        perceptual_weight: See `RPFStage`; not in the paper for this module.
-        identity_weight: See `RPFStage`; not in the paper for this module.
-        perceptual_norm: See `PerceptualLoss`.
-        critic_learning_rate: See `RPFStage`.
-        penalty_weight: See `RPFStage`.
-        penalty_norm: See `gradient_penalty`.
+        kwargs: Further arguments of `RPFStage`; its perceptual and identity term are not in the paper for this
+            module.
     """
 
     name = "synthesis"
+    monitor = ("val/psnr_face", "max")
+    output_title = "synthesized"
 
     def __init__(
         self,
         model_dir: str,
         block: int = 1,
         network: dict[str, Any] | None = None,
-        learning_rate: float = 1e-4,
-        decay: Literal["none", "cosine"] = "none",
         rec_mask: Literal["gt", "reference"] = "gt",
         unmasked_weight: float = 0.0,
         adversarial_weight: float = 0.1,
-        perceptual_weight: float = 0.0,
-        identity_weight: float = 0.0,
-        perceptual_norm: Literal["mse", "l2"] = "mse",
-        critic_learning_rate: float = 1e-4,
-        penalty_weight: float = 10.0,
-        penalty_norm: PenaltyNorm = "rms",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            model_dir, block, network, learning_rate, decay, adversarial_weight, perceptual_weight,
-            identity_weight, perceptual_norm, critic_learning_rate, penalty_weight, penalty_norm,
-        )  # fmt: skip
+        super().__init__(model_dir, block, network, adversarial_weight=adversarial_weight, **kwargs)
         self.rec_mask = rec_mask
         self.unmasked_weight = unmasked_weight
         self.save_hyperparameters()
@@ -77,8 +62,8 @@ class SynthesisStage(RPFStage):
         """Synthesized image from the frozen flow."""
         x = self.prefix(batch)
         with torch.no_grad():
-            _, aligned = self.current_block.warping(x, batch.reference)
-        return {"output": self.current_block.synthesis(x, aligned)}
+            flow, aligned = self.current_block.warping(x, batch.reference)
+        return {"output": self.current_block.synthesis(x, aligned), "flow": flow, "aligned": aligned}
 
     def reconstruction_terms(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
         """Eq. 5 and the unmasked term."""

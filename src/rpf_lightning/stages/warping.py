@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,27 +19,28 @@ class WarpingStage(RPFStage):
         model_dir: See `RPFStage`.
         block: n, counted from 1.
         network: See `RPFStage`.
-        learning_rate: Adam's learning rate.
-        decay: See `RPFStage`.
         flow_weight: Weight of the masked L1 between the flow and the thin-plate flow, in units of S/64
             pixels. Not in the paper: the warping loss can fall while the flow learns nothing.
+        kwargs: `learning_rate`, `decay`, `accumulate`, `cache_prefix` and `gradient_norms_every` of `RPFStage`;
+            this stage has no critic.
     """
 
     name = "warping"
+    monitor = ("val/end_point_error", "min")
+    output_title = "aligned"
 
     def __init__(
         self,
         model_dir: str,
         block: int = 1,
         network: dict[str, Any] | None = None,
-        learning_rate: float = 1e-4,
-        decay: Literal["none", "cosine"] = "none",
         flow_weight: float = 0.0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
-            model_dir, block, network, learning_rate, decay,
+            model_dir, block, network,
             adversarial_weight=0.0, perceptual_weight=0.0, identity_weight=0.0, perceptual_norm="mse",
-            critic_learning_rate=0.0, penalty_weight=0.0, penalty_norm="rms",
+            critic="srntt", critic_learning_rate=0.0, penalty_weight=0.0, penalty_norm="rms", **kwargs,
         )  # fmt: skip
         self.flow_weight = flow_weight
         self.save_hyperparameters()
@@ -57,6 +58,10 @@ class WarpingStage(RPFStage):
         """Flow and aligned reference."""
         flow, aligned = self.current_block.warping(self.prefix(batch), batch.reference)
         return {"output": aligned, "flow": flow}
+
+    def gradients_at(self, outputs: Outputs) -> Tensor:
+        """At the flow: the flow term does not see the aligned image."""
+        return outputs["flow"]
 
     def reconstruction_terms(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
         """Eq. 3 and the flow term."""

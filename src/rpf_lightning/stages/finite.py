@@ -1,0 +1,84 @@
+"""Stops a fit whose loss is NaN or infinite, and says on which samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rpf_lightning.model.storage import write_atomically
+
+FILE = "not_finite.json"
+
+
+class _Step(NamedTuple):
+    finite: Tensor
+    values: dict[str, Tensor]
+    notes: dict[str, Any]
+
+
+class FiniteGuard:
+    """Looks at a step's losses one step later: at once, a GPU would have to be waited for in every step."""
+
+    def __init__(self) -> None:
+        self._step: _Step | None = None
+
+    def watch(self, values: Mapping[str, Tensor], **notes: Any) -> None:
+        """Remember a step's loss values (scalars), and what to write down if one is not finite.
+
+        With several processes all of them get to know, and stop together: no one waits for another for ever.
+        """
+        kept = {name: value.detach() for name, value in values.items()}
+        bad = (~torch.isfinite(torch.stack([value.float() for value in kept.values()]))).any().float()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(bad)
+        self._step = _Step(bad == 0, kept, notes)
+
+    def check(self, folder: Path, rank: int = 0) -> None:
+        """Raise if the step that was watched last was not finite.
+
+        Args:
+            folder: Where the note is written.
+            rank: Number of this process.
+
+        Raises:
+            FloatingPointError: After the note was written.
+        """
+        step, self._step = self._step, None
+        if step is None or bool(step.finite):
+            return
+        values = {name: value.item() for name, value in step.values.items()}
+        path = folder / (FILE if rank == 0 else f"rank{rank}_{FILE}")
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(
+            {**step.notes, "values": {name: repr(value) for name, value in values.items()}}, indent=2
+        )
+        write_atomically(path, f"{text}\n".encode())
+        bad = [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
+        where = ", ".join(bad) if bad else "of another process"
+        raise FloatingPointError(
+            f"loss not finite: {where} in step {step.notes.get('step')}; the batch's names are in {path}. The last "
+            "checkpoint is from before. Look at these samples, lower the learning rate, or train in 32-true"
+        )
+
+
+def refuse_not_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights with a NaN or an infinity.
+
+    Raises:
+        FloatingPointError: If there is one; the tensor is named.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise FloatingPointError(
+                f"{name} holds NaN or infinite weights: no checkpoint is written of them"
+            )
+
+
+def names(ids: str | Sequence[str]) -> list[str]:
+    """A batch's names as a list."""
+    return [ids] if isinstance(ids, str) else list(ids)

@@ -1,0 +1,141 @@
+"""x^(n) of every training sample on disk: what the frozen blocks before block n make of it (METHOD section 7).
+
+While block n is trained it does not change, and computing it anew costs as much as the blocks before block n: at
+block 6 of the paper's network 638 GMAC in a step of about 1,400. It is rounded to 8 bit, also in the step that
+computes it, so that a step does not depend on what was in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rpf_lightning.data.locking import locked
+from rpf_lightning.data.pairs import PairsDataModule
+from rpf_lightning.data.preparation.tables import new_array
+from rpf_lightning.model import RPFModel
+from rpf_lightning.model.storage import weights_hash
+
+FORMAT = 1
+
+
+class PrefixCache:
+    """Rows (3, S/2, S/2) of 8 bit in a memory-mapped file, filled as the samples are met.
+
+    Each row has a checksum beside it: a row counts only when it fits, so that a kill or a power cut at any
+    moment costs that row and no more. Processes fill their own rows.
+
+    Args:
+        folder: Folder of the caches; made if it is missing.
+        block: n.
+        side: Side of x^(n), S/2.
+        rows: Number of samples, with their mirror images where these are shown.
+        key: Hash of everything that x^(n) depends on.
+    """
+
+    def __init__(self, folder: Path, block: int, side: int, rows: int, key: str) -> None:
+        self.shape = (rows, 3, side, side)
+        name = hashlib.sha256(f"{FORMAT} {self.shape} {key}".encode()).hexdigest()[:16]
+        self.path = folder / f"x{block}-{name}.npy"
+        self._x: NDArray[Any] | None = None
+        self._checksums: NDArray[Any] | None = None
+
+    @property
+    def gigabytes(self) -> float:
+        """Its size in GB of 10^9 bytes."""
+        return (np.prod(self.shape, dtype=np.float64) + 4 * self.shape[0]) / 1e9
+
+    def open(self) -> bool:
+        """Map the file, and make it where it is missing; other caches in the folder are deleted.
+
+        Returns:
+            False where the disk is too full: then a line says so, and x^(n) is computed in every step.
+        """
+        checksums = self.path.with_suffix(".crc.npy")
+        with locked(self.path.parent / ".lock"):
+            for old in self.path.parent.glob("x*.npy"):
+                if old not in (self.path, checksums):
+                    old.unlink(missing_ok=True)  # of another block, data or weights
+            try:
+                if not (self.path.is_file() and checksums.is_file()):
+                    rank_zero_info(
+                        f"x^(n) of {self.shape[0]:,} samples: {self.gigabytes:.2f} GB in {self.path}"
+                    )
+                    part = self.path.with_suffix(".part")
+                    new_array(part, self.shape, "u1")
+                    new_array(checksums, (self.shape[0],), "u4")
+                    part.replace(self.path)
+            except OSError as error:
+                self.path.with_suffix(".part").unlink(missing_ok=True)
+                checksums.unlink(missing_ok=True)
+                rank_zero_warn(f"{self.path}: {error}; x^(n) is not kept, but computed in every step")
+                return False
+        self._x, self._checksums = np.load(self.path, mmap_mode="r+"), np.load(checksums, mmap_mode="r+")
+        return True
+
+    def get(self, places: Sequence[int], compute: Callable[[], Tensor], device: torch.device) -> Tensor:
+        """Read x^(n) of a batch, or compute and keep it.
+
+        Args:
+            places: Rows of the B samples.
+            compute: Gives x^(n), (B, 3, S/2, S/2) in [0, 1]; called where a row is missing.
+            device: Where the result goes.
+
+        Returns:
+            (B, 3, S/2, S/2) float32, rounded to 8 bit.
+        """
+        assert self._x is not None
+        assert self._checksums is not None
+        rows = self._x[list(places)]
+        if any(self._checksums[place] != _checksum(row) for place, row in zip(places, rows, strict=True)):
+            rows = (compute().float() * 255).round().byte().cpu().numpy()
+            for place, row in zip(places, rows, strict=True):
+                self._x[place] = row
+                self._checksums[place] = _checksum(row)
+        return torch.from_numpy(rows).to(device, non_blocking=True).float() / 255
+
+    def filled(self) -> int:
+        """Number of rows that are there."""
+        assert self._checksums is not None
+        return int(np.count_nonzero(self._checksums))
+
+
+def open_prefix_cache(
+    folder: Path, model: RPFModel, block: int, data: object, precision: str
+) -> PrefixCache | None:
+    """Open the cache of a fit, or say why there is none.
+
+    Args:
+        folder: Folder of the caches.
+        model: The model; its blocks before block n are part of the key.
+        block: n.
+        data: The fit's datamodule.
+        precision: What the frozen blocks run in.
+    """
+    if not isinstance(data, PairsDataModule):
+        rank_zero_info(
+            "x^(n) is computed in every step: it is kept for the package's datamodules of pairs only"
+        )
+        return None
+    if (key := data.training_key()) is None:
+        rank_zero_info(f"x^(n) is computed in every step: the {data.degradation} LR is random")
+        return None
+    count = len(data.train_dataset)  # type: ignore[arg-type]
+    frozen = weights_hash(nn.ModuleList(model.blocks[: block - 1]).state_dict())
+    key = f"{key} {frozen} {sorted(model.config.items())} {precision}"
+    side = model.sides[block - 2]
+    cache = PrefixCache(folder, block, side, 2 * count if data.flip else count, key)
+    return cache if cache.open() else None
+
+
+def _checksum(row: NDArray[Any]) -> int:
+    return zlib.crc32(row.tobytes()) | 1  # 0 is a row that was never written

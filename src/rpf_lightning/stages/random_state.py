@@ -1,0 +1,33 @@
+"""The state of all random generators, as plain types that a checkpoint may hold under `weights_only`."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def random_state() -> dict[str, Any]:
+    """State of torch's, CUDA's, Python's and NumPy's global generators."""
+    version, numbers, gauss = random.getstate()
+    state: dict[str, Any] = np.random.get_state(legacy=False)  # noqa: NPY002
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": (version, list(numbers), gauss),
+        "numpy": {**state, "state": {**state["state"], "key": state["state"]["key"].tolist()}},
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Restore what `random_state` returned; CUDA's only on as many GPUs."""
+    torch.set_rng_state(state["torch"].cpu())
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    numpy_state = state["numpy"]
+    key = np.array(numpy_state["state"]["key"], dtype=np.uint32)
+    np.random.set_state({**numpy_state, "state": {**numpy_state["state"], "key": key}})  # noqa: NPY002

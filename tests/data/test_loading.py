@@ -1,0 +1,117 @@
+"""Order of the samples, and going on in the middle of an epoch."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from rpf_lightning.data.loading import ResumableLoader, Shuffled
+
+
+def epoch(sampler: Shuffled, number: int) -> list[int]:
+    sampler.set_epoch(number)
+    return list(sampler)
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    first = Shuffled(50, True, 3)
+    orders = [epoch(first, number) for number in (0, 1, 2)]
+    torch.manual_seed(99)
+    assert [epoch(Shuffled(50, True, 3), number) for number in (2, 0)] == [orders[2], orders[0]]
+    assert len({tuple(order) for order in orders}) == 3
+    assert epoch(Shuffled(50, True, 4), 0) != orders[0]
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_every_sample_once_and_half_in_a_mirror(flip: bool) -> None:
+    order = epoch(Shuffled(1000, flip, 0), 0)
+    assert sorted(place % 1000 for place in order) == list(range(1000))
+    mirrored = sum(place >= 1000 for place in order)
+    assert 430 < mirrored < 570 if flip else mirrored == 0
+
+
+def test_processes_share_an_epoch_out() -> None:
+    parts = [epoch(Shuffled(11, True, 0, rank, 3), 5) for rank in range(3)]
+    assert [len(part) for part in parts] == [3, 3, 3] == [len(Shuffled(11, True, 0, r, 3)) for r in range(3)]
+    assert len({place % 11 for part in parts for place in part}) == 9
+    whole = epoch(Shuffled(11, True, 0), 5)
+    assert {place for part in parts for place in part} == set(whole[:9])
+
+
+def test_what_does_not_divide_is_left_out_of_one_epoch_only() -> None:
+    seen = {
+        place
+        for number in range(6)
+        for rank in range(3)
+        for place in epoch(Shuffled(11, False, 0, rank, 3), number)
+    }
+    assert seen == set(range(11))
+
+
+class Numbers(Dataset[int]):
+    def __init__(self, count: int) -> None:
+        self.read: list[int] = []
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        self.read.append(index)
+        return index
+
+
+def loader(workers: int = 0, **kwargs: Any) -> ResumableLoader:
+    return ResumableLoader(
+        Numbers(10), batch_size=2, sampler=Shuffled(10, False, 0), num_workers=workers,
+        persistent_workers=workers > 0, **kwargs,
+    )  # fmt: skip
+
+
+def batches(given: ResumableLoader, number: int = 0) -> list[list[int]]:
+    given.sampler.set_epoch(number)
+    return [batch.tolist() for batch in given]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_goes_on_within_an_epoch(workers: int) -> None:
+    whole = loader(workers)
+    wanted = [batches(whole, number) for number in range(2)]
+    first = loader(workers)
+    first.sampler.set_epoch(1)
+    iterator = iter(first)
+    begun = [next(iterator).tolist() for _ in range(2)]
+    state = first.state_dict()
+    resumed = loader(workers)
+    resumed.load_state_dict(state)
+    assert begun + batches(resumed, 1) == wanted[1]
+    assert resumed.state_dict() == {"batches": 5}
+    assert batches(resumed, 0) == wanted[0]  # and the next epoch is whole
+
+
+def test_does_not_read_what_was_given_before() -> None:
+    resumed = loader()
+    resumed.load_state_dict({"batches": 3})
+    rest = batches(resumed)
+    assert resumed.dataset.read == [place for batch in rest for place in batch]
+    assert len(rest) == 2
+
+
+def test_any_other_sampler_is_skipped_as_well() -> None:
+    resumed = ResumableLoader(Numbers(6), batch_size=2)
+    resumed.load_state_dict({"batches": 1})
+    assert [batch.tolist() for batch in resumed] == [[2, 3], [4, 5]]
+
+
+def test_leaves_the_global_generator_alone() -> None:
+    def drawn(given: DataLoader[Any]) -> list[float]:
+        torch.manual_seed(0)
+        random.seed(0)
+        return [torch.rand(()).item() for _ in given]
+
+    plain = drawn(DataLoader(Numbers(4)))
+    torch.manual_seed(0)
+    untouched = [torch.rand(()).item() for _ in range(4)]
+    assert drawn(ResumableLoader(Numbers(4))) == untouched != plain

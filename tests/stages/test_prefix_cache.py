@@ -1,0 +1,239 @@
+"""x^(n) of every sample, computed once and kept on disk."""
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor
+
+from rpf_lightning.callbacks import FreezeEarlierBlocks
+from rpf_lightning.data import SyntheticFacesDataModule
+from rpf_lightning.data.records import ReferenceBatch
+from rpf_lightning.model import RPFModel
+from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, WarpingStage, prefix_cache
+from rpf_lightning.stages.prefix_cache import PrefixCache
+
+CPU = torch.device("cpu")
+
+
+def faces(**kwargs: Any) -> SyntheticFacesDataModule:
+    options = {"people": 8, "photos_each": 2, "batch_size": 2, "val_fraction": 0.25, **kwargs}
+    return SyntheticFacesDataModule(**options)
+
+
+class Watched:
+    """A fit that counts how often the frozen prefix was computed, and keeps what the stage was given."""
+
+    def __init__(self, stage: RPFStage, data: SyntheticFacesDataModule, folder: Path, **kwargs: Any) -> None:
+        self.stage, self.computed = stage, 0
+        self.given: dict[int, list[Tensor]] = {}
+        prefix, own = stage.model.prefix, stage.prefix
+
+        def counted(*args: Any) -> Tensor:
+            self.computed += int(stage.trainer.training)
+            return prefix(*args)
+
+        def kept(batch: ReferenceBatch) -> Tensor:
+            x = own(batch)
+            if stage.trainer.training:
+                assert isinstance(batch.place, list)
+                for place, row in zip(batch.place, x, strict=True):
+                    self.given.setdefault(place, []).append(row.clone())
+            return x
+
+        stage.model.prefix = counted  # type: ignore[method-assign]
+        stage.prefix = kept  # type: ignore[method-assign]
+        self.trainer = Trainer(
+            accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            enable_checkpointing=False, num_sanity_val_steps=0, default_root_dir=folder,
+            callbacks=[FreezeEarlierBlocks()], **{"max_epochs": 2, **kwargs},
+        )  # fmt: skip
+        self.trainer.fit(stage, data)
+
+
+def files(model_dir: Path) -> list[str]:
+    return sorted(path.name for path in (model_dir / "cache").glob("x*.npy"))
+
+
+def test_computed_once_and_equal_to_the_model_up_to_8_bit(model_dir: Path, tmp_path: Path) -> None:
+    fit = Watched(SynthesisStage(str(model_dir), 2), faces(), tmp_path, max_epochs=3)
+    assert fit.computed == 6  # 12 samples in batches of 2, once and not in three epochs
+    assert len(fit.given) == 12
+    data = fit.trainer.datamodule.train_dataset
+    for place, rows in fit.given.items():
+        sample = data[place]
+        with torch.no_grad():
+            x = fit.stage.model.prefix(sample.lr[None], sample.reference[None], 2)[0]
+        assert len(rows) == 3
+        assert all(torch.equal(row, rows[0]) for row in rows)
+        assert (rows[0] - x).abs().max() <= 0.5 / 255 + 1e-6
+        assert (rows[0] - x).abs().max() > 0
+
+
+@pytest.mark.parametrize("make", [SynthesisStage, lambda *a: RefinementStage(
+    *a, input="synthesized", adversarial_weight=0, perceptual_weight=0, identity_weight=0)])  # fmt: skip
+def test_the_fits_of_a_block_share_it(model_dir: Path, tmp_path: Path, make: Callable[..., RPFStage]) -> None:
+    assert Watched(WarpingStage(str(model_dir), 2), faces(), tmp_path).computed == 6
+    before = files(model_dir)
+    assert Watched(make(str(model_dir), 2), faces(), tmp_path).computed == 0
+    assert files(model_dir) == before
+    assert len(before) == 2  # rows and checksums
+
+
+def test_a_flip_has_both_versions(model_dir: Path, tmp_path: Path) -> None:
+    fit = Watched(WarpingStage(str(model_dir), 2), faces(flip=True), tmp_path, max_epochs=12)
+    assert max(fit.given) >= 12
+    both = [place for place in fit.given if place < 12 and place + 12 in fit.given]
+    assert both
+    assert not torch.equal(fit.given[both[0]][0], fit.given[both[0] + 12][0])
+    data = fit.trainer.datamodule.train_dataset
+    for place in fit.given:
+        sample = data[place]
+        with torch.no_grad():
+            x = fit.stage.model.prefix(sample.lr[None], sample.reference[None], 2)[0]
+        assert (fit.given[place][0] - x).abs().max() <= 0.5 / 255 + 1e-6
+    assert fit.computed < 12 * 6
+
+
+@pytest.mark.parametrize("change", ["weights", "data", "mask", "limit", "flip"])
+def test_anything_that_changes_x_changes_the_key(model_dir: Path, tmp_path: Path, change: str) -> None:
+    Watched(WarpingStage(str(model_dir), 2), faces(), tmp_path, max_epochs=1)
+    before = files(model_dir)
+    if change == "weights":
+        model = RPFModel.from_pretrained(model_dir)
+        with torch.no_grad():
+            model.blocks[0].refinement.to_rgb.bias += 0.1
+        model.save_pretrained(model_dir)
+    options: dict[str, dict[str, Any]] = {
+        "data": {"seed": 1}, "mask": {"mask_reference": False}, "limit": {"limit_train": 8},
+        "flip": {"flip": True},
+    }  # fmt: skip
+    again = Watched(WarpingStage(str(model_dir), 2), faces(**options.get(change, {})), tmp_path, max_epochs=1)
+    assert again.computed > 0
+    assert set(files(model_dir)).isdisjoint(before)  # and the old one is gone
+
+
+def test_training_the_block_itself_does_not_change_the_key(model_dir: Path, tmp_path: Path) -> None:
+    Watched(WarpingStage(str(model_dir), 2, learning_rate=0.1), faces(), tmp_path, max_epochs=1)
+    assert Watched(WarpingStage(str(model_dir), 2), faces(), tmp_path).computed == 0
+
+
+@pytest.mark.parametrize("kind", ["dpsr", "realistic"])
+def test_off_with_a_random_degradation_and_says_so(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(prefix_cache, "rank_zero_info", lines.append)
+    fit = Watched(WarpingStage(str(model_dir), 2), faces(degradation=kind), tmp_path)
+    assert fit.computed == 12
+    assert lines == [f"x^(n) is computed in every step: the {kind} LR is random"]
+    assert not (model_dir / "cache").exists()
+
+
+def test_off_where_it_is_switched_off(model_dir: Path, tmp_path: Path) -> None:
+    fit = Watched(WarpingStage(str(model_dir), 2, cache_prefix=False), faces(), tmp_path)
+    assert fit.computed == 12
+    assert not (model_dir / "cache").exists()
+
+
+def test_the_first_block_needs_none(model_dir: Path, tmp_path: Path) -> None:
+    fit = Watched(WarpingStage(str(model_dir), 1), faces(), tmp_path)
+    assert not (model_dir / "cache").exists()
+    sample = fit.trainer.datamodule.train_dataset[0]
+    assert torch.equal(fit.given[0][0], sample.lr)
+
+
+def test_validation_is_exact(model_dir: Path, tmp_path: Path) -> None:
+    stage = WarpingStage(str(model_dir), 2)
+    seen: list[tuple[Tensor, Tensor]] = []
+    own = stage.prefix
+
+    def kept(batch: ReferenceBatch) -> Tensor:
+        x = own(batch)
+        if not stage.trainer.training:
+            seen.append((x, stage.model.prefix(batch.lr, batch.reference, 2)))
+        return x
+
+    stage.prefix = kept  # type: ignore[method-assign]
+    Watched(stage, faces(), tmp_path)
+    assert seen
+    assert all(torch.equal(a, b) for a, b in seen)
+
+
+# The file
+
+
+def cache(folder: Path, rows: int = 4, key: str = "k") -> PrefixCache:
+    made = PrefixCache(folder, 2, 8, rows, key)
+    assert made.open()
+    return made
+
+
+def refuse() -> Tensor:
+    raise AssertionError("is there already")
+
+
+def test_reads_back_what_was_computed(tmp_path: Path) -> None:
+    x = torch.rand(2, 3, 8, 8)
+    rounded = (x * 255).round() / 255
+    assert torch.equal(cache(tmp_path).get([3, 1], lambda: x, CPU), rounded)
+    again = cache(tmp_path)
+    assert again.filled() == 2
+    assert torch.equal(again.get([1, 3], refuse, CPU), rounded.flip(0))
+    with pytest.raises(AssertionError, match="is there already"):
+        again.get([1, 0], refuse, CPU)
+
+
+def test_a_black_image_counts_as_computed(tmp_path: Path) -> None:
+    made = cache(tmp_path)
+    made.get([0], lambda: torch.zeros(1, 3, 8, 8), CPU)
+    assert made.get([0], refuse, CPU).max() == 0
+
+
+@pytest.mark.parametrize("what", ["row", "checksum"])
+def test_a_torn_row_is_computed_again(tmp_path: Path, what: str) -> None:
+    made = cache(tmp_path)
+    x = torch.rand(2, 3, 8, 8)
+    made.get([0, 1], lambda: x, CPU)
+    path = made.path if what == "row" else made.path.with_suffix(".crc.npy")
+    array = np.load(path, mmap_mode="r+")
+    array[1] = array[1] ^ 1 if what == "row" else 0
+    array.flush()
+    again = cache(tmp_path)
+    again.get([0], refuse, CPU)
+    with pytest.raises(AssertionError, match="is there already"):
+        again.get([1], refuse, CPU)
+    again.get([1], lambda: x[1:], CPU)
+    assert torch.equal(again.get([0, 1], refuse, CPU), (x * 255).round() / 255)
+
+
+def test_full_disk_is_said_and_not_fatal(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    lines: list[str] = []
+    monkeypatch.setattr(prefix_cache, "rank_zero_warn", lines.append)
+    monkeypatch.setattr(prefix_cache, "new_array", full)
+    fit = Watched(WarpingStage(str(model_dir), 2), faces(), tmp_path)
+    assert fit.computed == 12
+    assert len(lines) == 1
+    assert "No space left on device; x^(n) is not kept, but computed in every step" in lines[0]
+    assert files(model_dir) == []
+
+
+def test_says_how_much_space_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(prefix_cache, "rank_zero_info", lines.append)
+    made = PrefixCache(tmp_path, 6, 512, 1000, "k")
+    assert made.gigabytes == pytest.approx(1000 * (3 * 512**2 + 4) / 1e9)
+    small = cache(tmp_path)
+    assert lines == [f"x^(n) of 4 samples: 0.00 GB in {small.path}"]
+    cache(tmp_path)
+    assert len(lines) == 1
