@@ -18,3 +18,16 @@ def test_an_option_before_a_lightning_command_is_named(name, capsys):
 def test_summary_of_a_model_directory(option, model_dir, capsys):
     main(["summary", option, str(model_dir)])
     assert capsys.readouterr().out == table(RPFModel.from_pretrained(model_dir)) + "\n"
+
+
+def test_curriculum_takes_one_curriculum_and_any_number_of_overlays(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "rpf_lightning.curriculum.run_curriculum", lambda *args, **kwargs: calls.append((args, kwargs))
+    )
+    main([
+        "curriculum", "--trainer.max_epochs", "1", "--config", "c.yaml", "--only", "a", "b,c", "--config=o.yaml",
+        "--from", "d", "--only", "e", "--data.root=x", "--dry-run", "--config", "p.yaml",
+    ])  # fmt: skip
+    options = ["--config", "o.yaml", "--config", "p.yaml", "--trainer.max_epochs", "1", "--data.root=x"]
+    assert calls == [(("c.yaml", options, None, True), {"only": ["a", "b,c", "e"], "start": "d"})]

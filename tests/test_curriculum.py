@@ -1,8 +1,13 @@
 """`rpf curriculum`: the plan, one directory for all fits, and going on after a kill."""
 
 import json
+import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,7 @@ from rpf_lightning.cli import main
 from rpf_lightning.curriculum import read_curriculum, run_curriculum
 from rpf_lightning.model import RPFModel
 from rpf_lightning.stages import WarpingStage
+from rpf_lightning.stages.memory import training_memory
 
 FITS = [
     "block1-refinement", "block2-refinement",
@@ -180,6 +186,30 @@ def test_command_line_passes_options_on(tmp_path: Path, fake: Callable[..., Fake
     assert fits.args[0][fits.args[0].index("--trainer.max_epochs") + 1] == "7"
 
 
+def test_options_of_one_stage(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
+    fits = fake()
+    path = write_curriculum(tmp_path)
+    options = [
+        "--warping.trainer.max_epochs", "9", "--trainer.max_epochs", "7", "--refinement.data.people=8",
+        "--synthesis.trainer.max_epochs", "3",
+    ]  # fmt: skip
+    run_curriculum(path, options, say=quiet)
+    for args, name in zip(fits.args, FITS, strict=True):
+        epochs = [args[i + 1] for i, word in enumerate(args) if word == "--trainer.max_epochs"]
+        assert epochs == {"warping": ["7", "9"], "synthesis": ["7", "3"]}.get(
+            name[7:], ["7"]
+        )  # the last acts
+        assert ("--data.people=8" in args) is (name[7:] == "refinement")
+    kept = state(tmp_path / "model")
+    change = ["--warping.trainer.max_epochs", "8", *options[2:]]
+    with pytest.raises(ValueError, match=r"block1-warping(.|\n)*trainer\.max_epochs: 9 then, 8 now"):
+        run_curriculum(path, change, say=quiet)
+    assert state(tmp_path / "model") == kept
+    lines: list[str] = []
+    run_curriculum(path, options, dry_run=True, say=lines.append)
+    assert ["9 steps" in line for line in lines] == ["warping" in name for name in FITS]
+
+
 def test_seed_makes_the_first_weights(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
     fake()
     files = []
@@ -283,7 +313,7 @@ def test_changed_settings_of_a_finished_fit(
         change(tmp_path / "warping.yaml", "model", "learning_rate", 0.25)
         expected = r"block1-warping(.|\n)*learning_rate: 0\.001 then, 0\.25 now"
     else:
-        expected = r"--trainer\.max_epochs: '1' then, '2' now"
+        expected = r"trainer\.max_epochs: 1 then, 2 now"
     with pytest.raises(ValueError, match=expected):
         run_curriculum(path, ["--trainer.max_epochs", "1" if where == "file" else "2"], say=quiet)
     assert fits.names == []
@@ -348,6 +378,426 @@ def test_moved_model_directory_and_preset_are_no_change(
     assert fits.names == FITS[3:]
 
 
+# Only some of the fits
+
+
+@pytest.mark.parametrize(
+    ("only", "names"),
+    [
+        (["block2-warping"], ["block2-warping"]),
+        ("block2", [name for name in FITS if name.startswith("block2")]),
+        ("warping", ["block1-warping", "block2-warping"]),
+        ("block2-synthesis,block1-warping", ["block1-warping", "block2-synthesis"]),
+        (["synthesis", "block1,"], [name for name in FITS if "synthesis" in name or "block1" in name]),
+    ],
+)
+def test_only(tmp_path: Path, fake: Callable[..., FakeFits], only: Any, names: list[str]) -> None:
+    path = write_curriculum(tmp_path)
+    fits = fake()
+    run_curriculum(path, only=only, say=quiet)
+    assert fits.names == names
+    assert list(state(tmp_path / "model")) == names
+    again = fake()
+    run_curriculum(path, only=only, say=quiet)
+    assert again.names == []
+    run_curriculum(path, say=quiet)
+    assert again.names == [name for name in FITS if name not in names]
+
+
+@pytest.mark.parametrize(
+    ("start", "first"), [("block1-synthesis", 3), ("block2", 1), ("warping", 2), ("block1-refinement", 0)]
+)
+def test_from(tmp_path: Path, fake: Callable[..., FakeFits], start: str, first: int) -> None:
+    fits = fake()
+    lines: list[str] = []
+    run_curriculum(write_curriculum(tmp_path), start=start, say=lines.append)
+    assert fits.names == FITS[first:]
+    missing = [line for line in lines if line.startswith("not finished")]
+    assert len(missing) == (1 if first else 0)
+    if first:
+        assert missing[0].endswith(f"as they are in {tmp_path / 'model'}: {', '.join(FITS[:first])}")
+    assert lines[-1].startswith("[8/8] ")  # numbers are those of the whole plan
+
+
+def test_only_and_from_together(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
+    path = write_curriculum(tmp_path)
+    fits = fake()
+    run_curriculum(path, only="warping", start="block1-synthesis", say=quiet)
+    assert fits.names == ["block2-warping"]
+    with pytest.raises(ValueError, match="no fit is left"):
+        run_curriculum(path, only="block1-refinement", start="warping", say=quiet)
+
+
+@pytest.mark.parametrize(
+    ("only", "missing"),
+    [
+        ("refinement", []),
+        ("block1-warping", []),
+        ("block1-synthesis", ["block1-warping"]),
+        ("block1-warping,block1-synthesis", []),
+        ("block1-finetune", ["block1-refinement", "block1-warping", "block1-synthesis"]),
+        ("block2-warping", ["block1-refinement", "block1-warping", "block1-synthesis", "block1-finetune"]),
+    ],
+)
+def test_modules_that_are_read_but_not_finished_are_named(
+    tmp_path: Path, fake: Callable[..., FakeFits], only: str, missing: list[str]
+) -> None:
+    path = write_curriculum(tmp_path)
+    fake()
+    lines: list[str] = []
+    run_curriculum(path, only=only, dry_run=True, say=lines.append)
+    expected = [
+        f"not finished, their modules are taken as they are in {tmp_path / 'model'}: {', '.join(missing)}"
+    ]
+    assert [line for line in lines if not line.startswith("block ")] == (expected if missing else [])
+    run_curriculum(path, say=quiet)
+    lines.clear()
+    run_curriculum(path, only=only, say=lines.append)
+    assert all(line.endswith("finished before") for line in lines)
+
+
+@pytest.mark.parametrize("argument", ["only", "start"])
+def test_name_that_fits_nothing(tmp_path: Path, fake: Callable[..., FakeFits], argument: str) -> None:
+    fits = fake()
+    with pytest.raises(
+        ValueError, match=r"'block3' names no fit.*block2-synthesis.*block1, block2, ref"
+    ) as caught:
+        run_curriculum(write_curriculum(tmp_path), say=quiet, **{argument: "block3"})
+    assert all(name in str(caught.value) for name in FITS)
+    assert fits.names == []
+    assert not (tmp_path / "model").exists()
+
+
+def test_only_on_the_command_line_among_options_of_the_fits(
+    tmp_path: Path, fake: Callable[..., FakeFits]
+) -> None:
+    path = str(write_curriculum(tmp_path))
+    fits = fake()
+    words = [
+        "--trainer.log_every_n_steps",
+        "7",
+        "--only",
+        "block1-warping",
+        "block2-warping,block2-synthesis",
+    ]
+    main(["curriculum", *words, "--trainer.max_epochs", "3", "--config", path])
+    assert fits.names == ["block1-warping", "block2-warping", "block2-synthesis"]
+    for args in fits.args:
+        assert args[3:7] == ["--trainer.log_every_n_steps", "7", "--trainer.max_epochs", "3"]
+        assert "block2-warping,block2-synthesis" not in args
+    last = fake()
+    main(["curriculum", "--config", path, "--from", "block2-synthesis", "--only=block2", *words[:2],
+          "--trainer.max_epochs", "3"])  # fmt: skip
+    assert last.names == ["block2-finetune"]
+
+
+def test_settings_of_fits_that_do_not_run_may_differ(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
+    path = write_curriculum(tmp_path)
+    fits = fake()
+    run_curriculum(path, ["--trainer.max_epochs", "1"], only="block1-warping", say=quiet)
+    run_curriculum(path, ["--trainer.max_epochs", "2"], only="block1-synthesis", say=quiet)
+    assert fits.names == ["block1-warping", "block1-synthesis"]
+
+
+# The plan's costs
+
+
+def plan(path: Path, overrides: list[str] | None = None, **kwargs: Any) -> list[str]:
+    lines: list[str] = []
+    run_curriculum(path, overrides, dry_run=True, say=lines.append, **kwargs)
+    return lines
+
+
+def test_dry_run_of_some_fits(tmp_path: Path) -> None:
+    lines = plan(write_curriculum(tmp_path), only="refinement")
+    assert [line.split("  side")[0] for line in lines] == ["block 1  refinement", "block 2  refinement"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        (["--trainer.max_epochs=3"], "3 steps"),
+        (["--trainer.max_epochs", "3", "--trainer.limit_train_batches", "5"], "15 steps"),
+        (
+            ["--trainer.limit_train_batches", "5", "--model.accumulate", "2", "--trainer.max_epochs", "3"],
+            "9 steps",
+        ),
+        (["--trainer.limit_train_batches", "1.0", "--trainer.max_epochs", "3"], "3 epochs"),
+        (["--trainer.limit_train_batches", "1.0", "--data.init_args.limit_train", "7"], "3 steps"),
+        (["--trainer.limit_train_batches", "0.5", "--data.limit_train", "8"], "2 steps"),
+        (
+            ["--trainer.limit_train_batches", "null", "--data.limit_train", "8", "--data.batch_size", "4"],
+            "2 steps",
+        ),
+        (["--trainer.limit_train_batches", "3", "--data.limit_train", "4"], "2 steps"),
+    ],
+)
+def test_dry_run_counts_steps_as_far_as_they_are_known(
+    tmp_path: Path, overrides: list[str], steps: str
+) -> None:
+    for line in plan(write_curriculum(tmp_path), overrides):
+        assert f" GB  {steps}  {tmp_path}" in line
+
+
+def test_dry_run_counts_the_steps_that_a_fit_takes(tmp_path: Path, prepared: Path) -> None:
+    path = write_curriculum(tmp_path / "c", network={**NETWORK, "scale": 2})
+    for stage in MODELS:
+        name = "FFHQDataModule" if stage == "refinement" else "ReferencePairsDataModule"
+        content = yaml.safe_load((tmp_path / "c" / f"{stage}.yaml").read_text())
+        content["data"] = {
+            "class_path": f"rpf_lightning.data.{name}",
+            "init_args": {"root": "elsewhere", "batch_size": 2, "val_fraction": 0.34},
+        }
+        content["trainer"] |= {"limit_train_batches": None, "max_epochs": 2}
+        (tmp_path / "c" / f"{stage}.yaml").write_text(yaml.safe_dump(content))
+    assert all(" GB  2 epochs  " in line for line in plan(path))  # there is no such folder
+    root = ["--data.init_args.root", str(prepared), "--model.init_args.accumulate", "4"]
+    lines = plan(path, root)
+    assert not (prepared / "cache").exists()
+    run_curriculum(path, root, say=quiet)
+    for line, name in zip(lines, state(tmp_path / "c" / "model"), strict=True):
+        last = tmp_path / "c" / "model" / "runs" / name / "checkpoints" / "last.ckpt"
+        taken = torch.load(last, weights_only=True)["generator_steps"]
+        assert f" GB  {taken} steps  " in line
+
+
+def test_dry_run_states_the_memory_of_the_options_given(tmp_path: Path) -> None:
+    path = write_curriculum(tmp_path, network={**NETWORK, "width": 0.25, "channels": 64})
+    overrides = ["--data.batch_size", "16", "--trainer.precision", "bf16-mixed"]
+    for line, name in zip(plan(path, overrides), FITS, strict=True):
+        network = {**NETWORK, "width": 0.25, "channels": 64}
+        adversarial = "warping" not in name
+        whole = training_memory(network, int(name[5]), name[7:], 16, adversarial=adversarial, bf16=True)
+        assert f" M parameters  {whole.total / 1e9:.2f} GB  " in line
+
+
+# Interrupted fits
+
+
+def checkpoint(directory: Path, name: str) -> Path:
+    file = directory / "runs" / name / "checkpoints" / "last.ckpt"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    return file
+
+
+def interrupted(path: Path, fake: Callable[..., FakeFits], overrides: list[str] | None = None) -> Path:
+    """The model directory of a curriculum whose fourth fit was killed after its first checkpoint."""
+    fake(4)
+    with pytest.raises(RuntimeError):
+        run_curriculum(path, overrides, say=quiet)
+    checkpoint(path.parent / "model", FITS[3])
+    return path.parent / "model"
+
+
+@pytest.mark.parametrize("where", ["file", "option", "short option", "overlay"])
+def test_changed_settings_of_an_interrupted_fit(
+    tmp_path: Path, fake: Callable[..., FakeFits], where: str
+) -> None:
+    path = write_curriculum(tmp_path)
+    directory = interrupted(path, fake)
+    overrides = []
+    if where == "file":
+        change(tmp_path / "synthesis.yaml", "model", "learning_rate", 0.25)
+    elif where == "overlay":
+        overlay = tmp_path / "overlay.yml"
+        overlay.write_text("model: {init_args: {learning_rate: 0.25}}")
+        overrides = ["--only", FITS[3], "--config", str(overlay)]
+    else:
+        overrides = [f"--model.{'' if 'short' in where else 'init_args.'}learning_rate", "0.25"]
+    fits = fake()
+    expected = rf"{FITS[3]} in (.|\n)*interrupted(.|\n)*\n  model\.init_args\.learning_rate: 0\.001 then, 0\.25 now\n"
+    with pytest.raises(ValueError, match=expected) as caught:
+        main(["curriculum", "--config", str(path), *(overrides or []), "--from", FITS[3]])
+    assert f"Delete {directory / 'runs' / FITS[3]}" in str(caught.value)
+    assert fits.names == []
+    if where == "file":
+        shutil.rmtree(directory / "runs" / FITS[3])  # as the message says
+        run_curriculum(path, say=quiet)
+        assert fits.names == FITS[3:]
+        assert "--ckpt_path" not in fits.args[0]
+
+
+def test_fit_without_a_checkpoint_starts_anew_with_any_settings(
+    tmp_path: Path, fake: Callable[..., FakeFits]
+) -> None:
+    path = write_curriculum(tmp_path)
+    directory = interrupted(path, fake)
+    (directory / "runs" / FITS[3] / "checkpoints" / "last.ckpt").unlink()
+    change(tmp_path / "synthesis.yaml", "data", "batch_size", 1)  # it did not fit into memory, say
+    fits = fake()
+    run_curriculum(path, say=quiet)
+    assert fits.names == FITS[3:]
+
+
+def test_interrupted_fit_is_noted_and_goes_on(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
+    path = write_curriculum(tmp_path)
+    directory = interrupted(path, fake, ["--trainer.max_epochs", "1"])
+    noted = json.loads((directory / "state.json").read_text())
+    assert list(noted["finished"]) == FITS[:3]
+    assert list(noted["started"]) == FITS[3:4]
+    # the same, said otherwise, and on another machine
+    moved = [
+        "--trainer.max_epochs=1",
+        "--trainer.accelerator",
+        "gpu",
+        "--trainer.devices=1",
+        "--data.num_workers",
+        "3",
+    ]
+    fits = fake()
+    run_curriculum(path, moved, say=quiet)
+    assert fits.names == FITS[3:]
+    assert json.loads((directory / "state.json").read_text())["started"] == {}
+
+
+def test_precision_is_a_setting(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
+    path = write_curriculum(tmp_path)
+    interrupted(path, fake)
+    with pytest.raises(ValueError, match=r"trainer\.precision: None then, 'bf16-mixed' now"):
+        run_curriculum(path, ["--trainer.precision", "bf16-mixed"], say=quiet)
+
+
+def test_one_batch_is_not_all_of_them(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
+    path = write_curriculum(tmp_path)
+    interrupted(path, fake, ["--trainer.limit_train_batches", "1"])
+    with pytest.raises(ValueError, match=r"limit_train_batches: 1 then, 1\.0 now"):
+        run_curriculum(path, ["--trainer.limit_train_batches", "1.0"], say=quiet)
+
+
+def test_state_file_of_an_older_release(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
+    path = write_curriculum(tmp_path)
+    directory = interrupted(path, fake)
+    old = {"finished": {name: {**s, "--trainer.max_epochs": "2"} for name, s in state(directory).items()}}
+    (directory / "state.json").write_text(json.dumps(old))
+    fits = fake()
+    run_curriculum(path, ["--trainer.max_epochs", "2"], say=quiet)
+    assert fits.names == FITS[3:]
+    with pytest.raises(ValueError, match="block1-refinement"):
+        run_curriculum(path, ["--trainer.max_epochs", "3"], say=quiet)
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"finished": {"block1', "[]", "{}", '{"finished": {"a": 1}}', "null", "\xff"]
+)
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_broken_state_file(tmp_path: Path, fake: Callable[..., FakeFits], text: str, dry_run: bool) -> None:
+    path = write_curriculum(tmp_path)
+    directory = interrupted(path, fake)
+    (directory / "state.json").write_bytes(text.encode("latin-1"))
+    fits = fake()
+    with pytest.raises(ValueError, match=re.escape(str(directory / "state.json")) + ": expected"):
+        run_curriculum(path, dry_run=dry_run, say=quiet)
+    assert fits.names == []
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--model.learning_rate", "1e-3"], None),  # as in the file
+        (["--trainer.deterministic", "null"], None),  # as by default
+        (["--trainer.deterministic", "true"], True),
+        (["--trainer.max_epochs", "2", "--trainer.max_epochs", "1"], None),  # the last one acts
+        (["--trainer.max_epochs", "1", "--config", "over.yml"], 2),
+        (["--trainer.max_epochs", "1", "--config", "over.yml", "--trainer.max_epochs=1"], None),
+    ],
+)
+def test_options_count_by_what_they_mean(
+    tmp_path: Path,
+    fake: Callable[..., FakeFits],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    value: Any,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("over.yml").write_text("trainer: {max_epochs: 2}")
+    path = write_curriculum(tmp_path)
+    interrupted(path, fake)
+    fits = fake()
+    if value is None:
+        run_curriculum(path, words, say=quiet)
+        assert fits.names == FITS[3:]
+    else:
+        with pytest.raises(ValueError, match=rf" then, {value} now"):
+            run_curriculum(path, words, say=quiet)
+
+
+# Overlays
+
+
+def test_logger_overlay_goes_to_every_fit_and_is_no_change(
+    tmp_path: Path, fake: Callable[..., FakeFits]
+) -> None:
+    path = write_curriculum(tmp_path)
+    interrupted(path, fake)
+    overlay = str(Path(__file__).parent.parent / "configs" / "logger" / "wandb.yaml")
+    fits = fake()
+    main(["curriculum", "--config", str(path), "--config", overlay])
+    assert fits.names == FITS[3:]
+    for args in fits.args:
+        assert args[3:5] == ["--config", overlay]
+
+
+def test_overlay_counts_by_its_contents(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
+    path = write_curriculum(tmp_path)
+    overlay, moved = tmp_path / "over.yml", tmp_path / "moved.yml"
+    overlay.write_text("trainer: {max_epochs: 4}")
+    interrupted(path, fake, ["--config", str(overlay)])
+    overlay.rename(moved)
+    fits = fake(2)
+    with pytest.raises(RuntimeError):
+        run_curriculum(path, [f"--config={moved}"], say=quiet)
+    assert fits.names == FITS[3:4]
+    run_curriculum(
+        path, ["--trainer.max_epochs", "4"], dry_run=False, only=FITS[3], say=quiet
+    )  # the same again
+    with pytest.raises(ValueError, match=r"max_epochs: 4 then, 1 now"):
+        run_curriculum(path, say=quiet)
+    assert " GB  4 steps  " in plan(path, ["--config", str(moved)])[0]
+
+
+# Other data
+
+
+def test_other_data_under_the_same_options_is_a_change(
+    tmp_path: Path, prepare: Callable[..., dict[str, Any]], fake: Callable[..., FakeFits]
+) -> None:
+    path = write_curriculum(tmp_path / "c")
+    sha256 = prepare()["sha256"]
+    root = ["--data.init_args.root", str(tmp_path / "prepared")]
+    interrupted(path, fake, root)
+    noted = json.loads((tmp_path / "c" / "model" / "state.json").read_text())
+    assert {s["data.sha256"] for fits in noted.values() for s in fits.values()} == {sha256}
+    (tmp_path / "prepared").rename(tmp_path / "moved")
+    fits = fake()
+    run_curriculum(path, [f"--data.root={tmp_path / 'moved'}"], only=FITS[3], say=quiet)  # no change
+    assert fits.names == FITS[3:4]
+    other = prepare("prepared", seed=1, val_fraction=0.34)["sha256"]
+    assert other != sha256
+    with pytest.raises(ValueError, match=rf"data\.sha256: '{sha256}' then, '{other}' now"):
+        run_curriculum(path, root, say=quiet)
+
+
+def test_data_that_the_first_fit_prepares_are_noted_then(
+    tmp_path: Path, prepare: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_curriculum(tmp_path / "c")
+    root = ["--data.init_args.root", str(tmp_path / "prepared")]
+    calls: list[list[str]] = []
+
+    def fit(args: list[str]) -> None:
+        calls.append(args)
+        if len(calls) == 1:
+            prepare()
+
+    monkeypatch.setattr(curriculum, "lightning_cli", fit)
+    run_curriculum(path, root, only="block1-refinement", say=quiet)
+    (settings,) = state(tmp_path / "c" / "model").values()
+    assert "data.sha256" in settings
+    run_curriculum(path, root, say=quiet)
+    assert len(calls) == 8
+
+
 # Real fits
 
 
@@ -374,6 +824,14 @@ def test_all_fits_run_on_one_directory(finished: Path) -> None:
         for key, value in last["state_dict"].items():
             if key.startswith("model."):
                 assert torch.equal(model[key.removeprefix("model.")], value)
+
+
+def test_kept_prefixes_are_removed_at_the_end(tmp_path: Path) -> None:
+    path = write_curriculum(tmp_path)
+    run_curriculum(path, start=None, only="block1,block2-refinement,block2-warping", say=quiet)
+    assert list((tmp_path / "model" / "cache").glob("x2-*.npy"))
+    run_curriculum(path, say=quiet)
+    assert not (tmp_path / "model" / "cache").exists()
 
 
 def test_every_fit_changed_its_module(finished: Path, tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
@@ -442,3 +900,73 @@ def test_killed_within_a_fit_trains_the_rest_of_it(
     assert list(state(tmp_path / "model")) == ["block1-refinement", "block1-warping", "block1-synthesis"]
     folder = tmp_path / "model" / "runs" / "block1-warping" / "checkpoints"
     assert torch.load(folder / "last.ckpt", weights_only=True)["generator_steps"] == 3
+
+
+# kill -9
+
+
+def started(path: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", "rpf_lightning", "curriculum", "--config", str(path)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    path = write_curriculum(tmp_path, finetune=False, network={**NETWORK, "scale": 2})
+    names = ["block1-refinement", "block1-warping", "block1-synthesis"]
+    epochs = {"refinement": 10, "warping": 10, "synthesis": 20}  # long enough to be killed within
+    for stage, number in epochs.items():
+        change(tmp_path / f"{stage}.yaml", "trainer", "max_epochs", number)
+    directory = tmp_path / "model"
+
+    def last(name: str) -> Path:
+        return directory / "runs" / name / "checkpoints" / "last.ckpt"
+
+    def finished() -> list[str]:
+        file = directory / "state.json"
+        return list(state(directory)) if file.is_file() else []
+
+    moments: list[Callable[[], bool]] = [
+        lambda: (directory / "model.safetensors").exists(),  # perhaps before its config.json
+        lambda: last(names[0]).exists(),  # in the first fit
+        lambda: names[0] in finished(),  # between two fits
+        lambda: last(names[2]).exists(),
+    ]
+    done: list[str] = []
+    for moment in moments:
+        process = started(path)
+        deadline = time.monotonic() + 60
+        while not moment():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.kill()
+        said = process.communicate()[0]
+        assert process.returncode == -signal.SIGKILL
+        assert [name for name in names if f"{name[7:]}: finished before" in said] == done[
+            : said.count("before")
+        ]
+        assert done == finished()[: len(done)]  # nothing is forgotten
+        done = finished()
+        assert len(done) < 3
+    (directory / ".state.json.1.tmp").write_text("{")  # a kill in the middle of a write
+    (directory / ".model.safetensors.1.tmp").write_text("half")
+    last(names[2]).with_name(".last.ckpt.tmp").write_text("half")
+    process = started(path)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, said
+    assert said.count("finished before") == len(done) >= 1
+    content = json.loads((directory / "state.json").read_text())
+    assert list(content["finished"]) == names
+    assert content["started"] == {}
+    assert not list(directory.rglob("*.tmp"))
+    model = RPFModel.from_pretrained(directory).state_dict()
+    for name in names:
+        checkpoint = torch.load(last(name), weights_only=True)
+        assert checkpoint["generator_steps"] == epochs[name[7:]]  # no epoch twice
+        for key, value in checkpoint["state_dict"].items():
+            if key.startswith("model."):
+                assert torch.equal(model[key.removeprefix("model.")], value)

@@ -1,6 +1,8 @@
 """`rpf fit|validate|test|predict` in this process, on a tiny network and a few drawn faces."""
 
 import csv
+import os
+import pickle
 import re
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
+from rpf_lightning.callbacks import ImagePanels
 from rpf_lightning.cli import main
 from rpf_lightning.model import RPFModel
 from rpf_lightning.stages import WarpingStage
@@ -155,7 +158,7 @@ def test_last_checkpoint_is_the_last_fits(write: Write, tmp_path: Path) -> None:
 
 def test_fast_dev_run_leaves_only_the_model(write: Write, tmp_path: Path) -> None:
     main(["fit", "--config", str(write()), "--trainer.fast_dev_run", "true"])
-    assert not last(tmp_path).exists()
+    assert not (tmp_path / "model" / "runs").exists()
 
 
 def test_own_checkpoint_callback_is_kept(write: Write, tmp_path: Path) -> None:
@@ -171,6 +174,117 @@ def test_own_checkpoint_callback_is_kept(write: Write, tmp_path: Path) -> None:
     main(["fit", "--config", str(path)])
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["own.ckpt"]
     assert not last(tmp_path).exists()
+
+
+def test_own_last_checkpoint_is_kept(write: Write, tmp_path: Path) -> None:
+    path = write()
+    content = yaml.safe_load(path.read_text())
+    content["trainer"]["callbacks"].append(
+        {"class_path": "rpf_lightning.callbacks.LastCheckpoint", "init_args": {"every_n_batches": 1}}
+    )
+    path.write_text(yaml.safe_dump(content))
+    cli = lightning_cli(["fit", "--config", str(path)])
+    assert [c.every_n_batches for c in cli.trainer.checkpoint_callbacks] == [1]
+    assert [file.name for file in last(tmp_path).parent.iterdir()] == ["last.ckpt"]
+
+
+def test_no_checkpoints_on_request(write: Write, tmp_path: Path) -> None:
+    main(["fit", "--config", str(write()), "--trainer.enable_checkpointing", "false"])
+    assert not last(tmp_path).parent.exists()
+
+
+def test_best_checkpoint_is_the_stages_best_epoch(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The warping's monitor is an error: lower is better."""
+
+    def diagnostics(stage: WarpingStage, *args: Any) -> dict[str, torch.Tensor]:
+        return {"end_point_error": torch.tensor((3.0, 1.0, 2.0)[stage.current_epoch])}
+
+    monkeypatch.setattr(WarpingStage, "diagnostics", diagnostics)
+    main(["fit", "--config", str(write()), "--trainer.max_epochs", "3"])
+    best = torch.load(last(tmp_path).with_name("best.ckpt"), weights_only=True)
+    assert best["epoch"] == 1
+    assert torch.load(last(tmp_path), weights_only=True)["epoch"] == 2
+    assert sorted(file.name for file in last(tmp_path).parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_resumed_fit_remembers_the_best(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diagnostics(stage: WarpingStage, *args: Any) -> dict[str, torch.Tensor]:
+        return {"end_point_error": torch.tensor((1.0, 2.0)[stage.current_epoch])}
+
+    monkeypatch.setattr(WarpingStage, "diagnostics", diagnostics)
+    main(["fit", "--config", str(write())])
+    more = ["--trainer.max_epochs", "2", "--ckpt_path", str(last(tmp_path))]
+    main(["fit", "--config", str(write()), *more])
+    assert torch.load(last(tmp_path).with_name("best.ckpt"), weights_only=True)["epoch"] == 0
+    assert torch.load(last(tmp_path), weights_only=True)["epoch"] == 1
+
+
+@pytest.mark.parametrize("batches", ["0", "0.0"])
+def test_fit_without_validation(write: Write, tmp_path: Path, batches: str) -> None:
+    main(["fit", "--config", str(write()), "--trainer.limit_val_batches", batches])
+    assert [file.name for file in last(tmp_path).parent.iterdir()] == ["last.ckpt"]
+    assert not (run_dir(tmp_path) / "panels").exists()
+
+
+def test_fit_draws_panels(write: Write, tmp_path: Path) -> None:
+    main(["fit", "--config", str(write())])
+    assert [file.name for file in (run_dir(tmp_path) / "panels").iterdir()] == ["epoch0000.png"]
+
+
+def test_own_panels_win(write: Write, tmp_path: Path) -> None:
+    path = write()
+    content = yaml.safe_load(path.read_text())
+    content["trainer"]["callbacks"].append(
+        {"class_path": "rpf_lightning.callbacks.ImagePanels", "init_args": {"every_n_epochs": 2}}
+    )
+    path.write_text(yaml.safe_dump(content))
+    cli = lightning_cli(["fit", "--config", str(path), "--trainer.max_epochs", "2"])
+    assert [c.every_n_epochs for c in cli.trainer.callbacks if isinstance(c, ImagePanels)] == [2]
+    assert [file.name for file in (run_dir(tmp_path) / "panels").iterdir()] == ["epoch0001.png"]
+
+
+def test_csv_log_has_the_whole_configuration(write: Write, tmp_path: Path) -> None:
+    main(["fit", "--config", str(write(learning_rate=1e-2))])
+    hparams = yaml.safe_load((run_dir(tmp_path) / "logs" / "version_0" / "hparams.yaml").read_text())
+    assert hparams["model"]["class_path"] == "rpf_lightning.stages.WarpingStage"
+    assert hparams["model"]["init_args"]["learning_rate"] == 1e-2
+    assert hparams["data"]["init_args"]["people"] == 6
+    assert hparams["trainer"]["limit_train_batches"] == 2
+    assert hparams["trainer"]["min_epochs"] is None
+
+
+class Malicious:
+    """Pickled, it makes a folder when it is read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("switched_off", [False, True])
+def test_checkpoint_runs_no_code(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, switched_off: bool
+) -> None:
+    """Not even where torch's own default was switched off."""
+    config = str(write())
+    main(["fit", "--config", config, "--trainer.limit_val_batches", "0"])
+    checkpoint = torch.load(last(tmp_path), weights_only=True)
+    checkpoint["callbacks"]["extra"] = Malicious(tmp_path / "trap")
+    torch.save(checkpoint, tmp_path / "bad.ckpt")
+    if switched_off:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(pickle.UnpicklingError, match=r"mkdir"):
+        main([command, "--config", config, "--ckpt_path", str(tmp_path / "bad.ckpt")])
+    assert not (tmp_path / "trap").exists()
+    torch.load(tmp_path / "bad.ckpt", weights_only=False)
+    assert (tmp_path / "trap").is_dir()  # it would have
 
 
 def test_unknown_option_is_refused(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,9 +336,7 @@ def test_killed_before_the_model_was_written(write: Write, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("first", ["rich.console", "lightning"])
-def test_one_batch_is_one_batch_whatever_was_imported_first(
-    write: Write, tmp_path: Path, first: str
-) -> None:
+def test_one_batch_is_one_batch_whatever_was_imported_first(write: Write, tmp_path: Path, first: str) -> None:
     """The order of a cached Union decides whether jsonargparse reads 1 as 1 or as 1.0, all batches."""
     script = (
         f"import {first}\n"

@@ -45,17 +45,31 @@ def _add_curriculum(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "curriculum",
         help="run all fits of a model in order; continues where it stopped",
         allow_abbrev=False,  # --model belongs to the fits
-        epilog="Further options go to every fit, such as --data.init_args.root DIR or --trainer.max_epochs 1.",
+        epilog="Further options go to every fit, such as --data.init_args.root DIR or --trainer.max_epochs 1; "
+        "--refinement.data.init_args.root DIR goes to the fits of that stage. "
+        "NAME is a fit (block2-warping), a block (block2) or a stage (warping); --dry-run lists the fits.",
     )
-    parser.add_argument("--config", required=True, help="a curriculum.yaml")
+    parser.add_argument(
+        "--config", required=True, action="append", metavar="FILE",
+        help="a curriculum.yaml; when given again: an overlay for every fit, such as configs/logger/wandb.yaml",
+    )  # fmt: skip
     parser.add_argument("--model_dir", "--model-dir", help="model directory, in place of the file's")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan, one line per fit")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", metavar="NAME", help="run only these fits, in the plan's order"
+    )
+    parser.add_argument("--from", dest="start", metavar="NAME", help="start at this fit")
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="print the plan, one line per fit: side, parameters, memory of a step, steps, file",
+    )  # fmt: skip
 
 
 def _curriculum(known: argparse.Namespace, rest: list[str]) -> None:
     from rpf_lightning.curriculum import run_curriculum
 
-    run_curriculum(known.config, rest, known.model_dir, known.dry_run)
+    curriculum, *overlays = known.config
+    options = [word for overlay in overlays for word in ("--config", overlay)] + rest
+    run_curriculum(curriculum, options, known.model_dir, known.dry_run, only=known.only, start=known.start)
 
 
 def _export(_: argparse.Namespace, rest: list[str]) -> None:

@@ -6,12 +6,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 
-from rpf_lightning.callbacks import PredictionWriter
+from rpf_lightning.callbacks import ImagePanels, LastCheckpoint, PredictionWriter
+from rpf_lightning.loggers import TensorBoardRun, WandbRun
 from rpf_lightning.stages import RPFStage
 
 EXPECTED_WARNINGS = (
@@ -33,49 +35,82 @@ class SaveConfig(SaveConfigCallback):
     """Saves the configuration beside the fit's own logs; other loggers' folder is that of all runs."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write `config.yaml` into the CSV log's folder, or else into the run folder."""
+        """Write `config.yaml` into the CSV log's folder, or else into the run folder; give it to the loggers."""
         assert isinstance(pl_module, RPFStage)
         logger = trainer.logger
         # not trainer.log_dir: that is a broadcast, and only the first process is here
         folder = Path(logger.log_dir) if isinstance(logger, CSVLogger) else pl_module.run_dir
         folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, folder / "config.yaml", overwrite=True, multifile=False)
+        for logger in trainer.loggers:
+            if not isinstance(logger, WandbRun):  # has it since `describe`
+                logger.log_hyperparams(_plain(self.parser, self.config))
 
 
 class RPFCLI(LightningCLI):
     """LightningCLI whose runs land in the model directory: `runs/block<n>-<stage>/`.
 
-    Unless the configuration says otherwise it logs to CSV and keeps the last checkpoint of the fit.
+    Unless the configuration says otherwise it logs to CSV, keeps the last and the best checkpoint of the fit
+    and draws panels of the validation. Checkpoints are read as data only: none can run code.
     """
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Fill in the run folder, the logger and the checkpoint."""
+        """Fill in the run folder, the loggers, the checkpoints and the panels."""
         stage = self.model
         assert isinstance(stage, RPFStage)
         config = self._get(self.config_init, "trainer", default={})
         callbacks = list(config.get("callbacks") or [])
+        trying = bool(config.get("fast_dev_run"))
+        validating = config.get("limit_val_batches") != 0
         if config.get("default_root_dir") is None:
             kwargs["default_root_dir"] = str(stage.run_dir)
-        if config.get("logger") in (None, True):
+        loggers = config.get("logger")
+        if loggers in (None, True):
             kwargs["logger"] = CSVLogger(stage.run_dir, name="logs")
-        checkpointing = config.get("enable_checkpointing") is not False and not config.get("fast_dev_run")
-        if checkpointing and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
-            callbacks.append(
-                ModelCheckpoint(
-                    stage.run_dir / "checkpoints",
-                    filename="{epoch}",
-                    save_last=True,
-                    save_on_train_epoch_end=True,  # every epoch, however seldom the fit validates
-                    enable_version_counter=False,  # or a second fit would leave the first one's last.ckpt
+        elif loggers and not trying:
+            for logger in loggers if isinstance(loggers, list) else [loggers]:
+                if isinstance(logger, WandbRun | TensorBoardRun):
+                    whole = _plain(self._parser(self.subcommand), self.config[self.subcommand])
+                    logger.describe(stage, whole, self.subcommand or "fit")
+        drawn = self.subcommand != "fit" or any(isinstance(c, ImagePanels) for c in callbacks)
+        if validating and not trying and not drawn:
+            callbacks.append(ImagePanels())
+        checkpointing = config.get("enable_checkpointing") is not False and not trying
+        if checkpointing and not any(isinstance(c, Checkpoint) for c in callbacks):
+            folder = stage.run_dir / "checkpoints"
+            if validating:  # or there is no score, and it would warn of that
+                monitor, mode = stage.monitor
+                callbacks.append(
+                    ModelCheckpoint(
+                        folder,
+                        filename="best",
+                        monitor=monitor,
+                        mode=mode,
+                        save_top_k=1,
+                        enable_version_counter=False,  # or a second fit would leave the first one's
+                    )
                 )
-            )
+            callbacks.append(LastCheckpoint(folder))  # after the best, so that it knows its score
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter())
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("weights_only") is None:
+            # Lightning leaves it to torch, which an environment variable switches off, and downloads without
+            kwargs["weights_only"] = True
+        return kwargs
+
     def _parse_ckpt_path(self) -> None:
         # Lightning would let a checkpoint's hyperparameters override the command line
         return
+
+
+def _plain(parser: Any, config: Any) -> dict[str, Any]:
+    """A parsed configuration in plain types, with class paths."""
+    plain: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_link_targets=False, skip_unset=False))
+    return plain
 
 
 def lightning_cli(args: list[str]) -> RPFCLI:

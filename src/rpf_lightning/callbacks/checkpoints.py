@@ -1,0 +1,73 @@
+"""The checkpoint that a killed fit continues from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+FILE = "last.ckpt"
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes `last.ckpt` after every epoch and every n batches within one; the file is always a whole one.
+
+    `ModelCheckpoint(every_n_train_steps)` counts the steps of both optimizers and so misses its numbers, and
+    `train_time_interval` saves nothing under manual optimization. At the end of an epoch the file is written
+    after that epoch's validation; listed after a `ModelCheckpoint`, it also knows that one's best score. When to
+    write depends on counters only: all processes of a distributed fit agree on it.
+
+    Args:
+        dirpath: Made if it is missing. None: `checkpoints/` in the stage's run folder, or else in the
+            trainer's default_root_dir.
+        every_n_batches: Counted within the epoch; 0 writes after epochs only. Where accumulated gradients are
+            pending, which no checkpoint holds, the file is written after the next batch that leaves none.
+
+    Raises:
+        ValueError: If `every_n_batches` is negative.
+    """
+
+    def __init__(self, dirpath: str | Path | None = None, every_n_batches: int = 500) -> None:
+        super().__init__()
+        if every_n_batches < 0:
+            raise ValueError(f"every_n_batches: expected 0 or more, got {every_n_batches}")
+        self.dirpath = None if dirpath is None else Path(dirpath)
+        self.every_n_batches = every_n_batches
+        self._due = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the file if it is time."""
+        if self.every_n_batches and (batch_idx + 1) % self.every_n_batches == 0:
+            self._due = True
+        # the epoch's last batch has its checkpoint after the validation
+        if self._due and not trainer.is_last_batch:
+            self._write(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file; Lightning calls checkpoints last, and after the validation."""
+        self._due = True
+        self._write(trainer, pl_module)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run or getattr(pl_module, "mid_accumulation", False):  # type: ignore[attr-defined]
+            return
+        root = getattr(pl_module, "run_dir", trainer.default_root_dir)
+        folder = self.dirpath or Path(root) / "checkpoints"
+        # Lightning's own "atomic" write fills a file in /tmp and moves it: from another disk that is a copy
+        temporary = folder / f".{FILE}.tmp"
+        try:
+            # in all processes; the first one writes, the others wait
+            trainer.save_checkpoint(temporary, weights_only=False)  # with optimizers; None says so every time
+            if trainer.is_global_zero:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(folder / FILE)
+        finally:
+            if trainer.is_global_zero:
+                temporary.unlink(missing_ok=True)
+        self._due = False

@@ -1,0 +1,153 @@
+"""Loggers that put a fit's records into its run folder and name them after the block and the stage.
+
+The names of the metrics are stable: ``train/loss`` is the sum of the terms ``train/reconstruction``,
+``train/warping``, ``train/flow``, ``train/unmasked``, ``train/perceptual``, ``train/identity`` and
+``train/adversarial``, those that the stage has; ``train/critic_loss``, ``train/critic_estimate`` and
+``train/penalty`` come from the critic, ``grad/...`` are norms of the terms' gradients. Validation writes its
+terms under the same names, and ``val/psnr``, ``val/psnr_face`` (images) or ``val/end_point_error``,
+``val/flow_correlation``, ``val/face_l1`` (the warping). ``val/panel`` is the picture of `ImagePanels`. Steps
+count batches.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from os import environ
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from rpf_lightning.model.storage import CONFIG_FILE, WEIGHTS_FILE, write_atomically
+from rpf_lightning.stages import RPFStage
+
+GROUP_FILE = Path("runs") / "group.txt"
+MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, "state.json")
+
+
+class WandbRun(WandbLogger):
+    """Weights & Biases: a group per model directory, a run per fit.
+
+    `describe` names the run ``block2-synthesis``, with the stage as its job type, the tags ``block2`` and
+    ``side64`` and the whole configuration. The run's id follows from the group and the fit: a fit that was
+    killed goes on in the same run. What the arguments name themselves stays. The run's files go into the run
+    folder. ``WANDB_MODE=offline`` needs neither an account nor a network.
+
+    Args:
+        project: Name of the W&B project.
+        save_dir: None: the run folder, or ``WANDB_DIR``.
+        log_model_dir: Log the model directory as an artifact of type ``model`` when a fit has ended: versions
+            of one artifact per group, each with the fit as its alias. Its `state.json` does not yet name this
+            fit as finished.
+        **kwargs: Further arguments of `WandbLogger` and of `wandb.init`, such as `entity` or `tags`.
+    """
+
+    def __init__(
+        self,
+        project: str = "rpf-lightning",
+        save_dir: str | None = None,
+        log_model_dir: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(project=project, save_dir=save_dir, **kwargs)  # type: ignore[arg-type]  # None works
+        self._wandb_init.pop("anonymous", None)  # W&B ignores it and warns
+        self.log_model_dir = log_model_dir
+        self._model_dir: Path | None = None
+
+    def describe(self, stage: RPFStage, config: Mapping[str, Any], command: str = "fit") -> None:
+        """Name the run after the stage, before it is begun.
+
+        Args:
+            stage: The stage that is run.
+            config: The whole configuration in plain types.
+            command: ``"fit"``; other commands have runs of their own, without an artifact.
+        """
+        fit = f"block{stage.block}-{stage.name}"
+        name = fit if command == "fit" else f"{fit}-{command}"
+        group = run_group(stage.model_dir)
+        given = self._wandb_init
+        tags = [f"block{stage.block}", f"side{stage.side}", *(given.get("tags") or ())]
+        folder = given.get("dir") or environ.get("WANDB_DIR") or str(stage.run_dir)
+        Path(folder).mkdir(parents=True, exist_ok=True)  # W&B would go elsewhere without a word
+        described = {
+            "name": name,
+            "group": group,
+            "job_type": stage.name if command == "fit" else command,
+            "id": f"{group}-{name}",
+        }
+        given.update({key: value for key, value in described.items() if given.get(key) is None})
+        given.update(tags=tags, dir=folder, config={**config, **(given.get("config") or {})})
+        self._name, self._id, self._save_dir = given["name"], given["id"], folder
+        self._model_dir = stage.model_dir if command == "fit" else None
+        self._artifact = (f"rpf-{group}", fit)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Log the model directory if all went well, and end the run: the next fit has its own."""
+        super().finalize(status)
+        run, self._experiment = self._experiment, None
+        if run is None or run.id != self._id:  # never begun, or somebody else's: theirs to end
+            return
+        if status == "success" and self.log_model_dir and self._model_dir is not None:
+            import wandb  # slow, and not needed by other loggers
+
+            name, alias = self._artifact
+            artifact = wandb.Artifact(name, type="model")
+            for file in MODEL_FILES:
+                if (self._model_dir / file).is_file():
+                    artifact.add_file(str(self._model_dir / file))  # copied: the next fit changes the files
+            run.log_artifact(artifact, aliases=["latest", alias])
+        run.finish(exit_code=0 if status == "success" else 1)
+
+
+class TensorBoardRun(TensorBoardLogger):
+    """TensorBoard files in the run folder; `tensorboard --logdir runs/demo/model/runs` shows all fits.
+
+    A fit that was killed goes on in the same folder. Needs the package `tensorboard`.
+
+    Args:
+        save_dir: None: the run folder.
+        name: Folder in it.
+        version: Folder in that.
+        default_hp_metric: Log a metric ``hp_metric`` of -1, which only TensorBoard's table of parameters needs.
+        **kwargs: Further arguments of `TensorBoardLogger`.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | None = None,
+        name: str = "tensorboard",
+        version: str = "",
+        default_hp_metric: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(save_dir or ".", name, version, default_hp_metric=default_hp_metric, **kwargs)
+        self._placed = save_dir is not None
+
+    def describe(self, stage: RPFStage, config: Mapping[str, Any], command: str = "fit") -> None:
+        """Take the run folder, and for other commands than ``"fit"`` a folder of their own in it."""
+        if not self._placed:
+            self._root_dir = str(stage.run_dir if command == "fit" else stage.run_dir / command)
+
+
+def run_group(model_dir: Path) -> str:
+    """The name under which W&B shows a model directory's fits together.
+
+    It is drawn once and kept in `runs/group.txt`, so that it stays when the directory is moved, and another
+    directory of the same name has another one.
+
+    Args:
+        model_dir: The model directory.
+    """
+    path = model_dir / GROUP_FILE
+    if not path.is_file():
+        name = re.sub(r"[^\w.-]+", "-", model_dir.resolve().name, flags=re.ASCII) or "model"
+        if getattr(rank_zero_only, "rank", 0) != 0:  # has no run; the first process names the group
+            return name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # not of the seeded generators: these must be different, and training undisturbed
+        write_atomically(path, f"{name[:60]}-{secrets.token_hex(4)}\n".encode())
+    return path.read_text().strip()

@@ -1,0 +1,103 @@
+"""Two gloo processes on the CPU: equal weights, disjoint data, and the same checkpoint as one process writes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rpf_lightning.model import RPFModel
+
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+import torch
+from lightning import Callback, Trainer
+from rpf_lightning.callbacks import FreezeEarlierBlocks, LastCheckpoint
+from rpf_lightning.data import SyntheticFacesDataModule
+from rpf_lightning.model.storage import weights_hash
+from rpf_lightning.stages import SynthesisStage
+
+class Watch(Callback):
+    def __init__(self): self.places, self.hashes = [], []
+    def on_train_batch_start(self, trainer, stage, batch, batch_idx):
+        self.places.append([trainer.current_epoch, *batch.place])
+        if POISON and trainer.global_rank == 1 and len(self.places) == 2: batch.gt[0, 0, 3, 3] = float("nan")
+    def on_train_batch_end(self, trainer, stage, *args):
+        self.hashes.append(weights_hash(stage.trained_module.state_dict()) + weights_hash(stage.critic.state_dict()))
+    def on_exception(self, trainer, stage, exception): self.write(trainer, repr(exception))
+    def on_fit_end(self, trainer, stage): self.write(trainer, "")
+    def write(self, trainer, error):
+        text = json.dumps({"places": self.places, "hashes": self.hashes, "error": error})
+        (OUT / f"rank{trainer.global_rank}.json").write_text(text)
+
+if __name__ == "__main__":
+    OUT, MODEL, DEVICES, EPOCHS = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    POISON, RESUME = sys.argv[5] == "poison", sys.argv[6] if len(sys.argv) > 6 else None
+    torch.manual_seed(0)
+    stage = SynthesisStage(MODEL, 2, learning_rate=1e-3, accumulate=2)
+    # on purpose other random numbers in each process: what is drawn may differ, what is trained may not
+    torch.manual_seed(100 + int(os.environ.get("LOCAL_RANK", 0)))
+    data = SyntheticFacesDataModule(people=8, photos_each=3, batch_size=2, val_fraction=0.25, flip=True)
+    Trainer(
+        accelerator="cpu", devices=DEVICES, max_epochs=EPOCHS, limit_val_batches=1, num_sanity_val_steps=0,
+        strategy="ddp_find_unused_parameters_true" if DEVICES > 1 else "auto", logger=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=OUT,
+        callbacks=[FreezeEarlierBlocks(), LastCheckpoint(OUT), Watch()],
+    ).fit(stage, data, ckpt_path=RESUME)
+"""
+
+
+def run(out: Path, model_dir: Path, devices: int, epochs: int, *extra: str) -> list[dict[str, Any]]:
+    out.mkdir()
+    script = out / "train.py"
+    script.write_text(SCRIPT)
+    command = [
+        sys.executable,
+        str(script),
+        str(out),
+        str(model_dir),
+        str(devices),
+        str(epochs),
+        *(extra or ("",)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode == 0) is ("poison" not in extra), done.stdout + done.stderr
+    return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(devices)]
+
+
+@pytest.mark.slow
+def test_two_processes_stay_in_sync_and_write_what_one_writes(model_dir: Path, tmp_path: Path) -> None:
+    ranks = run(tmp_path / "two", model_dir, 2, 2)
+    assert len(ranks[0]["hashes"]) == 8  # 18 samples, 2 processes, batches of 2: 4 steps in each of 2 epochs
+    assert ranks[0]["hashes"] == ranks[1]["hashes"]
+    assert len(set(ranks[0]["hashes"])) == 5  # the start, and a step every two batches
+    for epoch in (0, 1):
+        parts = [{p % 18 for e, *places in rank["places"] if e == epoch for p in places} for rank in ranks]
+        assert [len(part) for part in parts] == [8, 8]
+        assert parts[0].isdisjoint(parts[1])
+    written = RPFModel.from_pretrained(model_dir).blocks[1].synthesis.state_dict()
+    two = torch.load(tmp_path / "two" / "last.ckpt", weights_only=True)
+    for key, value in written.items():
+        assert torch.equal(value, two["state_dict"][f"model.blocks.1.synthesis.{key}"])
+
+    # one process continues the two's checkpoint
+    alone = run(tmp_path / "one", model_dir, 1, 3, "", str(tmp_path / "two" / "last.ckpt"))
+    assert {epoch for epoch, *_ in alone[0]["places"]} == {2}
+    one = torch.load(tmp_path / "one" / "last.ckpt", weights_only=True)
+    assert one.keys() == two.keys()
+    assert {k: v.shape for k, v in one["state_dict"].items()} == {
+        k: v.shape for k, v in two["state_dict"].items()
+    }
+
+
+@pytest.mark.slow
+def test_a_nan_in_one_process_stops_both(model_dir: Path, tmp_path: Path) -> None:
+    ranks = run(tmp_path / "two", model_dir, 2, 2, "poison")
+    assert [len(rank["places"]) for rank in ranks] == [3, 3]
+    assert all("FloatingPointError" in rank["error"] for rank in ranks)
+    folder = model_dir / "runs" / "block2-synthesis"
+    assert json.loads((folder / "rank1_not_finite.json").read_text())["step"] == 1

@@ -1,0 +1,485 @@
+"""What a researcher has to be able to trust: frozen weights, exact resume, accumulation, precision, NaN."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from rpf_lightning.callbacks import FreezeEarlierBlocks, LastCheckpoint
+from rpf_lightning.data import SyntheticFacesDataModule
+from rpf_lightning.data.dataset import collate
+from rpf_lightning.data.records import ReferenceBatch
+from rpf_lightning.model import Critic, RPFModel, StyleGAN2Critic
+from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, WarpingStage
+
+Fit = Callable[..., Any]
+BatchOf = Callable[..., Any]
+BARE = {"perceptual_weight": 0.0, "identity_weight": 0.0}
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+    "num_sanity_val_steps": 0,
+}
+
+
+def make(kind: str, model_dir: Path, block: int = 2, **kwargs: Any) -> RPFStage:
+    if kind == "warping":
+        return WarpingStage(str(model_dir), block, **kwargs)
+    if kind == "synthesis":
+        return SynthesisStage(str(model_dir), block, **kwargs)
+    return RefinementStage(str(model_dir), block, input=kind, **{**BARE, **kwargs})
+
+
+def faces(**kwargs: Any) -> SyntheticFacesDataModule:
+    return SyntheticFacesDataModule(people=8, photos_each=2, batch_size=2, val_fraction=0.25, **kwargs)
+
+
+def trained(stage: RPFStage) -> dict[str, Tensor]:
+    return {k: v.detach().clone() for k, v in stage.trained_module.state_dict().items()}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def run(stage: RPFStage, data: LightningDataModule, folder: Path, epochs: int = 1, **kwargs: Any) -> Trainer:
+    ckpt_path = kwargs.pop("ckpt_path", None)
+    callbacks = [FreezeEarlierBlocks(), *kwargs.pop("callbacks", [])]
+    options = {**QUIET, "max_epochs": epochs, "limit_val_batches": 0, "default_root_dir": folder, **kwargs}
+    trainer = Trainer(callbacks=callbacks, **options)
+    trainer.fit(stage, data, ckpt_path=ckpt_path)
+    return trainer
+
+
+# Frozen
+
+
+@pytest.mark.parametrize("kind", ["warping", "synthesis", "synthesized"])
+def test_outputs_of_what_is_frozen_are_bitwise_the_same(
+    model_dir: Path, fit: Fit, batch_of: BatchOf, kind: str
+) -> None:
+    def outputs(model: RPFModel) -> list[Tensor]:
+        batch = batch_of(2)
+        with torch.no_grad():
+            x = model.prefix(batch.lr, batch.reference, 2)
+            block = model.blocks[1]
+            flow, aligned = block.warping(x, batch.reference)
+            synthesized = block.synthesis(x, batch.reference)
+            refined = block.refinement(batch.gt)
+        named = {
+            "x": x,
+            "warping": torch.cat((flow, aligned), 1),
+            "synthesis": synthesized,
+            "refinement": refined,
+        }
+        own = {"warping": "warping", "synthesis": "synthesis", "synthesized": "refinement"}[kind]
+        trained_output = named.pop(own)
+        return [trained_output, *named.values()]
+
+    stage = make(kind, model_dir, learning_rate=1e-3)
+    before = outputs(stage.model)
+    fit(stage, callbacks=[FreezeEarlierBlocks()])
+    after = outputs(stage.model)
+    assert not torch.equal(before[0], after[0])
+    assert all(torch.equal(a, b) for a, b in zip(before[1:], after[1:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "used"),
+    [
+        ("warping", set()),
+        ("synthesis", {"1.warping"}),
+        ("synthesized", {"1.warping", "1.synthesis"}),
+        ("x2", set()),
+    ],
+)
+def test_no_optimizer_state_and_no_graph_for_what_is_frozen(
+    model_dir: Path, fit: Fit, kind: str, used: set[str]
+) -> None:
+    stage = make(kind, model_dir)
+    graphs: dict[str, bool] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda *_: graphs.update({name: torch.is_grad_enabled()})
+
+    prefixes: list[Tensor] = []
+    prefix = stage.prefix
+    stage.prefix = lambda batch: prefixes.append(prefix(batch)) or prefixes[-1]  # type: ignore[method-assign]
+    for n, block in enumerate(stage.model.blocks):
+        for name in ("warping", "synthesis", "refinement"):
+            if getattr(block, name) is not stage.trained_module:
+                getattr(block, name).register_forward_hook(hook(f"{n}.{name}"))
+    trainer = fit(stage)  # without the callback
+    own = set(stage.trained_module.parameters())
+    assert set(trainer.optimizers[0].state) == own
+    assert graphs == dict.fromkeys(used, False)
+    assert len(prefixes) == (0 if kind == "x2" else 2)
+    assert not any(x.requires_grad for x in prefixes)
+    assert all(p.grad is None for p in stage.model.parameters() if p not in own)
+
+
+def test_says_that_the_callback_is_missing(
+    model_dir: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("rpf_lightning.stages.base.rank_zero_info", lines.append)
+    fit(make("warping", model_dir))
+    assert any("FreezeEarlierBlocks is not among the callbacks" in line for line in lines)
+    lines.clear()
+    fit(make("warping", model_dir), callbacks=[FreezeEarlierBlocks()])
+    assert not any("FreezeEarlierBlocks" in line for line in lines)
+
+
+def test_a_frozen_weight_that_changes_is_noticed(model_dir: Path, fit: Fit) -> None:
+    class Meddle(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            with torch.no_grad():
+                pl_module.model.blocks[0].refinement.to_rgb.bias += 1e-3
+
+    before = (model_dir / "model.safetensors").read_bytes()
+    with pytest.raises(RuntimeError, match="weights that are frozen changed during the fit"):
+        fit(make("warping", model_dir), callbacks=[Meddle()])
+    assert (model_dir / "model.safetensors").read_bytes() == before
+
+
+# Exact resume
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("kind", ["warping", "synthesis", "mix"])
+def test_resuming_within_an_epoch_equals_not_stopping(
+    model_dir: Path, tmp_path: Path, kind: str, flip: bool
+) -> None:
+    """2k steps == k + resume + k, bitwise: weights, both optimizers, random state, order; k is mid-epoch."""
+    start = (model_dir / "model.safetensors").read_bytes()
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            if pl_module.generator_steps == 11:
+                raise KeyError("killed")
+
+    def stage() -> RPFStage:
+        (model_dir / "model.safetensors").write_bytes(start)
+        torch.manual_seed(0)  # of the critic
+        made = make(kind, model_dir, learning_rate=1e-3, decay="cosine")
+        torch.manual_seed(1)
+        return made
+
+    options: dict[str, Any] = {"epochs": 3, "enable_checkpointing": True}
+    whole = stage()
+    first = run(whole, faces(flip=flip), tmp_path, callbacks=[LastCheckpoint(tmp_path / "a")], **options)
+    killed = stage()
+    checkpoint = LastCheckpoint(tmp_path / "b", every_n_batches=4)
+    with pytest.raises(KeyError, match="killed"):
+        run(killed, faces(flip=flip), tmp_path, callbacks=[checkpoint, Stop()], **options)
+    saved = torch.load(tmp_path / "b" / "last.ckpt", weights_only=True)
+    assert saved["generator_steps"] == 10  # 6 batches per epoch: in the middle of the second
+    resumed = stage()
+    torch.manual_seed(99)
+    second = run(
+        resumed, faces(flip=flip), tmp_path, callbacks=[LastCheckpoint(tmp_path / "b", every_n_batches=4)],
+        ckpt_path=tmp_path / "b" / "last.ckpt", **options,
+    )  # fmt: skip
+    assert resumed.generator_steps == whole.generator_steps == 18
+    assert equal(dict(whole.state_dict()), dict(resumed.state_dict()))
+    for a, b in zip(first.optimizers, second.optimizers, strict=True):
+        torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=0, atol=0)
+    ends = [torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("a", "b")]
+    assert torch.equal(ends[0]["random_state"]["torch"], ends[1]["random_state"]["torch"])
+
+
+# Accumulation
+
+
+@pytest.mark.parametrize("kind", ["synthesis", "x2"])
+def test_accumulating_equals_a_larger_batch(model_dir: Path, fit: Fit, batch_of: BatchOf, kind: str) -> None:
+    kwargs = {"learning_rate": 1e-3, "adversarial_weight": 0.0}
+    a, b = batch_of(2, 0), batch_of(2, 1)
+    joined = {
+        name: torch.cat((value, getattr(b, name))) if isinstance(value, Tensor) else value + getattr(b, name)
+        for name, value in a._asdict().items()
+    }
+    start = (model_dir / "model.safetensors").read_bytes()
+    whole = make(kind, model_dir, **kwargs)
+    fit(whole, batches=[ReferenceBatch(**joined)])
+    (model_dir / "model.safetensors").write_bytes(start)
+    parts = make(kind, model_dir, **kwargs, accumulate=2)
+    fit(parts, batches=[a, b])
+    assert whole.generator_steps == parts.generator_steps == 1
+    for key, value in trained(whole).items():
+        torch.testing.assert_close(value, trained(parts)[key], rtol=1e-3, atol=1e-5)
+
+
+def test_last_batches_of_an_epoch_step_too(model_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
+    pending: list[bool] = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            pending.append(pl_module.mid_accumulation)
+
+    stage = make("synthesis", model_dir, accumulate=2)
+    trainer = fit(stage, batches=[batch_of(2, 0), batch_of(2, 1), batch_of(2, 0)], callbacks=[Look()])
+    assert pending == [True, False, False]
+    assert stage.generator_steps == 2
+    assert [int(o.state[next(iter(o.state))]["step"]) for o in trainer.optimizers] == [2, 2]
+
+
+@pytest.mark.parametrize("accumulate", [0, -1])
+def test_accumulate_must_be_positive(model_dir: Path, accumulate: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"accumulate: expected a positive number of batches, got {accumulate}"
+    ):
+        make("warping", model_dir, accumulate=accumulate)
+
+
+# Precision
+
+
+@pytest.mark.parametrize("kind", ["warping", "synthesis", "x2"])
+def test_losses_are_fp32_under_bf16(model_dir: Path, fit: Fit, kind: str) -> None:
+    stage = make(kind, model_dir)
+    seen: list[dict[str, Tensor]] = []
+    terms = stage._generator_terms
+    stage._generator_terms = lambda *args: seen.append(terms(*args)) or seen[-1]  # type: ignore[method-assign]
+    convolutions: list[torch.dtype] = []
+    first = next(
+        m
+        for m in stage.trained_module.modules()
+        if isinstance(m, torch.nn.Conv2d) or "Equalized" in type(m).__name__
+    )
+    first.register_forward_hook(lambda m, a, out: convolutions.append(out.dtype))
+    fit(stage, precision="bf16-mixed")
+    assert set(convolutions) == {torch.bfloat16}  # autocast was on
+    assert {value.dtype for values in seen for value in values.values()} == {torch.float32}
+    assert all(bool(torch.isfinite(value)) for values in seen for value in values.values())
+    assert {p.dtype for p in stage.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-true", "64-true", "16-true"])
+def test_other_precisions_are_refused(model_dir: Path, precision: str) -> None:
+    stage = make("synthesis", model_dir)
+    stage._trainer = type("Trainer", (), {"precision": precision, "max_epochs": 1})()
+    with pytest.raises(ValueError, match=rf"precision: expected 32-true or bf16-mixed, got {precision}"):
+        stage.on_fit_start()
+
+
+# NaN
+
+
+class Poison(Callback):
+    """Makes one training batch's GT NaN or infinite."""
+
+    def __init__(self, batch: int, value: float) -> None:
+        self.batch, self.value = batch, value
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: ReferenceBatch, batch_idx: int
+    ) -> None:
+        if trainer.fit_loop.epoch_loop.total_batch_idx == self.batch:
+            batch.gt[0, 0, 5, 5] = self.value
+
+
+def watch_steps(stage: RPFStage) -> list[list[str]]:
+    """The names of the batches that came to the training step."""
+    seen: list[list[str]] = []
+    step = stage.training_step
+
+    def training_step(batch: ReferenceBatch, batch_idx: int) -> None:
+        seen.append(list(batch.id))
+        step(batch, batch_idx)
+
+    stage.training_step = training_step  # type: ignore[method-assign]
+    return seen
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["synthesis", "lr"])
+def test_a_loss_that_is_not_finite_stops_the_run(
+    model_dir: Path, tmp_path: Path, kind: str, value: float
+) -> None:
+    stage = make(kind, model_dir)
+    before = (model_dir / "model.safetensors").read_bytes()
+    seen = watch_steps(stage)
+    checkpoint = LastCheckpoint(tmp_path / "checkpoints", every_n_batches=1)
+    with pytest.raises(FloatingPointError, match=r"loss not finite: .*reconstruction"):
+        run(stage, faces(), tmp_path, 2, callbacks=[checkpoint, Poison(3, value)], enable_checkpointing=True)
+    assert len(seen) == 4  # with a checkpoint at every batch at once; without one, a step later
+    note = json.loads((stage.run_dir / "not_finite.json").read_text())
+    assert note["id"] == seen[3]
+    assert (note["step"], note["epoch"]) == (3, 0)
+    assert len(note["reference_id"]) == 2
+    assert note["values"]["reconstruction"] in ("nan", "inf")  # outside the mask 0 * inf is NaN
+    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["generator_steps"] == 3
+    assert all(bool(torch.isfinite(v).all()) for v in kept["state_dict"].values())
+    assert (model_dir / "model.safetensors").read_bytes() == before
+
+
+def test_stops_within_one_step(model_dir: Path, tmp_path: Path) -> None:
+    stage = make("synthesis", model_dir)
+    steps = watch_steps(stage)
+    with pytest.raises(FloatingPointError):
+        run(stage, faces(), tmp_path, 2, callbacks=[Poison(2, float("nan"))])
+    assert len(steps) == 4
+
+
+def test_last_batch_of_a_fit_counts_as_well(model_dir: Path, tmp_path: Path) -> None:
+    stage = make("synthesis", model_dir)
+    with pytest.raises(FloatingPointError):
+        run(stage, faces(), tmp_path, callbacks=[Poison(5, float("nan"))])
+
+
+def test_weights_that_are_not_finite_are_not_saved(model_dir: Path, tmp_path: Path, fit: Fit) -> None:
+    class Break(Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            with torch.no_grad():
+                next(pl_module.trained_module.parameters())[0] = float("inf")
+
+    with pytest.raises(FloatingPointError, match=r"holds NaN or infinite weights"):
+        fit(
+            make("synthesis", model_dir),
+            callbacks=[Break(), ModelCheckpoint(tmp_path)],
+            enable_checkpointing=True,
+        )
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+# Critics and gradient norms
+
+
+def test_critic_kinds(model_dir: Path) -> None:
+    assert isinstance(make("synthesis", model_dir).critic, Critic)
+    stage = make("x2", model_dir, critic="stylegan2", penalty_weight=4.0)
+    assert isinstance(stage.critic, StyleGAN2Critic)
+    assert stage.configure_optimizers()[1].param_groups[0]["betas"] == (0.0, 0.99)
+
+
+def test_stylegan2_critic_trains_with_softplus_and_r1(model_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
+    stage = make("x2", model_dir, critic="stylegan2", penalty_weight=4.0, adversarial_weight=0.5)
+    batch = batch_of(2)
+    values: dict[str, float] = {}
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            values.update({k: v.item() for k, v in trainer.callback_metrics.items()})
+
+    assert stage.critic is not None
+    before = {k: v.clone() for k, v in stage.critic.state_dict().items()}
+    with torch.no_grad():
+        real = stage.critic(batch.gt)
+        fake_image = stage.generate(batch)["output"]
+        fake = stage.critic(fake_image)
+    inputs = batch.gt.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(stage.critic(inputs).sum(), inputs)
+    penalty = 2.0 * gradient.flatten(1).square().sum(1).mean()
+    loss = torch.nn.functional.softplus(fake).mean() + torch.nn.functional.softplus(-real).mean()
+    fit(stage, batches=[batch], callbacks=[Look()])
+    assert values["train/penalty"] == pytest.approx(penalty.item(), rel=1e-3)
+    assert values["train/critic_loss"] == pytest.approx((loss + penalty).item(), rel=1e-3)
+    assert values["train/critic_estimate"] == pytest.approx((real - fake).mean().item(), rel=1e-2, abs=1e-5)
+    assert not equal(before, dict(stage.critic.state_dict()))
+
+
+def test_gradient_norms_are_those_at_the_output(model_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
+    stage = make("synthesis", model_dir, unmasked_weight=0.3, adversarial_weight=0.7, gradient_norms_every=2)
+    logged: list[dict[str, float]] = []
+    kept: list[tuple[Tensor, Tensor]] = []
+    generate = stage.generate
+
+    def spy(batch: ReferenceBatch) -> dict[str, Tensor]:
+        outputs = generate(batch)
+        kept.append((outputs["output"].detach().clone(), batch.gt))
+        return outputs
+
+    stage.generate = spy  # type: ignore[method-assign]
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            found = trainer.callback_metrics.items()
+            logged.append({k: v.item() for k, v in found if k.startswith("grad/")})
+
+    batches = [batch_of(2), batch_of(2)]
+    fit(stage, batches=batches, callbacks=[Look()])
+    assert logged[0] == {}  # every second batch
+    assert set(logged[1]) == {"grad/reconstruction", "grad/unmasked_relative", "grad/adversarial_relative"}
+    output, gt = kept[1]
+    count = output.numel()
+    inside = batches[1].gt_mask.expand_as(gt)
+    masked = ((output != gt) * inside).sum().sqrt().item() / count
+    whole = (output != gt).sum().sqrt().item() / count
+    assert logged[1]["grad/reconstruction"] == pytest.approx(masked, rel=1e-4)
+    assert logged[1]["grad/unmasked_relative"] == pytest.approx(0.3 * whole / masked, rel=1e-4)
+    assert logged[1]["grad/adversarial_relative"] > 0
+
+
+def test_gradient_norms_of_the_warping_stage_are_taken_at_the_flow(
+    model_dir: Path, fit: Fit, batch_of: BatchOf
+) -> None:
+    stage = make("warping", model_dir, flow_weight=0.5, gradient_norms_every=1)
+    trainer = fit(stage, batches=[batch_of(2)])
+    assert trainer.callback_metrics["grad/flow_relative"] > 0
+    off = make("warping", model_dir, gradient_norms_every=0)
+    assert not any(k.startswith("grad/") for k in fit(off, batches=[batch_of(2)]).callback_metrics)
+
+
+def test_gradient_norms_change_nothing(model_dir: Path, fit: Fit) -> None:
+    start = (model_dir / "model.safetensors").read_bytes()
+    weights = []
+    for every in (0, 1):
+        (model_dir / "model.safetensors").write_bytes(start)
+        torch.manual_seed(0)
+        stage = make("synthesis", model_dir, gradient_norms_every=every)
+        torch.manual_seed(1)
+        fit(stage)
+        weights.append(dict(stage.state_dict()))
+    assert equal(*weights)
+
+
+# Pictures
+
+
+@pytest.mark.parametrize(
+    ("kind", "titles"),
+    [
+        ("warping", "LR bicubic flow aligned GT reference thin-plate mask"),
+        ("synthesis", "LR bicubic flow aligned synthesized GT reference thin-plate mask"),
+        ("x2", "LR bicubic output GT reference thin-plate mask"),
+        ("synthesized", "LR bicubic flow aligned synthesized output GT reference thin-plate mask"),
+    ],
+)
+def test_pictures(model_dir: Path, batch_of: BatchOf, kind: str, titles: str) -> None:
+    batch = batch_of(2)
+    pictures = make(kind, model_dir).pictures(batch)
+    assert list(pictures) == titles.split()
+    for image in pictures.values():
+        assert image.shape == batch.gt.shape
+        assert not image.requires_grad
+        assert image.min() >= 0
+        assert image.max() <= 1
+    assert torch.equal(pictures["GT"], batch.gt)
+    assert torch.equal(pictures["LR"][..., ::4, ::4], batch.lr)
+
+
+def test_flow_picture_is_white_where_nothing_moves(model_dir: Path, batch_of: BatchOf) -> None:
+    stage = make("warping", model_dir)
+    with torch.no_grad():
+        stage.current_block.warping.flow_head.bias.zero_()
+    assert stage.pictures(batch_of(2))["flow"].min() > 0.99
+
+
+def test_batches_without_a_dataset_have_no_place(batch_of: BatchOf) -> None:
+    data = faces(lr_size=16, size=64, side=32)
+    data.setup()
+    count = len(data.train_dataset)
+    batch = collate([data.train_dataset[1], data.train_dataset[count + 1]])
+    assert batch.place == [1, count + 1]
+    assert torch.equal(batch.gt[1], batch.gt[0].flip(-1))

@@ -1,0 +1,400 @@
+"""WandbRun and TensorBoardRun: what they wrote, read back with readers of the file formats."""
+
+import json
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+import yaml
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+from wandb.proto.wandb_internal_pb2 import Record
+
+from rpf_lightning.cli import main
+from rpf_lightning.loggers import TensorBoardRun, WandbRun, run_group
+from rpf_lightning.stages import SynthesisStage, WarpingStage
+from rpf_lightning.training import lightning_cli
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+NAME = "block2-synthesis"
+
+
+@pytest.fixture(autouse=True)
+def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Offline, with W&B's own folders out of the way, from an empty working directory."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    for variable in ("WANDB_DIR", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_RUN_GROUP", "WANDB_NAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for folder in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{folder}_DIR", str(tmp_path / "wandb" / folder))
+    yield
+    wandb.finish()  # of a test that failed
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_dir: Path) -> Path:
+    """Configuration of a short synthesis fit of block 2."""
+    content = {
+        "seed_everything": 0,
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 2,
+            "limit_train_batches": 2,
+            "limit_val_batches": 1,
+            "log_every_n_steps": 1,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "enable_progress_bar": False,
+            "callbacks": [{"class_path": "rpf_lightning.callbacks.FreezeEarlierBlocks"}],
+        },
+        "model": {
+            "class_path": "rpf_lightning.stages.SynthesisStage",
+            "init_args": {"model_dir": str(model_dir), "block": 2, "learning_rate": 0.01},
+        },
+        "data": {
+            "class_path": "rpf_lightning.data.SyntheticFacesDataModule",
+            "init_args": {"people": 6, "photos_each": 2, "batch_size": 2, "val_fraction": 0.34},
+        },
+    }
+    path = tmp_path / "synthesis.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def overlay(name: str) -> list[str]:
+    return ["--config", str(CONFIGS / "logger" / f"{name}.yaml")]
+
+
+def records(path: Path) -> list[Record]:
+    """Read a `.wandb` file: LevelDB's log format, blocks of 32 kB, after a header of 7 bytes."""
+    data = path.read_bytes()
+    assert data[:4] in (b":W&B", b"")
+    found, parts, place = [], b"", 7
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:  # a block's rest is padding
+            place += left
+            continue
+        _, size, kind = struct.unpack("<IHB", data[place : place + 7])
+        parts += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            found.append(Record.FromString(parts))
+            parts = b""
+    return found
+
+
+class Run:
+    """What one `.wandb` file says."""
+
+    def __init__(self, path: Path) -> None:
+        self.config: dict[str, Any] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.artifacts, self.folder, self.exit_code = [], path.parent, None
+        for record in records(path):
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                self.run = record.run
+                self._configure(record.run.config)
+            elif kind == "config":
+                self._configure(record.config)
+            elif kind == "history":
+                self.rows.append({})
+                for item in record.history.item:
+                    *outer, key = item.nested_key or [item.key]
+                    row = self.rows[-1]
+                    for name in outer:
+                        row = row.setdefault(name, {})
+                    row[key] = json.loads(item.value_json)
+            elif kind == "artifact":
+                self.artifacts.append(record.artifact)
+            elif kind == "exit":
+                self.exit_code = record.exit.exit_code
+
+    def _configure(self, record: Any) -> None:
+        self.config |= {item.key: json.loads(item.value_json) for item in record.update if item.key}
+
+    def column(self, name: str) -> list[Any]:
+        return [row[name] for row in self.rows if name in row]
+
+
+def runs(folder: Path) -> list[Run]:
+    """All runs under a folder, oldest first; on a busy machine W&B's process may still be writing the last."""
+    paths = sorted(folder.rglob("*.wandb"), key=lambda path: path.parent.name)  # date, time
+    deadline = time.monotonic() + 30
+    while (found := [Run(path) for path in paths]) and time.monotonic() < deadline:
+        if all(run.exit_code is not None for run in found):
+            break
+        time.sleep(0.2)
+    return found
+
+
+def test_offline_run_of_a_fit(config: Path, model_dir: Path, tmp_path: Path) -> None:
+    main(["fit", "--config", str(config), *overlay("wandb")])
+    assert wandb.run is None
+    (run,) = runs(model_dir / "runs" / NAME)
+    group = (model_dir / "runs" / "group.txt").read_text().strip()
+    assert run.run.project == "rpf-lightning"
+    assert run.run.run_group == group
+    assert run.run.job_type == "synthesis"
+    assert run.run.display_name == NAME
+    assert run.run.run_id == f"{group}-{NAME}"
+    assert list(run.run.tags) == ["block2", "side64"]
+    assert run.exit_code == 0
+    assert list((tmp_path / "cwd").iterdir()) == []
+    # the whole configuration
+    assert run.config["seed_everything"] == 0
+    assert run.config["trainer"]["max_epochs"] == 2
+    assert run.config["model"]["class_path"] == "rpf_lightning.stages.SynthesisStage"
+    assert run.config["model"]["init_args"]["learning_rate"] == 0.01
+    assert run.config["data"]["init_args"]["people"] == 6
+    # metrics by their names, on the axis of batches
+    assert len(run.column("train/loss")) == 4
+    assert len(run.column("val/psnr")) == len(run.column("val/psnr_face")) == 2
+    assert [row["trainer/global_step"] for row in run.rows if "train/loss" in row] == [0, 1, 2, 3]
+    assert [row["trainer/global_step"] for row in run.rows if "val/psnr" in row] == [1, 3]
+    # panels
+    panels = [row for row in run.rows if "val/panel" in row]
+    assert [row["trainer/global_step"] for row in panels] == [1, 3]
+    for epoch, row in enumerate(panels):
+        (name,) = row["val/panel"]["filenames"]
+        shown = Image.open(run.folder / "files" / name)
+        written = Image.open(model_dir / "runs" / NAME / "panels" / f"epoch{epoch:04d}.png")
+        assert shown.tobytes() == written.tobytes()
+
+
+def test_artifact_is_the_trained_model(config: Path, model_dir: Path) -> None:
+    (model_dir / "state.json").write_text('{"finished": {}}')
+    untrained = (model_dir / "model.safetensors").read_bytes()
+    main(["fit", "--config", str(config), *overlay("wandb")])
+    (run,) = runs(model_dir)
+    (artifact,) = run.artifacts
+    assert artifact.type == "model"
+    assert artifact.name == f"rpf-{run_group(model_dir)}"
+    assert set(artifact.aliases) == {"latest", NAME}
+    contents = {entry.path: Path(entry.local_path).read_bytes() for entry in artifact.manifest.contents}
+    assert set(contents) == {"config.json", "model.safetensors", "state.json"}
+    assert contents["model.safetensors"] == (model_dir / "model.safetensors").read_bytes() != untrained
+    staged = [Path(entry.local_path) for entry in artifact.manifest.contents]
+    assert not any(path.is_relative_to(model_dir) for path in staged)  # the next fit changes the files
+
+
+def test_artifact_can_be_left_out(config: Path, model_dir: Path) -> None:
+    option = "--trainer.logger.init_args.log_model_dir"
+    main(["fit", "--config", str(config), *overlay("wandb"), option, "false"])
+    assert runs(model_dir)[0].artifacts == []
+
+
+def test_wandbs_own_options_reach_it(config: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    content = yaml.safe_load(config.read_text())
+    content["trainer"] |= {
+        "max_epochs": 1,
+        "logger": {
+            "class_path": "rpf_lightning.loggers.WandbRun",
+            "init_args": {"project": "faces", "offline": True},
+            "dict_kwargs": {"notes": "a try", "entity": "lab"},
+        },
+    }
+    config.write_text(yaml.safe_dump(content))
+    try:
+        main(["fit", "--config", str(config)])
+    finally:
+        os.environ.pop("WANDB_MODE", None)  # Lightning sets it
+    (run,) = runs(model_dir)
+    assert (run.run.project, run.run.notes, run.run.entity) == ("faces", "a try", "lab")
+
+
+def test_killed_and_resumed_fit_is_one_run(
+    config: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = SynthesisStage.on_train_epoch_start
+
+    def kill(stage: SynthesisStage) -> None:
+        start(stage)
+        if stage.current_epoch == 1:
+            raise RuntimeError("killed")
+
+    args = ["fit", "--config", str(config), *overlay("wandb")]
+    with monkeypatch.context() as patch:
+        patch.setattr(SynthesisStage, "on_train_epoch_start", kill)
+        with pytest.raises(RuntimeError, match="killed"):
+            main(args)
+    assert wandb.run is None
+    last = model_dir / "runs" / NAME / "checkpoints" / "last.ckpt"
+    main([*args, "--ckpt_path", str(last)])
+    first, second = runs(model_dir)
+    assert (first.exit_code, second.exit_code) == (1, 0)
+    assert first.run.run_id == second.run.run_id
+    assert first.run.run_group == second.run.run_group
+    assert first.artifacts == []
+    steps = [row["trainer/global_step"] for run in (first, second) for row in run.rows if "train/loss" in row]
+    assert steps == [0, 1, 2, 3]
+
+
+def test_fits_of_one_directory_share_a_group(config: Path, model_dir: Path) -> None:
+    """One after another in one process, as the curriculum does."""
+    args = ["fit", "--config", str(config), *overlay("wandb"), "--trainer.max_epochs", "1"]
+    main([*args, "--model.init_args.block", "1"])
+    main(args)
+    first, second = runs(model_dir)
+    assert [run.run.display_name for run in (first, second)] == ["block1-synthesis", NAME]
+    assert first.run.run_group == second.run.run_group
+    assert first.run.run_id != second.run.run_id
+    assert [list(run.run.tags) for run in (first, second)] == [["block1", "side32"], ["block2", "side64"]]
+    assert first.folder.parents[1] == model_dir / "runs" / "block1-synthesis"
+    assert [len(run.column("train/loss")) for run in (first, second)] == [2, 2]
+    assert first.artifacts[0].name == second.artifacts[0].name
+
+
+def test_validating_is_a_run_of_its_own(config: Path, model_dir: Path) -> None:
+    main(["validate", "--config", str(config), *overlay("wandb")])
+    (run,) = runs(model_dir)
+    assert run.run.display_name == f"{NAME}-validate"
+    assert run.run.run_id.endswith(f"-{NAME}-validate")
+    assert run.run.job_type == "validate"
+    assert run.artifacts == []
+    assert len(run.column("val/psnr")) == 1
+
+
+def test_group_stays_with_its_directory(tmp_path: Path) -> None:
+    groups = []
+    for parent in ("a", "b"):
+        (tmp_path / parent / "model").mkdir(parents=True)
+        groups.append(run_group(tmp_path / parent / "model"))
+        assert groups[-1].startswith("model-")
+    assert groups[0] != groups[1]
+    (tmp_path / "a" / "model").rename(tmp_path / "moved")
+    assert run_group(tmp_path / "moved") == groups[0]
+    assert [path.name for path in (tmp_path / "moved" / "runs").iterdir()] == ["group.txt"]
+
+
+def test_group_of_an_odd_directory(tmp_path: Path) -> None:
+    (tmp_path / "mein Modell #1: ü").mkdir()
+    assert all(c.isalnum() or c in "-._" for c in run_group(tmp_path / "mein Modell #1: ü"))
+
+
+def test_group_does_not_follow_the_seed(tmp_path: Path) -> None:
+    from lightning import seed_everything
+
+    groups = set()
+    for name in ("a", "b"):
+        (tmp_path / name / "model").mkdir(parents=True)
+        seed_everything(0, verbose=False)
+        groups.add(run_group(tmp_path / name / "model"))
+    assert len(groups) == 2
+
+
+def test_own_names_are_kept(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = WandbRun(name="mine", group="ours", tags=["try"], id="abc", config={"note": 1})
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    logger.describe(WarpingStage(str(model_dir), 1), {"model": {"a": 1}})
+    logger.log_metrics({"train/loss": 1.0}, step=0)
+    logger.finalize("success")
+    (run,) = runs(tmp_path / "elsewhere")
+    assert (run.run.display_name, run.run.run_group, run.run.run_id) == ("mine", "ours", "abc")
+    assert list(run.run.tags) == ["block1", "side32", "try"]
+    assert run.config["model"] == {"a": 1}
+    assert run.config["note"] == 1
+    assert run.run.job_type == "warping"
+
+
+def test_somebody_elses_run_is_not_ended(model_dir: Path, tmp_path: Path) -> None:
+    own = wandb.init(dir=tmp_path)
+    logger = WandbRun()
+    logger.describe(WarpingStage(str(model_dir), 1), {})
+    with pytest.warns(UserWarning, match="already in progress"):
+        logger.log_metrics({"train/loss": 1.0}, step=0)
+    logger.finalize("success")
+    assert wandb.run is own
+    own.finish()
+
+
+def test_fast_dev_run_begins_nothing(config: Path, model_dir: Path) -> None:
+    main(["fit", "--config", str(config), *overlay("wandb"), "--trainer.fast_dev_run", "true"])
+    assert not (model_dir / "runs").exists()
+
+
+def events(folder: Path) -> Any:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    found = accumulators.EventAccumulator(str(folder), {"scalars": 0, "images": 0})
+    found.Reload()
+    return found
+
+
+def test_tensorboard(config: Path, model_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    main(["fit", "--config", str(config), *overlay("tensorboard")])
+    found = events(model_dir / "runs" / NAME / "tensorboard")
+    assert [event.step for event in found.Scalars("train/loss")] == [0, 1, 2, 3]
+    assert [event.step for event in found.Scalars("val/psnr")] == [1, 3]
+    panels = found.Images("val/panel")
+    assert [event.step for event in panels] == [1, 3]
+    written = Image.open(model_dir / "runs" / NAME / "panels" / "epoch0001.png")
+    assert (panels[1].width, panels[1].height) == written.size
+    hparams = yaml.safe_load((model_dir / "runs" / NAME / "tensorboard" / "hparams.yaml").read_text())
+    assert hparams["data"]["init_args"]["people"] == 6
+    assert list((tmp_path / "cwd").iterdir()) == []
+
+
+def test_tensorboard_goes_on_in_its_folder(config: Path, model_dir: Path) -> None:
+    pytest.importorskip("tensorboard")
+    args = ["fit", "--config", str(config), *overlay("tensorboard")]
+    main([*args, "--trainer.max_epochs", "1"])
+    last = model_dir / "runs" / NAME / "checkpoints" / "last.ckpt"
+    main([*args, "--ckpt_path", str(last)])
+    found = events(model_dir / "runs" / NAME / "tensorboard")
+    assert [event.step for event in found.Scalars("train/loss")] == [0, 1, 2, 3]
+    main(["validate", "--config", str(config), *overlay("tensorboard")])
+    assert events(model_dir / "runs" / NAME / "validate" / "tensorboard").Scalars("val/psnr")
+
+
+def test_lightnings_own_tensorboard_logger_gets_panels(
+    model_dir: Path, tmp_path: Path, fit: Callable[..., Any]
+) -> None:
+    pytest.importorskip("tensorboard")
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from rpf_lightning.callbacks import ImagePanels
+
+    logger = TensorBoardLogger(tmp_path / "tb", name="", version="")
+    stage = WarpingStage(str(model_dir), 1)
+    fit(stage, callbacks=[ImagePanels()], validate=True, logger=logger, log_every_n_steps=1)
+    found = events(tmp_path / "tb")
+    assert [event.step for event in found.Scalars("train/loss")] == [0, 1]
+    assert [event.step for event in found.Images("val/panel")] == [1]
+
+
+def test_several_loggers(config: Path, model_dir: Path) -> None:
+    content = yaml.safe_load(config.read_text())
+    content["trainer"] |= {
+        "max_epochs": 1,
+        "logger": [
+            {"class_path": "rpf_lightning.loggers.WandbRun"},
+            {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(model_dir)}},
+        ],
+    }
+    config.write_text(yaml.safe_dump(content))
+    cli = lightning_cli(["fit", "--config", str(config)])
+    (run,) = runs(model_dir / "runs" / NAME)
+    assert run.run.display_name == NAME
+    csv = cli.trainer.loggers[1]
+    assert isinstance(csv, CSVLogger)
+    hparams = yaml.safe_load((Path(csv.log_dir) / "hparams.yaml").read_text())
+    assert hparams["trainer"]["max_epochs"] == 1
+
+
+def test_described_folder_given_by_hand_is_kept(model_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    logger = TensorBoardRun(save_dir=str(tmp_path / "mine"))
+    logger.describe(WarpingStage(str(model_dir), 1), {})
+    assert Path(logger.log_dir) == tmp_path / "mine" / "tensorboard"
