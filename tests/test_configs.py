@@ -1,8 +1,10 @@
 """Every file in configs/: it parses, what it names exists, and it holds no path of one machine."""
 
+import csv
 import inspect
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 import yaml
 from lightning import Callback, LightningDataModule, Trainer
 
+from rpf_lightning.cli import main
 from rpf_lightning.curriculum import read_curriculum
 from rpf_lightning.model import RPFModel
 from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, WarpingStage
@@ -19,6 +22,9 @@ from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, Warp
 CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = sorted(path for pattern in ("*.yaml", "*.yml") for path in CONFIGS.rglob(pattern))
 CURRICULA = sorted(CONFIGS.rglob("curriculum.yaml"))
+FITS = [path for path in FILES if "model" in yaml.safe_load(path.read_text())]
+OVERLAYS = [path for path in FILES if set(yaml.safe_load(path.read_text())) == {"trainer"}]
+EVALUATIONS = [path for path in FILES if "out" in yaml.safe_load(path.read_text())]
 STAGES = {
     "refinement": RefinementStage,
     "warping": WarpingStage,
@@ -139,3 +145,148 @@ def test_files_of_a_preset_share_one_model_directory(path: Path) -> None:
     for fit in plan:
         content = yaml.safe_load(fit.config.read_text())
         assert content["model"]["init_args"].get("model_dir", curriculum.model_dir) == curriculum.model_dir
+
+
+def test_every_file_is_of_a_kind_that_is_tested() -> None:
+    assert sorted([*CURRICULA, *FITS, *OVERLAYS, *EVALUATIONS]) == FILES
+    folders = {"celeba_hq_x64", "celeba_hq_x32", "small", "demo", "real_smoke"}
+    assert {path.parent.name for path in CURRICULA} == folders
+    assert {name(path) for path in OVERLAYS} == {
+        "debug/one_step.yaml", "debug/overfit.yaml", "logger/wandb.yaml", "logger/tensorboard.yaml",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [*CURRICULA, *FITS], ids=name)
+def test_comments_say_what_it_costs(path: Path) -> None:
+    comments = " ".join(line for line in path.read_text().splitlines() if line.startswith("#")).lower()
+    assert re.search(r"\d gb", comments)
+    assert re.search(r"steps|fits", comments)
+    assert re.search(r"second|minute|hour|day|\d ms|\d s\b", comments)
+
+
+@pytest.mark.parametrize("path", FITS, ids=name)
+def test_frozen_modules_are_frozen_and_gpus_are_used(path: Path) -> None:
+    trainer = yaml.safe_load(path.read_text())["trainer"]
+    classes_ = [callback["class_path"] for callback in trainer["callbacks"]]
+    assert "rpf_lightning.callbacks.FreezeEarlierBlocks" in classes_
+    assert trainer["accelerator"] == "auto"
+    if path.parent.name.startswith("celeba_hq"):
+        assert trainer["precision"] == "bf16-mixed"
+
+
+def test_paper_presets_are_literal() -> None:
+    for folder, lr_size, scale in (("celeba_hq_x64", 16, 64), ("celeba_hq_x32", 32, 32)):
+        curriculum, plan = read_curriculum(CONFIGS / folder / "curriculum.yaml")
+        assert curriculum.network == {"lr_size": lr_size, "scale": scale}  # all else by default: the paper's
+        assert curriculum.finetune is None
+        for fit in plan:
+            content = yaml.safe_load(fit.config.read_text())
+            stage, data = content["model"]["init_args"], content["data"]["init_args"]
+            assert (content["trainer"]["max_epochs"], data["batch_size"]) == (5, 1)
+            assert float(stage["learning_rate"]) == 1e-4
+            assert not {"decay", "flow_weight", "unmasked_weight", "accumulate", "critic"} & set(stage)
+            assert not data.get("flip")
+            weights = {key: value for key, value in stage.items() if key.endswith("_weight")}
+            assert (
+                weights
+                == {
+                    "refinement": dict.fromkeys(
+                        ("adversarial_weight", "perceptual_weight", "identity_weight"), 1.0
+                    ),
+                    "warping": {},
+                    "synthesis": {"adversarial_weight": 0.1},
+                }[fit.stage]
+            )
+
+
+# Everything runs, at reduced size
+
+
+def reduced(path: Path, folder: Path, root: Path) -> list[str]:
+    """Options that make any fit of any preset small: a tiny network, a few drawn faces."""
+    curriculum = path.parent / "curriculum.yaml"
+    network = yaml.safe_load(curriculum.read_text())["network"]
+    network |= {"lr_size": 16, "scale": 4, "channels": 4, "width": 1 / 64}
+    data = yaml.safe_load(path.read_text())["data"]["init_args"]
+    options = {
+        "trainer.accelerator": "cpu", "trainer.enable_progress_bar": "false", "trainer.limit_train_batches": "1",
+        "model.init_args.model_dir": str(folder / "model"), "model.init_args.block": "2",
+        "model.init_args.network": json.dumps(network), "data.init_args.batch_size": "2",
+        "data.init_args.val_fraction": "0.34", "data.init_args.num_workers": "0",
+    }  # fmt: skip
+    options |= {"data.init_args.root": str(root)} if "root" in data else {"data.init_args.people": "6"}
+    if "split" in data:
+        options["data.init_args.split"] = '""'  # the drawn folder has no split of CelebA-HQ
+    return [word for key, value in options.items() for word in (f"--{key}", value)]
+
+
+@pytest.fixture
+def made_up_weights(alexnet_state: dict[str, torch.Tensor], make_pack: Callable[..., Path]) -> None:
+    torch.save(alexnet_state, make_pack().parents[3] / "alexnet_features.pth")
+
+
+@pytest.mark.parametrize("path", FITS, ids=name)
+def test_every_stage_of_every_preset_takes_a_step(
+    path: Path, tmp_path: Path, prepared: Path, made_up_weights: None
+) -> None:
+    overlay = str(CONFIGS / "debug" / "one_step.yaml")
+    options = reduced(path, tmp_path, prepared)
+    assert "--trainer.limit_train_batches" in options
+    main(["fit", "--config", str(path), "--config", overlay, *options])
+    assert sorted(p.name for p in (tmp_path / "model").iterdir() if p.is_file()) == [
+        "config.json", "model.safetensors",
+    ]  # fmt: skip
+    main(
+        [
+            "fit",
+            "--config",
+            str(path),
+            *options,
+            "--trainer.max_epochs",
+            "1",
+            "--trainer.limit_val_batches",
+            "1",
+        ]
+    )
+    (run,) = (tmp_path / "model" / "runs").iterdir()
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert list((run / "logs").rglob("metrics.csv"))
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=name)
+def test_overlays_lie_over_any_fit(
+    path: Path, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    fit = CONFIGS / "demo" / "synthesis.yaml"
+    options = [*reduced(fit, tmp_path, prepared), "--trainer.max_epochs", "2"]
+    main(["fit", "--config", str(fit), "--config", str(path), *options])
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_overfit_drives_the_loss_down(tmp_path: Path, prepared: Path) -> None:
+    fit, overlay = CONFIGS / "demo" / "synthesis.yaml", CONFIGS / "debug" / "overfit.yaml"
+    options = [
+        *reduced(fit, tmp_path, prepared),
+        "--trainer.max_epochs",
+        "60",
+        "--trainer.log_every_n_steps",
+        "1",
+    ]
+    main(["fit", "--config", str(fit), "--config", str(overlay), *options, "--model.adversarial_weight", "0"])
+    file = next((tmp_path / "model" / "runs").rglob("metrics.csv"))
+    losses = [float(row["train/loss"]) for row in csv.DictReader(file.open()) if row.get("train/loss")]
+    assert len(losses) == 60
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("path", EVALUATIONS, ids=name)
+def test_evaluations_run(path: Path, tmp_path: Path, prepared: Path, model_dir: Path) -> None:
+    content = yaml.safe_load(path.read_text())["data"]["init_args"]
+    data = ["--data.init_args.root", str(prepared)] if "root" in content else ["--data.init_args.people", "6"]
+    main(
+        ["evaluate", "--config", str(path), "--model_dir", str(model_dir), "--out", str(tmp_path / "out"),
+         "--data.init_args.val_fraction", "0.34", *data]
+    )  # fmt: skip
+    assert (tmp_path / "out" / "results.json").is_file()

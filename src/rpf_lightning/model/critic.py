@@ -46,8 +46,19 @@ class Critic(nn.Module):
         """(B, 3, S, S) -> (B, 1), larger for images that look real; not bounded."""
         x = image
         for conv in self.convolutions:
-            x = F.leaky_relu(conv(x), 0.2)
-        return self.score(F.leaky_relu(self.hidden(x.flatten(1)), 0.2))
+            x = _leaky_relu(conv(x))
+        return self.score(_leaky_relu(self.hidden(x.flatten(1))))
+
+
+def _leaky_relu(x: Tensor) -> Tensor:
+    """Leaky ReLU 0.2 as a product with constant slopes.
+
+    The penalty differentiates the critic's gradient once more. How that gradient depends on the slopes' places
+    is zero everywhere, but autograd would carry the zeros through the whole critic: a third of the penalty's FLOP.
+    """
+    with torch.no_grad():
+        slopes = torch.where(x > 0, x.new_ones(()), x.new_full((), 0.2))
+    return x * slopes
 
 
 class Pointwise(nn.Module):
