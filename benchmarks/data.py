@@ -93,7 +93,7 @@ def step_rate(batch: ReferenceBatch, side: int) -> float:
         stage.on_train_batch_start = lambda *_: steps.append(time.perf_counter())  # type: ignore[method-assign]
         device = "cuda" if torch.cuda.is_available() else "cpu"
         trainer = Trainer(
-            max_steps=12, accelerator=device, devices=1, logger=False, enable_checkpointing=False,
+            max_epochs=1, accelerator=device, devices=1, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         trainer.fit(stage, DataLoader([batch] * 12, batch_size=None))

@@ -4,6 +4,7 @@ import csv
 import inspect
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -233,7 +234,7 @@ def test_every_stage_of_every_preset_takes_a_step(
     options = reduced(path, tmp_path, prepared)
     assert "--trainer.limit_train_batches" in options
     main(["fit", "--config", str(path), "--config", overlay, *options])
-    assert sorted(p.name for p in (tmp_path / "model").iterdir() if p.is_file()) == [
+    assert sorted(p.name for p in (tmp_path / "model").glob("[!.]*") if p.is_file()) == [
         "config.json", "model.safetensors",
     ]  # fmt: skip
     main(
@@ -251,6 +252,30 @@ def test_every_stage_of_every_preset_takes_a_step(
     (run,) = (tmp_path / "model" / "runs").iterdir()
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert list((run / "logs").rglob("metrics.csv"))
+
+
+def fit_commands() -> list[list[str]]:
+    """Every `rpf fit` of README and of the documentation."""
+    texts = [
+        path.read_text() for path in (CONFIGS.parent / "README.md", CONFIGS.parent / "docs" / "training.md")
+    ]
+    lines = "\n".join(texts).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("    rpf fit ")]
+
+
+@pytest.mark.parametrize("words", fit_commands(), ids=lambda words: " ".join(words[3:6]))
+def test_documented_fits_run(
+    words: list[str], tmp_path: Path, prepared: Path, made_up_weights: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    block = words[words.index("--model.init_args.block") + 1]
+    options = reduced(Path(words[words.index("--config") + 1]), tmp_path, prepared)
+    network = json.loads(options[options.index("--model.init_args.network") + 1]) | {"scale": 2 ** int(block)}
+    options[options.index("--model.init_args.network") + 1] = json.dumps(network)
+    options[options.index("--model.init_args.block") + 1] = block
+    main([*words[1:], *options, "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "1"])
+    model = RPFModel.from_pretrained(tmp_path / "model")
+    assert len(model.blocks) == int(block)
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=name)

@@ -826,6 +826,26 @@ def test_all_fits_run_on_one_directory(finished: Path) -> None:
                 assert torch.equal(model[key.removeprefix("model.")], value)
 
 
+def test_a_try_finishes_nothing(tmp_path: Path) -> None:
+    path = write_curriculum(tmp_path, finetune=False, network={**NETWORK, "scale": 2})
+    run_curriculum(path, ["--trainer.fast_dev_run", "true"], say=quiet)
+    assert json.loads((tmp_path / "model" / "state.json").read_text()) == {"finished": {}, "started": {}}
+    run_curriculum(path, only="block1-refinement", say=quiet)
+    assert list(state(tmp_path / "model")) == ["block1-refinement"]
+
+
+def test_two_commands_at_once_keep_each_others_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_curriculum(tmp_path)
+
+    def during(args: list[str]) -> None:  # another command finishes a fit while this one trains
+        monkeypatch.setattr(curriculum, "lightning_cli", lambda args: None)
+        run_curriculum(path, only="block2-refinement", say=quiet)
+
+    monkeypatch.setattr(curriculum, "lightning_cli", during)
+    run_curriculum(path, only="block1-refinement", say=quiet)
+    assert sorted(state(tmp_path / "model")) == ["block1-refinement", "block2-refinement"]
+
+
 def test_kept_prefixes_are_removed_at_the_end(tmp_path: Path) -> None:
     path = write_curriculum(tmp_path)
     run_curriculum(path, start=None, only="block1,block2-refinement,block2-warping", say=quiet)

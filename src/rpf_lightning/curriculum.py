@@ -19,10 +19,11 @@ import yaml
 from lightning import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 
+from rpf_lightning.data.locking import locked
 from rpf_lightning.data.preparation.tables import SUMMARY, read_summary
 from rpf_lightning.model.storage import write_atomically
 from rpf_lightning.planning import on_meta, plan_lines
-from rpf_lightning.stages.model_dir import open_model
+from rpf_lightning.stages.model_dir import LOCK, open_model
 from rpf_lightning.training import lightning_cli
 
 STATE_FILE = "state.json"
@@ -45,12 +46,14 @@ MOVABLE = (
     "model.init_args.block",
     "trainer.accelerator",
     "trainer.devices",
+    "trainer.num_nodes",
     "trainer.strategy",
     "trainer.logger",
     "trainer.enable_",
 )
 
 Settings = dict[str, Any]
+State = dict[str, dict[str, Settings]]
 
 
 @dataclass(frozen=True)
@@ -160,13 +163,12 @@ def run_curriculum(
     overrides = overrides or []
     chosen = _choose(plan, only, start)
     state = _read_state(directory)
-    finished, started = state["finished"], state["started"]
-    if missing := [fit.name for fit in _left_out(plan, chosen, start) if fit.name not in finished]:
+    if missing := [fit.name for fit in _left_out(plan, chosen, start) if fit.name not in state["finished"]]:
         say(f"not finished, their modules are taken as they are in {directory}: {', '.join(missing)}")
     if dry_run:
         lines = plan_lines(curriculum.network, chosen, lambda fit: _options_of(fit.stage, overrides))
         for fit, line in zip(chosen, lines, strict=True):
-            say(f"{line}  {'finished' if fit.name in finished else 'to do'}")
+            say(f"{line}  {'finished' if fit.name in state['finished'] else 'to do'}")
         return directory
     settings = {fit.name: _settings(fit, _options_of(fit.stage, overrides)) for fit in chosen}
     for fit in chosen:
@@ -178,18 +180,21 @@ def run_curriculum(
         if fit not in chosen:
             continue
         head = f"[{number}/{len(plan)}] block {fit.block}  {fit.stage}"
-        if fit.name in finished:
+        if fit.name in state["finished"]:
             say(f"{head}: finished before")
             continue
-        started[fit.name] = settings[fit.name]
-        _write_state(directory, state)
+        _note(directory, state, "started", fit.name, settings[fit.name])
         arguments = _arguments(fit, directory, _options_of(fit.stage, overrides))
         say(f"{head}: rpf {' '.join(arguments)}")
-        lightning_cli(arguments)
+        cli = lightning_cli(arguments)
+        if cli is not None and cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            _note(directory, state, "started", fit.name, None)
+            continue  # a try, of which nothing was written
         # the fit may have prepared the data
-        finished[fit.name] = {**started.pop(fit.name), **_data_hash(settings[fit.name])}
-        _write_state(directory, state)
-    if all(fit.name in finished for fit in plan):
+        _note(
+            directory, state, "finished", fit.name, {**settings[fit.name], **_data_hash(settings[fit.name])}
+        )
+    if all(fit.name in state["finished"] for fit in plan):
         _remove_cache(directory)
     return directory
 
@@ -267,7 +272,7 @@ def _last(directory: Path, fit: Fit) -> Path:
     return directory / "runs" / fit.name / "checkpoints" / "last.ckpt"
 
 
-def _read_state(directory: Path) -> dict[str, dict[str, Settings]]:
+def _read_state(directory: Path) -> State:
     """Settings of the finished fits and of those that were started and not finished."""
     path = directory / STATE_FILE
     if not path.is_file():
@@ -294,15 +299,22 @@ def _broken(path: Path) -> str:
 
 
 @rank_zero_only
-def _write_state(directory: Path, state: dict[str, dict[str, Settings]]) -> None:
-    write_atomically(directory / STATE_FILE, (json.dumps(state, indent=2) + "\n").encode())
+def _note(directory: Path, state: State, kind: str, name: str, settings: Settings | None) -> None:
+    """Write down that a fit was started or is finished; what another command noted meanwhile stays."""
+    with locked(directory / LOCK):
+        state.update(_read_state(directory))
+        state["started"].pop(name, None)
+        if settings is not None:
+            state[kind][name] = settings
+        write_atomically(directory / STATE_FILE, (json.dumps(state, indent=2) + "\n").encode())
 
 
 @rank_zero_only
 def _clean(directory: Path) -> None:
-    for pattern in TEMPORARY:
-        for file in directory.glob(pattern):
-            file.unlink(missing_ok=True)
+    with locked(directory / LOCK):  # or it would take the file that another process is writing
+        for pattern in TEMPORARY:
+            for file in directory.glob(pattern):
+                file.unlink(missing_ok=True)
 
 
 @rank_zero_only
@@ -366,7 +378,7 @@ def _flatten(value: Any, name: str = "") -> Settings:
     return {name: value} if name else {}
 
 
-def _refuse_changes(fit: Fit, state: dict[str, dict[str, Settings]], now: Settings, directory: Path) -> None:
+def _refuse_changes(fit: Fit, state: State, now: Settings, directory: Path) -> None:
     if fit.name in state["finished"]:
         before, what = state["finished"][fit.name], "was finished"
         remedy = "Use another --model_dir, or put the settings back"

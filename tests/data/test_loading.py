@@ -87,13 +87,36 @@ def test_goes_on_within_an_epoch(workers: int) -> None:
     resumed = loader(workers)
     resumed.load_state_dict(state)
     assert begun + batches(resumed, 1) == wanted[1]
-    assert resumed.state_dict() == {"batches": 5}
+    assert resumed.state_dict() == {"batches": 5, "epoch": 1, "batch_size": 2, "processes": 1}
     assert batches(resumed, 0) == wanted[0]  # and the next epoch is whole
+
+
+def state(given: int, **changes: int) -> dict[str, int]:
+    return {"batches": given, "epoch": 0, "batch_size": 2, "processes": 1, **changes}
+
+
+def test_another_epoch_is_whole() -> None:
+    resumed = loader()
+    resumed.load_state_dict(state(3))
+    assert len(batches(resumed, 1)) == 5
+    resumed.load_state_dict(state(5))
+    assert batches(resumed, 0) == []
+    assert len(batches(resumed, 0)) == 5  # the state counts once
+
+
+@pytest.mark.parametrize("changed", ["batch_size", "processes"])
+def test_another_division_of_the_rest_is_refused(changed: str) -> None:
+    resumed = loader()
+    resumed.load_state_dict(state(3, **{changed: 4}))
+    with pytest.raises(ValueError, match=rf"written within an epoch.*{changed}: 4 then, \d now"):
+        batches(resumed)
+    resumed.load_state_dict(state(3, **{changed: 4}))
+    assert len(batches(resumed, 1)) == 5
 
 
 def test_does_not_read_what_was_given_before() -> None:
     resumed = loader()
-    resumed.load_state_dict({"batches": 3})
+    resumed.load_state_dict(state(3))
     rest = batches(resumed)
     assert resumed.dataset.read == [place for batch in rest for place in batch]
     assert len(rest) == 2
@@ -101,7 +124,7 @@ def test_does_not_read_what_was_given_before() -> None:
 
 def test_any_other_sampler_is_skipped_as_well() -> None:
     resumed = ResumableLoader(Numbers(6), batch_size=2)
-    resumed.load_state_dict({"batches": 1})
+    resumed.load_state_dict(state(1))
     assert [batch.tolist() for batch in resumed] == [[2, 3], [4, 5]]
 
 

@@ -39,7 +39,9 @@ def test_parameters_are_counted_exactly(stage, block, critic):
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("adversarial", [True, False])
 def test_activations_grow_with_the_batch_and_nothing_else_does(stage, adversarial):
-    found = [training_memory(NETWORK, 2, stage, batch, adversarial=adversarial) for batch in (8, 16, 32, 64)]
+    found = [
+        training_memory(NETWORK, 2, stage, batch, adversarial=adversarial) for batch in (32, 64, 128, 256)
+    ]
     assert len({(f.weights, f.optimizer) for f in found}) == 1
     steps = [b.activations - a.activations for a, b in pairwise(found)]
     assert steps[1] == pytest.approx(2 * steps[0], rel=0.05)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rpf_lightning.callbacks import FreezeEarlierBlocks
 from rpf_lightning.data import SyntheticFacesDataModule
+from rpf_lightning.data.dataset import PairsDataset
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.model import RPFModel
 from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, WarpingStage, prefix_cache
@@ -116,6 +117,36 @@ def test_anything_that_changes_x_changes_the_key(model_dir: Path, tmp_path: Path
     again = Watched(WarpingStage(str(model_dir), 2), faces(**options.get(change, {})), tmp_path, max_epochs=1)
     assert again.computed > 0
     assert set(files(model_dir)).isdisjoint(before)  # and the old one is gone
+
+
+def test_precision_batch_size_and_network_are_in_the_key(model_dir: Path, tmp_path: Path) -> None:
+    data = faces(lr_size=16, size=64, side=64)
+    data.setup()
+    model = RPFModel.from_pretrained(model_dir)
+    paths = [
+        prefix_cache.open_prefix_cache(tmp_path, model, 2, data, kind) for kind in ("32-true", "bf16-mixed")
+    ]
+    model.config["act"] = "relu"
+    paths.append(prefix_cache.open_prefix_cache(tmp_path, model, 2, data, "32-true"))
+    data.batch_size = 3
+    paths.append(prefix_cache.open_prefix_cache(tmp_path, model, 2, data, "32-true"))
+    assert len({cache.path for cache in paths if cache is not None}) == 4
+
+
+def test_what_a_kill_left_half_made_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "x3-0123.part").write_bytes(b"0" * 100)
+    cache(tmp_path)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_dataset_without_a_fingerprint_is_computed(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(prefix_cache, "rank_zero_info", lines.append)
+    monkeypatch.delattr(PairsDataset, "fingerprint")
+    assert Watched(WarpingStage(str(model_dir), 2), faces(), tmp_path).computed == 12
+    assert lines == ["x^(n) is computed in every step: PairsDataset has no fingerprint()"]
 
 
 def test_training_the_block_itself_does_not_change_the_key(model_dir: Path, tmp_path: Path) -> None:
@@ -234,6 +265,6 @@ def test_says_how_much_space_it_takes(tmp_path: Path, monkeypatch: pytest.Monkey
     made = PrefixCache(tmp_path, 6, 512, 1000, "k")
     assert made.gigabytes == pytest.approx(1000 * (3 * 512**2 + 4) / 1e9)
     small = cache(tmp_path)
-    assert lines == [f"x^(n) of 4 samples: 0.00 GB in {small.path}"]
+    assert lines == [f"x^(n) of 4 samples: 0.0 MB in {small.path}"]
     cache(tmp_path)
     assert len(lines) == 1

@@ -197,6 +197,106 @@ def test_resuming_within_an_epoch_equals_not_stopping(
     assert torch.equal(ends[0]["random_state"]["torch"], ends[1]["random_state"]["torch"])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"val_check_interval": 3}, {"val_check_interval": 1.0}, {"check_val_every_n_epoch": 2}],
+    ids=str,
+)
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_resuming_from_the_checkpoint_of_a_validation(
+    model_dir: Path, tmp_path: Path, options: dict[str, Any], number: int
+) -> None:
+    """Lightning saves some of them when all batches of the epoch are given and the epoch is not over."""
+    start = (model_dir / "model.safetensors").read_bytes()
+
+    def stage() -> RPFStage:
+        (model_dir / "model.safetensors").write_bytes(start)
+        return make("warping", model_dir, learning_rate=1e-3)
+
+    options = {"epochs": 4, "enable_checkpointing": True, "limit_val_batches": 1, **options}
+    whole = stage()
+    saved = ModelCheckpoint(tmp_path / "a", filename="{step}", monitor="val/psnr_face", save_top_k=-1)
+    saved.monitor = "val/end_point_error"
+    run(whole, faces(), tmp_path, callbacks=[saved], **options)
+    files = sorted((tmp_path / "a").glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+    if number >= len(files):
+        pytest.skip("fewer validations")
+    resumed = stage()
+    run(
+        resumed,
+        faces(),
+        tmp_path,
+        ckpt_path=files[number],
+        callbacks=[LastCheckpoint(tmp_path / "b")],
+        **options,
+    )
+    assert resumed.generator_steps == whole.generator_steps == 24
+    assert equal(dict(whole.state_dict()), dict(resumed.state_dict()))
+
+
+def test_given_learning_rates_win_over_a_checkpoints(model_dir: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"enable_checkpointing": True, "callbacks": [LastCheckpoint(tmp_path / "a")]}
+    run(
+        make("synthesis", model_dir, learning_rate=1e-3, critic_learning_rate=1e-3),
+        faces(),
+        tmp_path,
+        **options,
+    )
+    rates: list[list[float]] = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            rates.append([o.param_groups[0]["lr"] for o in trainer.optimizers])
+
+    run(
+        make("synthesis", model_dir, learning_rate=2e-4, critic_learning_rate=3e-5), faces(), tmp_path, 2,
+        ckpt_path=tmp_path / "a" / "last.ckpt", callbacks=[Look()],
+    )  # fmt: skip
+    assert rates == [[2e-4, 3e-5]] * 6
+
+
+def test_frozen_modules_stay_in_eval_mode_after_a_resume_within_an_epoch(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            if pl_module.generator_steps == 3:
+                raise KeyError("killed")
+
+    modes: list[tuple[bool, bool]] = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            modes.append((pl_module.model.blocks[0].training, pl_module.trained_module.training))
+
+    checkpoint = LastCheckpoint(tmp_path / "a", every_n_batches=2)
+    with pytest.raises(KeyError):
+        run(
+            make("warping", model_dir),
+            faces(),
+            tmp_path,
+            callbacks=[checkpoint, Stop()],
+            enable_checkpointing=True,
+        )
+    run(
+        make("warping", model_dir),
+        faces(),
+        tmp_path,
+        ckpt_path=tmp_path / "a" / "last.ckpt",
+        callbacks=[Look()],
+    )
+    assert modes == [(False, True)] * 4
+
+
+def test_two_fits_at_once_on_one_directory_keep_each_others_modules(model_dir: Path, fit: Fit) -> None:
+    first, second = make("x2", model_dir, 1), make("x2", model_dir, 2)  # both have read the directory
+    fit(first)
+    fit(second)
+    written = RPFModel.from_pretrained(model_dir)
+    assert equal(trained(first), dict(written.blocks[0].refinement.state_dict()))
+    assert equal(trained(second), dict(written.blocks[1].refinement.state_dict()))
+
+
 # Accumulation
 
 
@@ -233,6 +333,45 @@ def test_last_batches_of_an_epoch_step_too(model_dir: Path, fit: Fit, batch_of: 
     assert [int(o.state[next(iter(o.state))]["step"]) for o in trainer.optimizers] == [2, 2]
 
 
+def test_a_validation_within_an_accumulation_loses_no_gradient(model_dir: Path, tmp_path: Path) -> None:
+    start = (model_dir / "model.safetensors").read_bytes()
+    weights = []
+    for options in ({"limit_val_batches": 0}, {"limit_val_batches": 1, "val_check_interval": 1}):
+        (model_dir / "model.safetensors").write_bytes(start)
+        torch.manual_seed(0)
+        stage = make("synthesis", model_dir, learning_rate=1e-3, accumulate=2)
+        torch.manual_seed(1)
+        run(stage, faces(), tmp_path, **options)
+        weights.append(dict(stage.state_dict()))
+    assert equal(*weights)
+
+
+def test_a_smaller_last_group_is_averaged_too(model_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
+    start = (model_dir / "model.safetensors").read_bytes()
+    gradients = []
+    for accumulate in (1, 4):
+        (model_dir / "model.safetensors").write_bytes(start)
+        stage = make("synthesis", model_dir, accumulate=accumulate, adversarial_weight=0.0)
+        trainer = fit(stage, batches=[batch_of(2, 0)])
+        gradients.append([p.grad.clone() for g in trainer.optimizers[0].param_groups for p in g["params"]])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_stop_within_an_accumulation_is_saved(model_dir: Path, tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            if pl_module.mid_accumulation:
+                trainer.should_stop = True
+
+    stage = make("synthesis", model_dir, accumulate=4)
+    checkpoint = LastCheckpoint(tmp_path / "a")
+    run(stage, faces(), tmp_path, 2, callbacks=[Stop(), checkpoint], enable_checkpointing=True)
+    assert (
+        torch.load(tmp_path / "a" / "last.ckpt", weights_only=True)["generator_steps"]
+        == stage.generator_steps
+    )
+
+
 @pytest.mark.parametrize("accumulate", [0, -1])
 def test_accumulate_must_be_positive(model_dir: Path, accumulate: int) -> None:
     with pytest.raises(
@@ -262,6 +401,42 @@ def test_losses_are_fp32_under_bf16(model_dir: Path, fit: Fit, kind: str) -> Non
     assert {value.dtype for values in seen for value in values.values()} == {torch.float32}
     assert all(bool(torch.isfinite(value)) for values in seen for value in values.values())
     assert {p.dtype for p in stage.parameters()} == {torch.float32}
+
+
+def test_penalty_is_differentiated_in_fp32_under_bf16(model_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
+    """A fully connected layer's weight would get gradients on the grid of bf16."""
+    stage = make("synthesis", model_dir)
+    assert isinstance(stage.critic, Critic)
+    forward = stage.critic.forward
+    kept: list[Tensor] = []
+    # only the penalty's own pass has a gradient at its input
+    stage.critic.forward = lambda x: forward(x) * float(x.requires_grad)  # type: ignore[method-assign]
+
+    class Look(Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            if optimizer is trainer.optimizers[1]:
+                kept.append(pl_module.critic.hidden.weight.grad.clone())
+
+    fit(stage, batches=[batch_of(2)], callbacks=[Look()], precision="bf16-mixed")
+    assert kept[0].abs().max() > 0
+    assert not torch.equal(kept[0], kept[0].bfloat16().float())
+
+
+def test_flow_is_not_rounded_to_bf16(model_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
+    stage = make("warping", model_dir)
+    flows: list[Tensor] = []
+    generate = stage.generate
+
+    def spy(batch: ReferenceBatch) -> dict[str, Tensor]:
+        outputs = generate(batch)
+        flows.append(outputs["flow"].detach() / stage.current_block.warping.flow_scale)
+        return outputs
+
+    stage.generate = spy  # type: ignore[method-assign]
+    with torch.no_grad():
+        stage.current_block.warping.flow_head.weight.normal_(std=0.1)
+    fit(stage, batches=[batch_of(2)], precision="bf16-mixed")
+    assert not torch.equal(flows[0], flows[0].bfloat16().float())
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-true", "64-true", "16-true"])
@@ -380,7 +555,7 @@ def test_stylegan2_critic_trains_with_softplus_and_r1(model_dir: Path, fit: Fit,
         fake = stage.critic(fake_image)
     inputs = batch.gt.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(stage.critic(inputs).sum(), inputs)
-    penalty = 2.0 * gradient.flatten(1).square().sum(1).mean()
+    penalty = 2.0 * (gradient / 2).flatten(1).square().sum(1).mean()  # of images in [-1, 1]
     loss = torch.nn.functional.softplus(fake).mean() + torch.nn.functional.softplus(-real).mean()
     fit(stage, batches=[batch], callbacks=[Look()])
     assert values["train/penalty"] == pytest.approx(penalty.item(), rel=1e-3)

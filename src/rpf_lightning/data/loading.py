@@ -47,11 +47,11 @@ class Shuffled(DistributedSampler[int]):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader whose state is how many batches of the epoch it has given.
+    """A DataLoader whose state is how many batches of which epoch it has given.
 
-    Lightning writes it into checkpoints. Restored, the next epoch begins behind these batches, without reading
-    them. It also draws the seed that workers get from a generator of its own: the global one belongs to the
-    training steps, which have to go on after a resume as if nothing had been.
+    Lightning writes it into checkpoints. Restored, that epoch begins behind these batches, without reading them;
+    another epoch is whole. It also draws the seed that workers get from a generator of its own: the global one
+    belongs to the training steps, which have to go on after a resume as if nothing had been.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -59,11 +59,16 @@ class ResumableLoader(DataLoader[Any]):
         if self.generator is None:
             self.generator = torch.Generator().manual_seed(0)
         self.given = 0
-        self._skip = 0
+        self._restored: dict[str, int] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Give the epoch, or the rest of it."""
-        skip, self._skip = self._skip, 0
+        """Give the epoch, or the rest of it.
+
+        Raises:
+            ValueError: If the rest of an epoch would be another part of it, since batch size or number of
+                processes changed.
+        """
+        skip = self._given_before()
         if isinstance(self.sampler, Shuffled) and self.batch_size is not None:
             self.sampler.start, left = skip * self.batch_size, 0
         else:
@@ -74,9 +79,31 @@ class ResumableLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Number of batches given in this epoch."""
-        return {"batches": self.given}
+        """Number of batches given in this epoch, which epoch it is, and what a batch is."""
+        return {"batches": self.given, **self._epoch()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Leave these batches out of the next epoch."""
-        self._skip = state_dict["batches"]
+        """Leave these batches out if it is their epoch that begins next."""
+        self._restored = dict(state_dict)
+
+    def _epoch(self) -> dict[str, int]:
+        return {
+            "epoch": getattr(self.sampler, "epoch", 0),
+            "batch_size": self.batch_size or 0,
+            "processes": getattr(self.sampler, "num_replicas", 1),
+        }
+
+    def _given_before(self) -> int:
+        """How many batches of this epoch a checkpoint was written after."""
+        state, self._restored = self._restored, None
+        now = self._epoch()
+        if state is None or state["epoch"] != now["epoch"]:
+            return 0
+        changed = [name for name in ("batch_size", "processes") if state[name] != now[name]]
+        if changed and state["batches"] < len(self):
+            text = ", ".join(f"{name}: {state[name]} then, {now[name]} now" for name in changed)
+            raise ValueError(
+                f"the checkpoint was written within an epoch, whose rest is another one now ({text}). Put it back, or "
+                "delete the fit's run folder to train it anew"
+            )
+        return state["batches"]

@@ -131,6 +131,9 @@ class WarpingModule(nn.Module):
             skips.append(skip)
         for block in self.decoder:
             features = block(features, skips.pop())
-        flow = self.flow_head(features)
+        with full_precision(
+            features.device
+        ):  # in bf16 a flow of 8 units has steps of 1/16: a pixel at side 1024
+            flow = self.flow_head(features.to(self.flow_head.weight.dtype))
         flow = flow.to(torch.promote_types(flow.dtype, torch.float32)) * self.flow_scale
         return flow, backward_warp(reference, flow)

@@ -55,7 +55,7 @@ class Logistic:
     """StyleGAN2's discriminator with the logistic loss and R1: GCFSR's recipe for the refinement.
 
     Args:
-        penalty_weight: gamma of gamma/2 * R1.
+        penalty_weight: gamma of gamma/2 * R1, for images in [-1, 1] as there.
         penalty_norm: Not used; R1 has no choice of norm.
     """
 
@@ -72,7 +72,9 @@ class Logistic:
     def critic_terms(self, critic: nn.Module, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The critic's loss, its weighted penalty, and how much more it likes real images."""
         scores = critic(real), critic(fake)
-        penalty = self.penalty_weight / 2 * r1_penalty(critic, real)
+        penalty = (
+            self.penalty_weight / 2 * r1_penalty(critic, real) / 4
+        )  # a step in [-1, 1] is half of one in [0, 1]
         return logistic_critic_loss(*scores), penalty, (scores[0].float() - scores[1].float()).mean()
 
     def generator_loss(self, score: Tensor) -> Tensor:

@@ -9,23 +9,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
-from torchvision.utils import flow_to_image  # type: ignore[import-untyped]
 
 from rpf_lightning.data.records import FaceBatch, ReferenceBatch
 from rpf_lightning.losses import IdentityLoss, PerceptualLoss
 from rpf_lightning.losses.adversarial import PenaltyNorm
 from rpf_lightning.metrics import psnr, psnr_face
 from rpf_lightning.model import ReconstructionBlock
-from rpf_lightning.model.resize import resize
+from rpf_lightning.model.resize import full_precision
 from rpf_lightning.model.storage import weights_hash
 from rpf_lightning.stages.adversary import ADVERSARIES, CriticKind, gradient_norms
 from rpf_lightning.stages.finite import FiniteGuard, names, refuse_not_finite
-from rpf_lightning.stages.model_dir import open_model
+from rpf_lightning.stages.model_dir import open_model, write_module
+from rpf_lightning.stages.pictures import draw_stage
 from rpf_lightning.stages.prefix_cache import PrefixCache, open_prefix_cache
 from rpf_lightning.stages.random_state import random_state, restore_random_state
 
@@ -36,7 +35,8 @@ PRECISIONS = ("32-true", "bf16-mixed")
 class RPFStage(LightningModule, ABC):
     """Trains one module of one reconstruction block of the model in a model directory.
 
-    The model is read from the directory when the stage is made, and written back when a fit has finished.
+    The model is read from the directory when the stage is made, and the module is written back when a fit has
+    finished.
     Checkpoints hold the trained module, its critic, the optimizers, the random state and a hash of the frozen
     rest. With or without `FreezeEarlierBlocks` only the trained module has an optimizer.
 
@@ -90,7 +90,7 @@ class RPFStage(LightningModule, ABC):
         decay: Literal["none", "cosine"] = "none",
         accumulate: int = 1,
         cache_prefix: bool = True,
-        gradient_norms_every: int = 50,
+        gradient_norms_every: int = 100,
         adversarial_weight: float = 0.0,
         perceptual_weight: float = 0.0,
         identity_weight: float = 0.0,
@@ -132,6 +132,7 @@ class RPFStage(LightningModule, ABC):
         self._guard = FiniteGuard()
         self._kept_prefix: PrefixCache | None = None
         self._frozen_hash: str | None = None
+        self._group = 1
 
     @property
     def run_dir(self) -> Path:
@@ -190,16 +191,20 @@ class RPFStage(LightningModule, ABC):
         """Say which terms are on and what is frozen; open the cache of x^(n).
 
         Raises:
-            ValueError: If the precision is another than 32-true or bf16-mixed, or if the fit's length is unknown
-                to the decay.
+            ValueError: If the precision is another than 32-true or bf16-mixed, or if the fit's length is not given
+                in epochs.
         """
         if self.trainer.precision not in PRECISIONS:
             raise ValueError(
                 f"precision: expected {' or '.join(PRECISIONS)}, got {self.trainer.precision}. In fp16 the gradient of "
                 "a mean over a megapixel underflows, and a scaled loss would scale the penalty's gradient norm as well"
             )
-        if self.decay == "cosine" and (self.trainer.max_epochs or 0) < 1:
-            raise ValueError("decay: cosine needs the fit's length in trainer.max_epochs")
+        trying = self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if (self.trainer.max_epochs or 0) < 1 or (self.trainer.max_steps != -1 and not trying):
+            raise ValueError(
+                "trainer: expected the fit's length in max_epochs, and in limit_train_batches where epochs are too "
+                "long. max_steps counts the critic's steps too, and Lightning resumes such a fit at the wrong batch"
+            )
         terms = ", ".join(f"{name} {f'x {w:g}' if w else 'off'}" for name, w in self.terms().items())
         trained = {id(p) for p in self.trained_module.parameters()}
         size = sum(p.numel() for p in self.trained_module.parameters()) / 1e6
@@ -249,6 +254,9 @@ class RPFStage(LightningModule, ABC):
         generator, *critics = self._both_optimizers()
         self._decay(generator)
         last = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
+        self._group = self.accumulate
+        if last:  # an epoch's last group may be a smaller one
+            self._group = batch_idx % self.accumulate + 1
         outputs = self.generate(batch)
         values: dict[str, Tensor] = {}
         if self.critic is not None:
@@ -261,7 +269,8 @@ class RPFStage(LightningModule, ABC):
             terms = self._generator_terms(batch, outputs)
             total = torch.stack(list(terms.values())).sum()
             if self.gradient_norms_every and (self._batches() + 1) % self.gradient_norms_every == 0:
-                self._log("grad", gradient_norms(terms, self.gradients_at(outputs)))
+                with full_precision(total.device):
+                    self._log("grad", gradient_norms(terms, self.gradients_at(outputs)))
             self._update(generator, total, last)
         self.mid_accumulation = not last
         self.generator_steps += int(last)
@@ -274,8 +283,17 @@ class RPFStage(LightningModule, ABC):
         self.log("loss", total.detach(), prog_bar=True, logger=False)
 
     def on_train_epoch_end(self) -> None:
-        """Look at the last step's loss too, before anything is saved."""
+        """Look at the last step's loss too, before anything is saved.
+
+        Where the Trainer stops within an accumulation (`max_time`), the gradients that wait are dropped.
+        """
         self._guard.check(self.run_dir, self.global_rank)
+        self.mid_accumulation = False
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Keep gradients that wait for the rest of their batches; Lightning would drop them before it validates."""
+        if not self.mid_accumulation:
+            super().on_validation_model_zero_grad()
 
     def validation_step(self, batch: ReferenceBatch, batch_idx: int) -> None:
         """Log the stage's terms and what `diagnostics` adds."""
@@ -309,22 +327,10 @@ class RPFStage(LightningModule, ABC):
         Returns:
             Title -> (B, 3, S, S) in [0, 1], in the order of the computation.
         """
-        outputs = self.generate(batch)
-        found = {
-            "LR": F.interpolate(batch.lr, size=(self.side, self.side), mode="nearest"),
-            "bicubic": resize(batch.lr, self.side),
-        }
-        if "flow" in outputs:
-            found["flow"] = flow_to_image(outputs["flow"].float()).float() / 255
-        found |= {name: outputs[name] for name in ("aligned", "synthesized") if name in outputs}
-        found |= {self.output_title: outputs["output"], "GT": batch.gt}
-        if isinstance(batch, ReferenceBatch):
-            found |= {"reference": batch.reference, "thin-plate": batch.warped_reference}
-        found["mask"] = batch.gt_mask.expand_as(batch.gt)
-        return {name: image.float().clamp(0, 1) for name, image in found.items()}
+        return draw_stage(batch, self.generate(batch), self.output_title)
 
     def on_fit_end(self) -> None:
-        """Write the model back into its directory, also when a resumed fit had nothing left to train.
+        """Write the trained module into the model directory, also when a resumed fit had nothing left to train.
 
         Raises:
             FloatingPointError: If a weight is NaN or infinite.
@@ -338,7 +344,8 @@ class RPFStage(LightningModule, ABC):
                 f"{self.run_dir}: weights that are frozen changed during the fit; nothing was written"
             )
         if self.trainer.is_global_zero:
-            self.model.save_pretrained(self.model_dir)
+            write_module(self.model_dir, self.model, self._own_keys()[0].removeprefix("model."))
+        self.trainer.strategy.barrier()  # the next fit reads the directory in every process
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the trained module and the critic, and a hash in place of the frozen rest.
@@ -398,11 +405,17 @@ class RPFStage(LightningModule, ABC):
         return terms
 
     def _update(self, optimizer: Any, loss: Tensor, last: bool) -> None:
-        """Add a batch's gradients, and step when the last one of a step is in."""
+        """Add a batch's gradients, and step when the last one of a step is in: with their mean."""
         if not self.mid_accumulation:
             optimizer.zero_grad()
-        self.manual_backward(loss / self.accumulate)
+        with full_precision(loss.device):  # autocast would round the second derivative of the penalty
+            self.manual_backward(loss)
         if last:
+            if self._group > 1:
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        if parameter.grad is not None:
+                            parameter.grad /= self._group
             optimizer.step()
 
     def _both_optimizers(self) -> list[Any]:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rpf_lightning.model import RPFModel
+from rpf_lightning.data.locking import locked
+from rpf_lightning.model import RPFModel, storage
+from rpf_lightning.model.storage import CONFIG_FILE
+
+LOCK = ".lock"
 
 
 def open_model(model_dir: Path, network: dict[str, Any] | None) -> RPFModel:
@@ -15,20 +19,43 @@ def open_model(model_dir: Path, network: dict[str, Any] | None) -> RPFModel:
         FileNotFoundError: If the directory holds no model and `network` is None.
         ValueError: If `network` differs from the model's configuration.
     """
-    if (model_dir / "config.json").is_file():
-        model = RPFModel.from_pretrained(model_dir)
-        changed = {
-            k: (model.config.get(k), v) for k, v in (network or {}).items() if model.config.get(k) != v
-        }
-        if changed:
-            text = ", ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in changed.items())
-            raise ValueError(f"{model_dir} holds a model with other arguments ({text})")
-        return model
-    if network is None:
+    if network is not None and not (model_dir / CONFIG_FILE).is_file():
+        with locked(model_dir / LOCK):  # of several processes that start at once, one makes it
+            if not (model_dir / CONFIG_FILE).is_file():
+                model = RPFModel(**network)
+                model.save_pretrained(model_dir)
+                return model
+    if not (model_dir / CONFIG_FILE).is_file():
         raise FileNotFoundError(
             f"{model_dir} holds no model: expected config.json and model.safetensors. Make one with "
             "`rpf curriculum`, RPFModel(...).save_pretrained(directory), or the argument network"
         )
-    model = RPFModel(**network)
-    model.save_pretrained(model_dir)
+    model = RPFModel.from_pretrained(model_dir)
+    changed = {k: (model.config.get(k), v) for k, v in (network or {}).items() if model.config.get(k) != v}
+    if changed:
+        text = ", ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in changed.items())
+        raise ValueError(f"{model_dir} holds a model with other arguments ({text})")
     return model
+
+
+def write_module(model_dir: Path, model: RPFModel, prefix: str) -> None:
+    """Write one trained module into the directory's model; what others trained there meanwhile stays.
+
+    Args:
+        model_dir: The model directory.
+        model: The model that was trained.
+        prefix: Beginning of the module's names in it.
+
+    Raises:
+        ValueError: If the directory holds a model of another network by now.
+    """
+    with locked(model_dir / LOCK):
+        state = model.state_dict()
+        if (model_dir / CONFIG_FILE).is_file():
+            config, there = storage.load(model_dir)
+            if config != model.config or there.keys() != state.keys():
+                raise ValueError(
+                    f"{model_dir} holds another network than the one that was trained; nothing was written"
+                )
+            state = {**there, **{name: value for name, value in state.items() if name.startswith(prefix)}}
+        storage.save(model_dir, model.config, state)

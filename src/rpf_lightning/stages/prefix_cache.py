@@ -62,13 +62,13 @@ class PrefixCache:
         """
         checksums = self.path.with_suffix(".crc.npy")
         with locked(self.path.parent / ".lock"):
-            for old in self.path.parent.glob("x*.npy"):
+            for old in self.path.parent.glob("x*"):
                 if old not in (self.path, checksums):
                     old.unlink(missing_ok=True)  # of another block, data or weights
             try:
                 if not (self.path.is_file() and checksums.is_file()):
                     rank_zero_info(
-                        f"x^(n) of {self.shape[0]:,} samples: {self.gigabytes:.2f} GB in {self.path}"
+                        f"x^(n) of {self.shape[0]:,} samples: {1000 * self.gigabytes:,.1f} MB in {self.path}"
                     )
                     part = self.path.with_suffix(".part")
                     new_array(part, self.shape, "u1")
@@ -97,7 +97,7 @@ class PrefixCache:
         assert self._checksums is not None
         rows = self._x[list(places)]
         if any(self._checksums[place] != _checksum(row) for place, row in zip(places, rows, strict=True)):
-            rows = (compute().float() * 255).round().byte().cpu().numpy()
+            rows = (compute().float() * 255).round().byte().cpu().contiguous().numpy()
             for place, row in zip(places, rows, strict=True):
                 self._x[place] = row
                 self._checksums[place] = _checksum(row)
@@ -126,12 +126,18 @@ def open_prefix_cache(
             "x^(n) is computed in every step: it is kept for the package's datamodules of pairs only"
         )
         return None
+    if not hasattr(data.train_dataset, "fingerprint"):
+        rank_zero_info(
+            f"x^(n) is computed in every step: {type(data.train_dataset).__name__} has no fingerprint()"
+        )
+        return None
     if (key := data.training_key()) is None:
         rank_zero_info(f"x^(n) is computed in every step: the {data.degradation} LR is random")
         return None
     count = len(data.train_dataset)  # type: ignore[arg-type]
     frozen = weights_hash(nn.ModuleList(model.blocks[: block - 1]).state_dict())
-    key = f"{key} {frozen} {sorted(model.config.items())} {precision}"
+    # the batch size may change the last bit of a sum, and so the rounding
+    key = f"{key} {frozen} {sorted(model.config.items())} {precision} {data.batch_size}"
     side = model.sides[block - 2]
     cache = PrefixCache(folder, block, side, 2 * count if data.flip else count, key)
     return cache if cache.open() else None

@@ -15,17 +15,17 @@ def random_state() -> dict[str, Any]:
     state: dict[str, Any] = np.random.get_state(legacy=False)  # noqa: NPY002
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # of this process's GPU
         "python": (version, list(numbers), gauss),
         "numpy": {**state, "state": {**state["state"], "key": state["state"]["key"].tolist()}},
     }
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Restore what `random_state` returned; CUDA's only on as many GPUs."""
+    """Restore what `random_state` returned; CUDA's where there is a GPU. All processes take the first one's."""
     torch.set_rng_state(state["torch"].cpu())
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"][0].cpu())
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     numpy_state = state["numpy"]
