@@ -1,7 +1,7 @@
 """A training step of every stage: a straightforward loop, ours without and with x^(n) kept on disk, and the floor.
 
-    python benchmarks/training.py PREPARED               # a folder that `rpf prepare` has written; 16 -> 128, block 3
-    python benchmarks/training.py PREPARED --blocks 2 3 --batch 8
+    python benchmarks/training.py PREPARED               # a folder that `rpf prepare` has written; 16 -> 128
+    python benchmarks/training.py PREPARED --blocks 3 --stages warping
 
 The straightforward loop (`straightforward.py`) is what one writes first: it decodes and warps the photos at full size
 and computes the frozen blocks in every step, modulates weights per sample, and calls critic and penalty as they come;
@@ -127,6 +127,17 @@ def ours(kind: str, block: int, data: dict[str, Any], epochs: int, keep: bool) -
     return clock.step(data["limit_train"] // data["batch_size"]), count.total
 
 
+class StraightforwardCritic(Critic):
+    """The same critic with torch's leaky ReLU."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, 1)."""
+        x = image
+        for conv in self.convolutions:
+            x = F.leaky_relu(conv(x), 0.2)
+        return self.score(F.leaky_relu(self.hidden(x.flatten(1)), 0.2))
+
+
 class StraightforwardStep:
     """One optimizer step of a stage, as one writes it first.
 
@@ -146,7 +157,7 @@ class StraightforwardStep:
             self.current, kind if kind in ("warping", "synthesis") else "refinement"
         )
         self.generator = Adam(self.trained.parameters(), 1e-4)
-        self.critic = None if kind == "warping" else Critic(self.model.sides[block - 1])
+        self.critic = None if kind == "warping" else StraightforwardCritic(self.model.sides[block - 1])
         if self.critic is not None:
             self.critic_optimizer = Adam(self.critic.parameters(), 1e-4, betas=(0.0, 0.9))
 
@@ -178,7 +189,7 @@ class StraightforwardStep:
             x, pyramid = batch.lr, [batch.reference]
             if self.kind != "refinement":
                 for lower in reversed(self.model.sides[: self.block - 1]):
-                    pyramid.insert(0, bicubic(pyramid[0], lower))
+                    pyramid.insert(0, bicubic(pyramid[0], lower).clamp(0, 1))
                 for earlier, level in zip(self.blocks, pyramid[:-1], strict=False):
                     x = network.reconstruct(earlier, x, level).clamp(0, 1)
             enlarged = bicubic(x, side)
@@ -232,7 +243,7 @@ def cpu(root: str, blocks: list[int], kinds: list[str], batch: int, steps: int) 
             epochs = 1 + -(-steps // 4)
             again, flop = ours(kind, block, data, epochs, keep=False)
             kept = again
-            if kind != "refinement":  # which has no x^(n)
+            if kind != "refinement" and block > 1:  # or there is no x^(n), or it is the LR
                 kept, flop = ours(kind, block, data, epochs, keep=True)
             times = [f"{1e3 * spent:.0f}" for spent in (plain, again, kept, flop / ceiling)]
             name = f"block {block} (side {16 * 2**block}) {kind}"
@@ -309,7 +320,7 @@ def main(args: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("prepared", help="a prepared folder")
-    parser.add_argument("--blocks", type=int, nargs="+", default=[3])
+    parser.add_argument("--blocks", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--stages", choices=STAGES, nargs="+", default=list(STAGES))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=12, help="of each measurement")

@@ -132,3 +132,69 @@ def test_data_benchmark_compares_the_same_samples(prepared, capsys):
     for name in ("gt", "lr", "reference"):
         assert plain[name].shape == getattr(ours, name).permute(1, 2, 0).shape
         assert np.abs(plain[name].numpy() - getattr(ours, name).permute(1, 2, 0).numpy()).mean() < 0.02
+
+
+TRAINED = {
+    "lr_size": 16,
+    "scale": 4,
+    "channels": 4,
+    "width": 1 / 64,
+    "residual": True,
+    "synthesis_residual": True,
+}
+
+
+@pytest.mark.parametrize("kind", ["refinement", "warping", "synthesis", "finetune"])
+def test_straightforward_training_computes_what_the_stage_computes(kind, monkeypatch, tmp_path, batch_of):
+    import training
+
+    monkeypatch.setattr(training, "SMALL", TRAINED)
+    step = training.StraightforwardStep(kind, 2)
+    with torch.no_grad():
+        for block in step.model.blocks:
+            block.warping.flow_head.weight.normal_(std=0.1)
+    step.model.save_pretrained(tmp_path)
+    stage = training.make_stage(kind, str(tmp_path), 2, TRAINED)
+    batch = batch_of(2)
+    with torch.no_grad():
+        torch.testing.assert_close(step.generate(batch), stage.generate(batch)["output"], rtol=0, atol=1e-4)
+    before = [p.detach().clone() for p in step.model.parameters()]
+    step(batch)
+    changed = [not torch.equal(a, b) for a, b in zip(before, step.model.parameters(), strict=True)]
+    own = {id(p) for p in step.trained.parameters()}
+    assert any(changed)
+    assert all(id(p) in own for p, new in zip(step.model.parameters(), changed, strict=True) if new)
+
+
+def test_straightforward_critic_is_the_same_critic():
+    import training
+
+    torch.manual_seed(0)
+    critic = training.Critic(32)
+    plain = training.StraightforwardCritic(32)
+    plain.load_state_dict(critic.state_dict())
+    image = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(plain(image), critic(image))
+
+
+def test_training_table_has_a_row_per_stage(prepared, capsys, monkeypatch):
+    import measure
+    import training
+
+    monkeypatch.setattr(training, "SMALL", TRAINED)
+    monkeypatch.setattr(measure, "ceiling", lambda *_: 100e9)
+    training.main([str(prepared), "--blocks", "1", "2", "--batch", "2", "--steps", "2"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| block")]
+    assert len(lines) == 8
+    assert all(float(cell) > 0 for line in lines for cell in line.split("|")[2:5])
+    with pytest.raises(SystemExit):
+        training.main([str(prepared / "nowhere")])
+
+
+def test_gpu_rows_run_on_any_device(monkeypatch):
+    import measure
+    import training
+
+    monkeypatch.setattr(measure, "ceiling", lambda *_: 100e9)
+    rows = training.gpu(TRAINED, [2], 1, device="cpu")
+    assert [row[0] for row in rows] == [f"side 64 {kind}" for kind in training.STAGES]
