@@ -1,5 +1,14 @@
-"""Metrics of super-resolved faces, one value per image."""
+"""Metrics of super-resolved faces.
 
+The functions give one value per image; the torchmetrics classes average them over all images of a run, also over
+several processes.
+
+DISTS and FID are not here. torchmetrics has both, but they download networks on their own at first use: DISTS
+torchvision's VGG16, FID an Inception network by way of a further package, torch-fidelity. This package fetches
+weights of known SHA-256 only. FID also says little about the few hundred photos that a validation set holds.
+"""
+
+from rpf_lightning.metrics.faces import isc, landmark_distance
 from rpf_lightning.metrics.image import (
     detail_error,
     lr_consistency,
@@ -8,5 +17,36 @@ from rpf_lightning.metrics.image import (
     psnr_face,
     ssim,
 )
+from rpf_lightning.metrics.per_image import (
+    ISC,
+    PSNR,
+    SSIM,
+    DetailError,
+    LandmarkDistance,
+    LPIPSDistance,
+    LRConsistency,
+    PerImageMetric,
+    PSNRFace,
+    ReferenceISC,
+)
 
-__all__ = ["detail_error", "lr_consistency", "mean_and_count", "psnr", "psnr_face", "ssim"]
+__all__ = [
+    "ISC",
+    "PSNR",
+    "SSIM",
+    "DetailError",
+    "LPIPSDistance",
+    "LRConsistency",
+    "LandmarkDistance",
+    "PSNRFace",
+    "PerImageMetric",
+    "ReferenceISC",
+    "detail_error",
+    "isc",
+    "landmark_distance",
+    "lr_consistency",
+    "mean_and_count",
+    "psnr",
+    "psnr_face",
+    "ssim",
+]

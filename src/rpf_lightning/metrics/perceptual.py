@@ -1,13 +1,17 @@
-"""LPIPS with AlexNet: the `lpips` package's own heads on weights that are already on disk."""
+"""LPIPS: the `lpips` package's own heads on weights that are already on disk."""
 
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from rpf_lightning.faces.weights import alexnet_file
+from rpf_lightning.faces.weights import WEIGHTS_VARIABLE, alexnet_file, cache_dir, weight_file, weights_dir
+
+VGG_FILE = "vgg16-397923af.pth"  # torchvision's
 
 
 class LPIPS(nn.Module):
@@ -16,20 +20,26 @@ class LPIPS(nn.Module):
     The package would download AlexNet; here it comes from the weights folder.
 
     Args:
-        weights: See `AlexNetFeatures`.
+        weights: A file of torchvision's weights; None searches: AlexNet's as `AlexNetFeatures` does, VGG16's
+            `vgg16-397923af.pth` in `RPF_WEIGHTS_DIR` and the cache.
+        net: The network, ``"alex"`` or ``"vgg"``.
 
     Raises:
-        FileNotFoundError: If AlexNet's weights are missing.
+        FileNotFoundError: If the weights are missing. VGG16's are not downloaded.
+        ValueError: If the network is another one.
     """
 
-    def __init__(self, weights: str | None = None) -> None:
+    def __init__(self, weights: str | None = None, net: Literal["alex", "vgg"] = "alex") -> None:
         super().__init__()
         import lpips
 
-        state = torch.load(alexnet_file(weights), map_location="cpu", weights_only=True)
-        with warnings.catch_warnings():
+        if net not in ("alex", "vgg"):
+            raise ValueError(f"net: expected 'alex' or 'vgg', got {net!r}")
+        path = alexnet_file(weights) if net == "alex" else _vgg_file(weights)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # its random weights are replaced
             warnings.simplefilter("ignore")  # lpips calls torchvision with arguments that are deprecated
-            self.lpips = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval().requires_grad_(False)
+            self.lpips = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval().requires_grad_(False)
         # the package keeps torchvision's layers under their numbers, cut into five slices
         slices = self.lpips.net
         for name, layer in slices.named_modules():
@@ -48,3 +58,17 @@ class LPIPS(nn.Module):
             (B,), 0 for equal images.
         """
         return self.lpips(prediction.clamp(0, 1), target, normalize=True).flatten()
+
+
+def _vgg_file(explicit: str | None) -> Path:
+    if explicit:
+        return weight_file("vgg16", explicit)
+    candidates = [folder / VGG_FILE for folder in (weights_dir(), cache_dir()) if folder]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"LPIPS with VGG16 needs torchvision's {VGG_FILE} (528 MB), which is not downloaded: looked for "
+        f"{', '.join(map(str, candidates))}. Fetch it from https://download.pytorch.org/models/{VGG_FILE} into the "
+        f"folder that {WEIGHTS_VARIABLE} names, name a file in `weights`, or take AlexNet, net='alex'"
+    )
