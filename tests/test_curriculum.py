@@ -827,8 +827,9 @@ def test_all_fits_run_on_one_directory(finished: Path) -> None:
 
 
 def test_a_try_finishes_nothing(tmp_path: Path) -> None:
-    path = write_curriculum(tmp_path, finetune=False, network={**NETWORK, "scale": 2})
+    path = write_curriculum(tmp_path, finetune=False)
     run_curriculum(path, ["--trainer.fast_dev_run", "true"], say=quiet)
+    assert not (tmp_path / "model" / "runs").exists()
     assert json.loads((tmp_path / "model" / "state.json").read_text()) == {"finished": {}, "started": {}}
     run_curriculum(path, only="block1-refinement", say=quiet)
     assert list(state(tmp_path / "model")) == ["block1-refinement"]
@@ -844,6 +845,32 @@ def test_two_commands_at_once_keep_each_others_notes(tmp_path: Path, monkeypatch
     monkeypatch.setattr(curriculum, "lightning_cli", during)
     run_curriculum(path, only="block1-refinement", say=quiet)
     assert sorted(state(tmp_path / "model")) == ["block1-refinement", "block2-refinement"]
+
+
+def test_what_a_kill_left_is_removed_of_the_fits_own_folder_only(
+    tmp_path: Path, fake: Callable[..., FakeFits]
+) -> None:
+    path = write_curriculum(tmp_path)
+    fake()
+    folders = [
+        tmp_path / "model" / "runs" / name / "checkpoints" for name in ("block1-warping", "block2-warping")
+    ]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / ".last.ckpt.tmp").touch()
+    run_curriculum(path, only="block1-warping", say=quiet)
+    assert [(folder / ".last.ckpt.tmp").exists() for folder in folders] == [False, True]
+
+
+def test_a_state_file_deleted_meanwhile_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_curriculum(tmp_path)
+    monkeypatch.setattr(
+        curriculum, "lightning_cli", lambda args: (tmp_path / "model" / "state.json").unlink()
+    )
+    run_curriculum(path, only="refinement", say=quiet)
+    assert list(state(tmp_path / "model")) == ["block1-refinement", "block2-refinement"]
 
 
 def test_kept_prefixes_are_removed_at_the_end(tmp_path: Path) -> None:

@@ -29,7 +29,6 @@ from rpf_lightning.training import lightning_cli
 STATE_FILE = "state.json"
 DATA_HASH = "data.sha256"  # of a prepared folder, beside a fit's own settings
 STAGES = ("refinement", "warping", "synthesis", "finetune")
-TEMPORARY = (".*.*.tmp", "runs/*/checkpoints/.*.tmp")  # what a kill in the middle of a write leaves behind
 # what may change between two starts: where the data lie, and what it runs on
 MOVABLE = (
     "data.init_args.root",
@@ -173,16 +172,18 @@ def run_curriculum(
     settings = {fit.name: _settings(fit, _options_of(fit.stage, overrides)) for fit in chosen}
     for fit in chosen:
         _refuse_changes(fit, state, settings[fit.name], directory)
-    _clean(directory)
     seed_everything(curriculum.seed, verbose=False)
     open_model(directory, curriculum.network)
+    # decided once, and alike in all processes: another command may note fits meanwhile
+    finished = set(state["finished"])
     for number, fit in enumerate(plan, start=1):
         if fit not in chosen:
             continue
         head = f"[{number}/{len(plan)}] block {fit.block}  {fit.stage}"
-        if fit.name in state["finished"]:
+        if fit.name in finished:
             say(f"{head}: finished before")
             continue
+        _clean(directory, fit)
         _note(directory, state, "started", fit.name, settings[fit.name])
         arguments = _arguments(fit, directory, _options_of(fit.stage, overrides))
         say(f"{head}: rpf {' '.join(arguments)}")
@@ -191,9 +192,9 @@ def run_curriculum(
             _note(directory, state, "started", fit.name, None)
             continue  # a try, of which nothing was written
         # the fit may have prepared the data
-        _note(
-            directory, state, "finished", fit.name, {**settings[fit.name], **_data_hash(settings[fit.name])}
-        )
+        done = {**settings[fit.name], **_data_hash(settings[fit.name])}
+        state["finished"][fit.name] = done
+        _note(directory, state, "finished", fit.name, done)
     if all(fit.name in state["finished"] for fit in plan):
         _remove_cache(directory)
     return directory
@@ -302,17 +303,18 @@ def _broken(path: Path) -> str:
 def _note(directory: Path, state: State, kind: str, name: str, settings: Settings | None) -> None:
     """Write down that a fit was started or is finished; what another command noted meanwhile stays."""
     with locked(directory / LOCK):
-        state.update(_read_state(directory))
-        state["started"].pop(name, None)
+        there = _read_state(directory) if (directory / STATE_FILE).is_file() else state
+        there["started"].pop(name, None)
         if settings is not None:
-            state[kind][name] = settings
-        write_atomically(directory / STATE_FILE, (json.dumps(state, indent=2) + "\n").encode())
+            there[kind][name] = settings
+        write_atomically(directory / STATE_FILE, (json.dumps(there, indent=2) + "\n").encode())
 
 
 @rank_zero_only
-def _clean(directory: Path) -> None:
-    with locked(directory / LOCK):  # or it would take the file that another process is writing
-        for pattern in TEMPORARY:
+def _clean(directory: Path, fit: Fit) -> None:
+    """Remove what a kill in the middle of a write has left, but nothing of a fit that may run beside this one."""
+    with locked(directory / LOCK):  # who writes into the directory itself holds it
+        for pattern in (".*.*.tmp", f"runs/{fit.name}/checkpoints/.*.tmp"):
             for file in directory.glob(pattern):
                 file.unlink(missing_ok=True)
 

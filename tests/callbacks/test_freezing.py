@@ -103,7 +103,8 @@ def test_frozen_dropout_stays_silent(model_dir: Path, fit: Fit) -> None:
     stage = WarpingStage(str(model_dir), 2)
     latents = stage.model.blocks[0].refinement.latents  # called as modules in strips too
     latents[0] = Spy(latents[0], "frozen")
-    stage.model.blocks[1].warping.flow_head = Spy(stage.model.blocks[1].warping.flow_head, "trained")
+    features = stage.model.blocks[1].warping.reference_features
+    stage.model.blocks[1].warping.reference_features = Spy(features, "trained")
     fit(stage, callbacks=[FreezeEarlierBlocks()], fast_dev_run=2)
     assert seen == {"frozen": [False] * 2, "trained": [True] * 2}
 

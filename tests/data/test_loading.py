@@ -87,12 +87,12 @@ def test_goes_on_within_an_epoch(workers: int) -> None:
     resumed = loader(workers)
     resumed.load_state_dict(state)
     assert begun + batches(resumed, 1) == wanted[1]
-    assert resumed.state_dict() == {"batches": 5, "epoch": 1, "batch_size": 2, "processes": 1}
+    assert resumed.state_dict() == {"batches": 5, "epoch": 1, "batch_size": 2, "processes": 1, "of": 5}
     assert batches(resumed, 0) == wanted[0]  # and the next epoch is whole
 
 
 def state(given: int, **changes: int) -> dict[str, int]:
-    return {"batches": given, "epoch": 0, "batch_size": 2, "processes": 1, **changes}
+    return {"batches": given, "epoch": 0, "batch_size": 2, "processes": 1, "of": 5, **changes}
 
 
 def test_another_epoch_is_whole() -> None:
@@ -104,14 +104,25 @@ def test_another_epoch_is_whole() -> None:
     assert len(batches(resumed, 0)) == 5  # the state counts once
 
 
+@pytest.mark.parametrize("given", [1, 5, 7, 9])
 @pytest.mark.parametrize("changed", ["batch_size", "processes"])
-def test_another_division_of_the_rest_is_refused(changed: str) -> None:
+def test_another_division_of_the_rest_is_refused(changed: str, given: int) -> None:
+    """Also where more batches were given than an epoch has now."""
     resumed = loader()
-    resumed.load_state_dict(state(3, **{changed: 4}))
+    resumed.load_state_dict(state(given, **{changed: 4, "of": 10}))
     with pytest.raises(ValueError, match=rf"written within an epoch.*{changed}: 4 then, \d now"):
         batches(resumed)
-    resumed.load_state_dict(state(3, **{changed: 4}))
+    resumed.load_state_dict(state(given, **{changed: 4, "of": 10}))
     assert len(batches(resumed, 1)) == 5
+    resumed.load_state_dict(state(10, **{changed: 4, "of": 10}))  # a whole epoch
+    assert batches(resumed, 0) == []
+
+
+def test_state_of_an_older_release_is_refused() -> None:
+    resumed = loader()
+    resumed.load_state_dict({"batches": 3})
+    with pytest.raises(ValueError, match=r"epoch: None then, 0 now"):
+        batches(resumed)
 
 
 def test_does_not_read_what_was_given_before() -> None:
@@ -124,7 +135,7 @@ def test_does_not_read_what_was_given_before() -> None:
 
 def test_any_other_sampler_is_skipped_as_well() -> None:
     resumed = ResumableLoader(Numbers(6), batch_size=2)
-    resumed.load_state_dict(state(1))
+    resumed.load_state_dict(state(1, of=3))
     assert [batch.tolist() for batch in resumed] == [[2, 3], [4, 5]]
 
 

@@ -172,6 +172,13 @@ def test_off_where_it_is_switched_off(model_dir: Path, tmp_path: Path) -> None:
     assert not (model_dir / "cache").exists()
 
 
+def test_a_try_leaves_nothing_behind(model_dir: Path, tmp_path: Path) -> None:
+    (model_dir / "cache").mkdir()
+    (model_dir / "cache" / "x2-other.npy").write_bytes(b"0")
+    Watched(WarpingStage(str(model_dir), 2), faces(), tmp_path, fast_dev_run=True)
+    assert files(model_dir) == ["x2-other.npy"]
+
+
 def test_the_first_block_needs_none(model_dir: Path, tmp_path: Path) -> None:
     fit = Watched(WarpingStage(str(model_dir), 1), faces(), tmp_path)
     assert not (model_dir / "cache").exists()

@@ -559,7 +559,9 @@ def test_changed_frozen_module_is_refused(model_dir: Path, tmp_path: Path, fit: 
 
 def test_checkpoint_of_another_stage_is_refused(model_dir: Path, tmp_path: Path, fit: Fit) -> None:
     fit(make("warping", model_dir), callbacks=[last_checkpoint(tmp_path)], enable_checkpointing=True)
-    with pytest.raises(ValueError, match="frozen modules differ"):
+    with pytest.raises(
+        ValueError, match="expected a checkpoint of block2-synthesis, got one of block2-warping"
+    ):
         fit(make("synthesis", model_dir), epochs=2, ckpt_path=tmp_path / "last.ckpt")
 
 
@@ -572,8 +574,24 @@ def test_hash_ignores_what_is_trained_and_what_comes_later(model_dir: Path) -> N
         return stage.frozen_hash() != before
 
     assert not change("blocks.0.synthesis")
+    assert not change("blocks.0.refinement")  # which the synthesis does not read
     assert not change("blocks.1.warping")
     assert change("blocks.0.warping")
+
+
+def test_hash_covers_what_a_stage_computes_with(model_dir: Path) -> None:
+    names = [f"blocks.{n}.{name}" for n in range(2) for name in ("warping", "synthesis", "refinement")]
+    read = {}
+    for kind in ("warping", "synthesis", "synthesized", "x2"):
+        read[kind] = []
+        for name in names:
+            stage = make(kind, model_dir, 2)
+            before = stage.frozen_hash()
+            with torch.no_grad():
+                next(stage.model.get_submodule(name).parameters()).add_(1)
+            if stage.frozen_hash() != before:
+                read[kind].append(name)
+    assert read == {"warping": names[:3], "synthesis": names[:4], "synthesized": names[:5], "x2": []}
 
 
 # The learning rate

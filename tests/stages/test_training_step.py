@@ -215,8 +215,7 @@ def test_resuming_from_the_checkpoint_of_a_validation(
 
     options = {"epochs": 4, "enable_checkpointing": True, "limit_val_batches": 1, **options}
     whole = stage()
-    saved = ModelCheckpoint(tmp_path / "a", filename="{step}", monitor="val/psnr_face", save_top_k=-1)
-    saved.monitor = "val/end_point_error"
+    saved = ModelCheckpoint(tmp_path / "a", filename="{step}", monitor="val/end_point_error", save_top_k=-1)
     run(whole, faces(), tmp_path, callbacks=[saved], **options)
     files = sorted((tmp_path / "a").glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
     if number >= len(files):
@@ -297,6 +296,33 @@ def test_two_fits_at_once_on_one_directory_keep_each_others_modules(model_dir: P
     assert equal(trained(second), dict(written.blocks[1].refinement.state_dict()))
 
 
+def test_a_module_that_changes_on_disk_meanwhile_is_said(model_dir: Path, fit: Fit) -> None:
+    class Meddle(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            model = RPFModel.from_pretrained(model_dir)
+            with torch.no_grad():
+                model.blocks[1].warping.flow_head.bias += 1
+                model.blocks[1].refinement.to_rgb.bias += 1  # which this stage does not read
+            model.save_pretrained(model_dir)
+
+    stage = make("synthesis", model_dir)
+    with pytest.warns(UserWarning, match=r"blocks\.1\.warping\.flow_head\.bias and others changed there"):
+        fit(stage, callbacks=[Meddle()])
+    written = RPFModel.from_pretrained(model_dir).blocks[1]
+    assert equal(trained(stage), dict(written.synthesis.state_dict()))
+    assert not torch.equal(written.refinement.to_rgb.bias, stage.model.blocks[1].refinement.to_rgb.bias)
+
+
+def test_defaults_that_the_configuration_leaves_out_are_no_other_network(model_dir: Path, fit: Fit) -> None:
+    config = json.loads((model_dir / "config.json").read_text())
+    del config["memory"]
+    (model_dir / "config.json").write_text(json.dumps(config))
+    stage = make("warping", model_dir)
+    fit(stage)
+    assert json.loads((model_dir / "config.json").read_text()) == config
+    assert equal(trained(stage), dict(RPFModel.from_pretrained(model_dir).blocks[1].warping.state_dict()))
+
+
 # Accumulation
 
 
@@ -348,13 +374,16 @@ def test_a_validation_within_an_accumulation_loses_no_gradient(model_dir: Path, 
 
 def test_a_smaller_last_group_is_averaged_too(model_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
     start = (model_dir / "model.safetensors").read_bytes()
-    gradients = []
-    for accumulate in (1, 4):
+
+    def gradients(accumulate: int, *numbers: int) -> list[Tensor]:
         (model_dir / "model.safetensors").write_bytes(start)
-        stage = make("synthesis", model_dir, accumulate=accumulate, adversarial_weight=0.0)
-        trainer = fit(stage, batches=[batch_of(2, 0)])
-        gradients.append([p.grad.clone() for g in trainer.optimizers[0].param_groups for p in g["params"]])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+        stage = make("synthesis", model_dir, accumulate=accumulate, adversarial_weight=0.0, learning_rate=0.0)
+        trainer = fit(stage, batches=[batch_of(2, number) for number in numbers])
+        return [p.grad.clone() for g in trainer.optimizers[0].param_groups for p in g["params"]]
+
+    single = [gradients(1, number) for number in (0, 1)]
+    for a, b, both in zip(*single, gradients(4, 0, 1), strict=True):
+        torch.testing.assert_close(both, (a + b) / 2)
 
 
 def test_a_stop_within_an_accumulation_is_saved(model_dir: Path, tmp_path: Path) -> None:
@@ -363,13 +392,23 @@ def test_a_stop_within_an_accumulation_is_saved(model_dir: Path, tmp_path: Path)
             if pl_module.mid_accumulation:
                 trainer.should_stop = True
 
-    stage = make("synthesis", model_dir, accumulate=4)
+    stage = make("synthesis", model_dir, accumulate=4, learning_rate=1e-3)
     checkpoint = LastCheckpoint(tmp_path / "a")
-    run(stage, faces(), tmp_path, 2, callbacks=[Stop(), checkpoint], enable_checkpointing=True)
-    assert (
-        torch.load(tmp_path / "a" / "last.ckpt", weights_only=True)["generator_steps"]
-        == stage.generator_steps
-    )
+    options: dict[str, Any] = {"enable_checkpointing": True, "callbacks": [Stop(), checkpoint]}
+    run(stage, faces(), tmp_path, 2, **options)  # stops at the first batch
+    assert stage.generator_steps == 0
+    saved = torch.load(tmp_path / "a" / "last.ckpt", weights_only=True)
+    again = make("synthesis", model_dir, accumulate=4, learning_rate=1e-3)
+    steps: list[int] = []
+
+    class Count(Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            steps.append(pl_module._group)
+
+    run(again, faces(), tmp_path, 2, ckpt_path=tmp_path / "a" / "last.ckpt", callbacks=[Count()])
+    assert saved["generator_steps"] == 0
+    assert again.generator_steps == 2  # what waited was dropped: the next epoch's groups of 4 and 2
+    assert steps == [4, 4, 2, 2]  # the critic's and the generator's
 
 
 @pytest.mark.parametrize("accumulate", [0, -1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -91,17 +92,20 @@ class ResumableLoader(DataLoader[Any]):
             "epoch": getattr(self.sampler, "epoch", 0),
             "batch_size": self.batch_size or 0,
             "processes": getattr(self.sampler, "num_replicas", 1),
+            "of": len(self),
         }
 
     def _given_before(self) -> int:
         """How many batches of this epoch a checkpoint was written after."""
         state, self._restored = self._restored, None
         now = self._epoch()
-        if state is None or state["epoch"] != now["epoch"]:
+        if state is None or state.get("epoch", now["epoch"]) != now["epoch"]:
             return 0
-        changed = [name for name in ("batch_size", "processes") if state[name] != now[name]]
-        if changed and state["batches"] < len(self):
-            text = ", ".join(f"{name}: {state[name]} then, {now[name]} now" for name in changed)
+        if state["batches"] >= state.get("of", math.inf):
+            return len(self)
+        changed = [name for name in now if state.get(name) != now[name]]
+        if changed:
+            text = ", ".join(f"{name}: {state.get(name)} then, {now[name]} now" for name in changed)
             raise ValueError(
                 f"the checkpoint was written within an epoch, whose rest is another one now ({text}). Put it back, or "
                 "delete the fit's run folder to train it anew"

@@ -219,7 +219,8 @@ class RPFStage(LightningModule, ABC):
             )
         self._frozen_hash = self.frozen_hash()
         self._kept_prefix = None
-        if self.block > 1 and self.cache_prefix and self.needs_references:  # the first block's x is the LR
+        # the first block's x is the LR; a try shall leave nothing behind
+        if self.block > 1 and self.cache_prefix and self.needs_references and not trying:
             data, folder = getattr(self.trainer, "datamodule", None), self.model_dir / "cache"
             self._kept_prefix = open_prefix_cache(
                 folder, self.model, self.block, data, self.trainer.precision
@@ -237,6 +238,7 @@ class RPFStage(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Use the learning rates that were given; a restored optimizer brings those of its checkpoint."""
+        self.mid_accumulation = False  # an interrupted fit may have left gradients
         for optimizer, rate in zip(
             self._both_optimizers(), (self.learning_rate, self.critic_learning_rate), strict=False
         ):
@@ -254,9 +256,7 @@ class RPFStage(LightningModule, ABC):
         generator, *critics = self._both_optimizers()
         self._decay(generator)
         last = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
-        self._group = self.accumulate
-        if last:  # an epoch's last group may be a smaller one
-            self._group = batch_idx % self.accumulate + 1
+        self._group = self._group + 1 if self.mid_accumulation else 1  # an epoch's last one may be smaller
         outputs = self.generate(batch)
         values: dict[str, Tensor] = {}
         if self.critic is not None:
@@ -344,7 +344,8 @@ class RPFStage(LightningModule, ABC):
                 f"{self.run_dir}: weights that are frozen changed during the fit; nothing was written"
             )
         if self.trainer.is_global_zero:
-            write_module(self.model_dir, self.model, self._own_keys()[0].removeprefix("model."))
+            own = self._own_keys()[0].removeprefix("model.")
+            write_module(self.model_dir, self.model, own, [f"{name}." for name in self.read_modules()])
         self.trainer.strategy.barrier()  # the next fit reads the directory in every process
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -357,6 +358,7 @@ class RPFStage(LightningModule, ABC):
         own, state = self._own_keys(), checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: value for key, value in state.items() if key.startswith(own)}
         refuse_not_finite(checkpoint["state_dict"])
+        checkpoint["fit"] = self.run_dir.name
         checkpoint["frozen_hash"] = self._frozen_hash or self.frozen_hash()
         checkpoint["generator_steps"] = self.generator_steps
         checkpoint["random_state"] = random_state()
@@ -364,11 +366,13 @@ class RPFStage(LightningModule, ABC):
             checkpoint["hyper_parameters"]["model_dir"] = str(self.model_dir)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose frozen rest differs from the model directory's.
+        """Refuse a checkpoint of another fit, or whose frozen rest differs from the model directory's.
 
         Raises:
-            ValueError: If it differs.
+            ValueError: If it is another one, or differs.
         """
+        if checkpoint["fit"] != self.run_dir.name:
+            raise ValueError(f"expected a checkpoint of {self.run_dir.name}, got one of {checkpoint['fit']}")
         if checkpoint["frozen_hash"] != self.frozen_hash():
             raise ValueError(
                 f"the checkpoint of block {self.block} {self.name} was trained on another model than the one in "
@@ -381,15 +385,13 @@ class RPFStage(LightningModule, ABC):
         restore_random_state(checkpoint["random_state"])  # the package's loaders draw none of these numbers
 
     def frozen_hash(self) -> str:
-        """SHA-256 over the weights that this stage reads but does not train: the blocks up to its own."""
-        trained = {id(value) for value in self.trained_module.state_dict(keep_vars=True).values()}
-        frozen = {
-            f"{n}.{key}": value
-            for n, block in enumerate(self.model.blocks[: self.block], start=1)
-            for key, value in block.state_dict(keep_vars=True).items()
-            if id(value) not in trained
-        }
-        return weights_hash(frozen)
+        """SHA-256 over the weights that this stage reads but does not train."""
+        read = tuple(f"{name}." for name in self.read_modules())
+        return weights_hash({k: v for k, v in self.model.state_dict().items() if read and k.startswith(read)})
+
+    def read_modules(self) -> list[str]:
+        """Names of the frozen modules that this stage computes with: those of earlier blocks."""
+        return [f"blocks.{n}" for n in range(self.block - 1)]
 
     def _generator_terms(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
         """All weighted terms; each is a scalar in fp32."""

@@ -125,6 +125,8 @@ class _Step:
     ) -> None:
         self.number, self.stage, self.dtype = block, stage, dtype
         self.model = model.to(dtype)
+        for each in self.model.blocks:
+            cast(ReconstructionBlock, each).warping.flow_head.float()
         self.block = cast(ReconstructionBlock, model.blocks[block - 1])
         self.exact_critic = critic  # the penalty's, in fp32
         self.critic = critic if critic is None or dtype == torch.float32 else deepcopy(critic).to(dtype)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from rpf_lightning.data.locking import locked
 from rpf_lightning.model import RPFModel, storage
@@ -38,24 +42,36 @@ def open_model(model_dir: Path, network: dict[str, Any] | None) -> RPFModel:
     return model
 
 
-def write_module(model_dir: Path, model: RPFModel, prefix: str) -> None:
+def write_module(model_dir: Path, model: RPFModel, prefix: str, read: Iterable[str] = ()) -> None:
     """Write one trained module into the directory's model; what others trained there meanwhile stays.
+
+    Where that is something which this module was trained on, a warning says so.
 
     Args:
         model_dir: The model directory.
         model: The model that was trained.
         prefix: Beginning of the module's names in it.
+        read: Beginnings of the names of the modules that it was trained on.
 
     Raises:
         ValueError: If the directory holds a model of another network by now.
     """
     with locked(model_dir / LOCK):
-        state = model.state_dict()
+        config, state = model.config, model.state_dict()
         if (model_dir / CONFIG_FILE).is_file():
             config, there = storage.load(model_dir)
-            if config != model.config or there.keys() != state.keys():
+            if {k: v.shape for k, v in there.items()} != {k: v.shape for k, v in state.items()}:
                 raise ValueError(
-                    f"{model_dir} holds another network than the one that was trained; nothing was written"
+                    f"{model_dir} holds another network than the trained one by now; nothing was written"
+                )
+            beginnings = tuple(read)
+            changed = [
+                name for name, value in state.items()
+                if name.startswith(beginnings) and not torch.equal(value.cpu(), there[name].to(value.dtype))
+            ]  # fmt: skip
+            if beginnings and changed:
+                rank_zero_warn(
+                    f"{model_dir}: {changed[0]} and others changed there while {prefix} was trained on them"
                 )
             state = {**there, **{name: value for name, value in state.items() if name.startswith(prefix)}}
-        storage.save(model_dir, model.config, state)
+        storage.save(model_dir, config, state)

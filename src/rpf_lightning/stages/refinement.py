@@ -59,6 +59,13 @@ class RefinementStage(RPFStage):
         """The refinement module."""
         return self.current_block.refinement
 
+    def read_modules(self) -> list[str]:
+        """None in stage 1; in stage 3 all that make the synthesized image."""
+        if self.input != "synthesized":
+            return []
+        block = f"blocks.{self.block - 1}"
+        return [*super().read_modules(), f"{block}.warping", f"{block}.synthesis"]
+
     def terms(self) -> dict[str, float]:
         """Weights of all terms."""
         return {"L1": 1.0, **super().terms()}

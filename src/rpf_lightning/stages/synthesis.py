@@ -54,6 +54,10 @@ class SynthesisStage(RPFStage):
         """The synthesis module."""
         return self.current_block.synthesis
 
+    def read_modules(self) -> list[str]:
+        """Those of earlier blocks, and the block's warping module."""
+        return [*super().read_modules(), f"blocks.{self.block - 1}.warping"]
+
     def terms(self) -> dict[str, float]:
         """Weights of all terms."""
         return {f"masked L1 ({self.rec_mask})": 1.0, "unmasked L1": self.unmasked_weight, **super().terms()}

@@ -1,0 +1,276 @@
+"""The metrics as torchmetrics classes: the mean over all images, however they came in batches and processes.
+
+They share one vocabulary, so that a `MetricCollection` hands each what it asks for::
+
+    metrics = MetricCollection({"psnr": PSNR(), "psnr_face": PSNRFace(), "isc": ISC()}, prefix="val/")
+    metrics.update(output=output, gt=gt, mask=mask, lr=lr, reference=reference)
+    metrics.compute()  # {"val/isc": ..., "val/psnr": ..., "val/psnr_face": ...}
+
+``output`` (B, 3, S, S) is clamped to [0, 1]; ``gt`` (B, 3, S, S), ``reference`` (B, 3, S, S) and ``lr``
+(B, 3, L, L) lie in [0, 1]; ``mask`` (B, 1, S, S) is 1 on the face. The values are those of the functions in
+`rpf_lightning.metrics.image` and `.faces`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from rpf_lightning.faces.identity import ArcFace
+from rpf_lightning.metrics.faces import Identity, isc, landmark_distance
+from rpf_lightning.metrics.image import detail_error, lr_consistency, psnr, psnr_face, ssim
+from rpf_lightning.metrics.perceptual import LPIPS
+from rpf_lightning.model.resize import full_precision
+
+if TYPE_CHECKING:
+    from rpf_lightning.faces.landmarks import LandmarkModel
+
+
+class PerImageMetric(Metric):
+    """Mean of one value per image.
+
+    Images without a value (NaN: no face in the mask, no face found) are left out and counted. An output that is
+    not finite is no such image: it makes the mean NaN. Subclasses define `update`, which calls `_measure`.
+
+    A sampler that repeats photos to give all processes equally many repeats them here as well.
+
+    Args:
+        kwargs: Arguments of `torchmetrics.Metric`.
+
+    Attributes:
+        total: Sum of the values, float64 (float32 on MPS, which has no other).
+        count: Images with a value.
+        missing: Images without one. Like `total` and `count` of this process; inside `with sync_context()` of all.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    total: Tensor
+    count: Tensor
+    missing: Tensor
+    nan: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("missing", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        # MetricCollection takes metrics whose states are equal after the first batch for one and the same, as two
+        # are that found no face in it, and updates only one of them from then on. NaN equals nothing.
+        self.add_state("nan", torch.full((), torch.nan), dist_reduce_fx="sum")
+
+    def compute(self) -> Tensor:
+        """Mean over the images with a value; NaN without any."""
+        return self.total / self.count
+
+    def _measure(self, function: Callable[..., Tensor], output: Tensor, *others: Any) -> None:
+        """Add ``function(output, *others)``, (B,), computed without autocast in at least fp32."""
+        broken = ~output.isfinite().flatten(1).all(1).to(self.device)
+        with torch.no_grad(), full_precision(output.device):
+            values = function(*(_at_least_fp32(argument) for argument in (output, *others)))
+        if values.shape != output.shape[:1]:
+            raise ValueError(
+                f"{type(self).__name__}: expected {len(output)} values, one per image, got {tuple(values.shape)}"
+            )
+        values = values.to(self.device, self.total.dtype)
+        counted = values.isfinite() | broken
+        # not in place: states that were reset inside of inference mode could not be changed outside of it
+        self.total = self.total + values.where(counted, 0).masked_fill(broken, torch.nan).sum()
+        self.count = self.count + counted.sum()
+        self.missing = self.missing + (~counted).sum()
+
+    def _apply(self, fn: Callable[..., Any], exclude_state: Sequence[str] = "") -> nn.Module:
+        """Move the states to another device, but keep their precision."""
+        super()._apply(fn, tuple(self._defaults))
+        for name, default in self._defaults.items():
+            assert isinstance(default, Tensor)
+            dtype = default.dtype
+            if dtype == torch.float64 and self.device.type == "mps":
+                dtype = torch.float32
+            self._defaults[name] = default.to(self.device, dtype)
+            setattr(self, name, getattr(self, name).to(self.device, dtype))
+        return self
+
+
+class PSNR(PerImageMetric):
+    """PSNR in dB, see `psnr`; the mean of the images' values, not of their errors."""
+
+    higher_is_better = True
+
+    def update(self, output: Tensor, gt: Tensor) -> None:
+        """Add a batch."""
+        self._measure(psnr, output, gt)
+
+
+class PSNRFace(PerImageMetric):
+    """PSNR in dB inside the face, see `psnr_face`."""
+
+    higher_is_better = True
+
+    def update(self, output: Tensor, gt: Tensor, mask: Tensor) -> None:
+        """Add a batch."""
+        self._measure(psnr_face, output, gt, mask)
+
+
+class SSIM(PerImageMetric):
+    """Structural similarity, see `ssim`."""
+
+    higher_is_better = True
+
+    def update(self, output: Tensor, gt: Tensor) -> None:
+        """Add a batch."""
+        self._measure(ssim, output, gt)
+
+
+class LRConsistency(PerImageMetric):
+    """PSNR in dB of the reduced output against the LR, see `lr_consistency`."""
+
+    higher_is_better = True
+
+    def update(self, output: Tensor, lr: Tensor) -> None:
+        """Add a batch."""
+        self._measure(lr_consistency, output, lr)
+
+
+class DetailError(PerImageMetric):
+    """Mean absolute error of the details inside the face, see `detail_error`; the LR gives its side only."""
+
+    higher_is_better = False
+
+    def update(self, output: Tensor, gt: Tensor, mask: Tensor, lr: Tensor) -> None:
+        """Add a batch."""
+        self._measure(detail_error, output, gt, mask, lr.shape[-1])
+
+
+class NetworkMetric(PerImageMetric):
+    """A metric that asks a network.
+
+    The network moves along with the metric, but it is none of its submodules: it is in no `state_dict`, no
+    checkpoint and no `parameters()`. Two metrics may share one.
+
+    Args:
+        network: What is asked; a module is put into eval mode.
+        kwargs: Arguments of `torchmetrics.Metric`.
+    """
+
+    def __init__(self, network: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if isinstance(network, nn.Module):
+            network.eval()
+        self._networks = (network,)  # torch takes no module out of a tuple for a submodule
+
+    @property
+    def network(self) -> Any:
+        """What is asked."""
+        return self._networks[0]
+
+    def _apply(self, fn: Callable[..., Any], exclude_state: Sequence[str] = "") -> nn.Module:
+        """Move the network as well."""
+        if isinstance(self.network, nn.Module):
+            self.network._apply(fn)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, exclude_state)
+
+
+class LPIPSDistance(NetworkMetric):
+    """LPIPS, see `LPIPS`.
+
+    Args:
+        net: ``"alex"``, as everybody reports it, or ``"vgg"``.
+        weights: A file of the network's weights; None searches.
+        kwargs: Arguments of `torchmetrics.Metric`.
+
+    Raises:
+        FileNotFoundError: If the weights are missing; VGG16's are not downloaded.
+    """
+
+    higher_is_better = False
+
+    def __init__(
+        self, net: Literal["alex", "vgg"] = "alex", weights: str | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(LPIPS(weights, net), **kwargs)
+
+    def update(self, output: Tensor, gt: Tensor) -> None:
+        """Add a batch."""
+        self._measure(self.network, output, gt)
+
+
+class ISC(NetworkMetric):
+    """Identity similarity of output and GT (P IV-C), see `isc`.
+
+    The paper names neither its ArcFace nor its crop: compare values of one network only.
+
+    Args:
+        identity: Gives features of faces; None takes `ArcFace`, whose models are for non-commercial research.
+        kwargs: Arguments of `torchmetrics.Metric`.
+
+    Raises:
+        FileNotFoundError: If it is None and no insightface pack is found.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, identity: Identity | None = None, **kwargs: Any) -> None:
+        super().__init__(ArcFace() if identity is None else identity, **kwargs)
+
+    def update(self, output: Tensor, gt: Tensor) -> None:
+        """Add a batch."""
+        self._measure(_isc_by(self.network), output, gt)
+
+
+class ReferenceISC(NetworkMetric):
+    """Identity similarity of output and reference, see `isc`: how much of the reference's person is there.
+
+    Data sets give the reference masked. Of another person's reference it says what the output copies from it.
+
+    Args:
+        identity: See `ISC`; may be that one's ``network``.
+        kwargs: Arguments of `torchmetrics.Metric`.
+
+    Raises:
+        FileNotFoundError: See `ISC`.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, identity: Identity | None = None, **kwargs: Any) -> None:
+        super().__init__(ArcFace() if identity is None else identity, **kwargs)
+
+    def update(self, output: Tensor, reference: Tensor) -> None:
+        """Add a batch."""
+        self._measure(_isc_by(self.network), output, reference)
+
+
+class LandmarkDistance(NetworkMetric):
+    """Mean distance of the 68 landmarks in percent of the side, see `landmark_distance`.
+
+    It stands beside ISC and LPIPS, which a copy of the reference does well on. Read it with `missing`, the images
+    where no face was found.
+
+    Args:
+        model: Such as `rpf_lightning.faces.landmarks.landmark_model` gives.
+        kwargs: Arguments of `torchmetrics.Metric`.
+    """
+
+    higher_is_better = False
+
+    def __init__(self, model: LandmarkModel, **kwargs: Any) -> None:
+        super().__init__(model, **kwargs)
+
+    def update(self, output: Tensor, gt: Tensor) -> None:
+        """Add a batch."""
+        self._measure(landmark_distance, output, gt, self.network)
+
+
+def _isc_by(identity: Identity) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda output, other: isc(output, other, identity)
+
+
+def _at_least_fp32(argument: Any) -> Any:
+    if isinstance(argument, Tensor) and argument.is_floating_point():
+        return argument.to(torch.promote_types(argument.dtype, torch.float32))
+    return argument

@@ -1,0 +1,165 @@
+"""LPIPS against the lpips package as its users call it, with torchvision's own networks, and by hand."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lpips
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+
+from rpf_lightning.faces.weights import alexnet_file
+from rpf_lightning.metrics import LPIPSDistance
+from rpf_lightning.metrics.perceptual import VGG_FILE
+
+VGG_TAPS = (3, 8, 15, 22, 29)
+SHIFT, SCALE = np.array([-0.030, -0.088, -0.188]), np.array([0.458, 0.448, 0.450])
+
+
+def pictures(side: int = 64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    gt, noise = torch.rand(2, 5, 3, side, side, generator=generator)
+    strength = torch.linspace(0.2, 1.2, 5)[:, None, None, None]
+    return gt + strength * (noise - 0.5), gt  # leaves [0, 1]
+
+
+def features(kind: str, state: dict[str, Tensor]) -> Any:
+    """torchvision's own layers with these weights."""
+    with torch.device("meta"):  # its millions of random numbers would take seconds
+        network = getattr(torchvision.models, kind)(weights=None)
+    layers = network.features.to_empty(device="cpu").eval()
+    layers.load_state_dict({key.removeprefix("features."): value for key, value in state.items()})
+    return layers
+
+
+def package(monkeypatch: pytest.MonkeyPatch, net: str, layers: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """`lpips.LPIPS` with everything left to it but the download."""
+
+    class Downloaded:
+        features = layers
+
+    name = {"alex": "alexnet", "vgg": "vgg16"}[net]
+    with monkeypatch.context() as patch:
+        patch.setattr(torchvision.models, name, lambda pretrained: Downloaded)
+        model = lpips.LPIPS(net=net, verbose=False)
+
+    def measure(output: Tensor, gt: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model(output.clamp(0, 1) * 2 - 1, gt * 2 - 1).flatten()
+
+    return measure
+
+
+def by_hand(net: str, layers: Any, output: Tensor, gt: Tensor) -> list[float]:
+    """Zhang et al., eq. 1, in numpy from the layers' outputs on."""
+    path = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
+    heads = torch.load(path, map_location="cpu", weights_only=True)
+    kept: list[list[np.ndarray]] = []
+    for image in (output.clamp(0, 1), gt):
+        x = torch.from_numpy((image.numpy() * 2 - 1 - SHIFT[:, None, None]) / SCALE[:, None, None]).float()
+        taps, number = [], 0
+        for i, layer in enumerate(layers):
+            x = layer(x)
+            relu = isinstance(layer, torch.nn.ReLU)
+            if i in VGG_TAPS if net == "vgg" else relu:
+                taps.append(x.detach().double().numpy().copy())
+                number += 1
+        assert number == 5
+        kept.append(taps)
+    total = np.zeros(len(output))
+    for i, (a, b) in enumerate(zip(*kept, strict=True)):
+        a, b = (x / (np.sqrt((x**2).sum(1, keepdims=True)) + 1e-10) for x in (a, b))
+        total += ((a - b) ** 2 * heads[f"lin{i}.model.1.weight"].double().numpy()).sum(1).mean((1, 2))
+    return total.tolist()
+
+
+@pytest.fixture
+def vgg_state() -> dict[str, Tensor]:
+    """Random convolutions with the names and shapes of torchvision's VGG16."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        layers = torchvision.models.vgg16(weights=None).features
+    state = {}
+    for key, value in layers.state_dict().items():
+        scale = (2 / value[0].numel()) ** 0.5 if value.ndim == 4 else 0.1
+        state[f"features.{key}"] = torch.randn(value.shape, generator=generator) * scale
+    return state
+
+
+def check(net: str, layers: Any, monkeypatch: pytest.MonkeyPatch) -> LPIPSDistance:
+    output, gt = pictures()
+    theirs = package(monkeypatch, net, layers)(output, gt)
+    metric = LPIPSDistance(net)
+    for part in (slice(4), slice(4, 5)):
+        value = metric(output[part], gt[part])
+        assert value.item() == pytest.approx(theirs[part].mean().item(), rel=1e-4)
+    assert metric.compute().item() == pytest.approx(theirs.double().mean().item(), rel=1e-4)
+    assert metric.compute().item() == pytest.approx(np.mean(by_hand(net, layers, output, gt)), rel=1e-3)
+    assert theirs.min() > 1e-3
+    assert theirs.max() > 1.5 * theirs.min()
+    metric.reset()
+    metric.update(gt, gt)
+    assert metric.compute() == 0
+    return metric
+
+
+def test_made_up_alexnet(
+    alexnet_state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(alexnet_state, tmp_path / "alexnet_features.pth")
+    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(tmp_path))
+    metric = check("alex", features("alexnet", alexnet_state), monkeypatch)
+    assert not metric.state_dict()
+    assert not list(metric.parameters())
+    assert not metric.higher_is_better
+    again = pickle.loads(pickle.dumps(metric))
+    output, gt = pictures()
+    again.reset()
+    again.update(output, gt)
+    metric.reset()
+    with torch.autocast("cpu", torch.bfloat16):
+        metric.update(output, gt)
+    assert again.compute() == metric.compute()
+
+
+def test_made_up_vgg(vgg_state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(vgg_state, tmp_path / VGG_FILE)
+    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(tmp_path))
+    check("vgg", features("vgg16", vgg_state), monkeypatch)
+
+
+def test_making_one_draws_no_random_numbers(
+    alexnet_state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(alexnet_state, tmp_path / "mine.pth")
+    torch.manual_seed(0)
+    LPIPSDistance(weights=str(tmp_path / "mine.pth"))
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(1))
+
+
+def test_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"alexnet-owt-7be5be79\.pth"):
+        LPIPSDistance()
+    with pytest.raises(FileNotFoundError) as caught:
+        LPIPSDistance("vgg")
+    for part in (str(tmp_path / VGG_FILE), "not downloaded", "net='alex'", "RPF_WEIGHTS_DIR"):
+        assert part in str(caught.value)
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
+        LPIPSDistance("vgg", str(tmp_path / "absent.pth"))
+    with pytest.raises(ValueError, match="net: expected 'alex' or 'vgg', got 'squeeze'"):
+        LPIPSDistance("squeeze")  # type: ignore[arg-type]
+
+
+@pytest.mark.weights
+@pytest.mark.usefixtures("real_weights")
+def test_real_alexnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = torch.load(alexnet_file(), map_location="cpu", weights_only=True)
+    state = {key: value for key, value in state.items() if key.startswith("features.")}
+    check("alex", features("alexnet", state), monkeypatch)
