@@ -103,7 +103,8 @@ def test_validate_and_test_log_the_same_people(write: Write, tmp_path: Path) -> 
         main([command, "--config", config, "--trainer.limit_test_batches", "1"])
         path = run_dir(tmp_path) / "logs" / f"version_{number}" / "metrics.csv"
         with path.open() as file:
-            values.append(float(next(csv.DictReader(file))["val/warping"]))
+            prefix = "val" if command == "validate" else "test"
+            values.append(float(next(csv.DictReader(file))[f"{prefix}/warping"]))
     assert values[0] == pytest.approx(values[1], rel=1e-6)
     with (run_dir(tmp_path) / "logs" / "version_0" / "metrics.csv").open() as file:
         fitted = [float(row["val/warping"]) for row in csv.DictReader(file) if row["val/warping"]]

@@ -4,9 +4,9 @@ The names of the metrics are stable: ``train/loss`` is the sum of the terms ``tr
 ``train/warping``, ``train/flow``, ``train/unmasked``, ``train/perceptual``, ``train/identity`` and
 ``train/adversarial``, those that the stage has; ``train/critic_loss``, ``train/critic_estimate`` and
 ``train/penalty`` come from the critic, ``grad/...`` are norms of the terms' gradients. Validation writes its
-terms under the same names, and ``val/psnr``, ``val/psnr_face`` (images) or ``val/end_point_error``,
-``val/flow_correlation``, ``val/face_l1`` (the warping). ``val/panel`` is the picture of `ImagePanels`. Steps
-count batches.
+terms under the same names, and ``val/psnr``, ``val/psnr_face``, ``val/ssim``, ``val/lr_consistency``, or (the
+warping) ``val/end_point_error``, ``val/flow_correlation``, ``val/face_l1``. ``val/panel`` is the picture of
+`ImagePanels`. Steps count batches.
 """
 
 from __future__ import annotations

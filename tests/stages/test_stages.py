@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from rpf_lightning.callbacks import FreezeEarlierBlocks
+from rpf_lightning.metrics import psnr
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize
 from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, WarpingStage
@@ -397,6 +398,27 @@ def test_validation_logs_psnr(model_dir: Path, fit: Fit, batch_of: BatchOf) -> N
     assert metrics["val/psnr"].item() == pytest.approx(whole.mean().item(), abs=1e-3)
     assert metrics["val/psnr_face"].item() == pytest.approx(face.mean().item(), abs=1e-3)
     assert abs(whole.mean() - face.mean()) > 0.1
+
+
+def test_metrics_are_means_over_images_and_in_no_checkpoint(
+    model_dir: Path, tmp_path: Path, fit: Fit, batch_of: BatchOf
+) -> None:
+    stage = make("synthesis", model_dir, learning_rate=0.0)
+    a, b = batch_of(2, 0), batch_of(2, 1)
+    one = type(a)(
+        *(value[:1] if isinstance(value, Tensor | list) else value for value in a)
+    )  # uneven batches
+    given = {"batches": [one, b], "validate": True}
+    checkpoint = last_checkpoint(tmp_path)
+    metrics = fit(stage, **given, callbacks=[checkpoint], enable_checkpointing=True).callback_metrics
+    values = []
+    with torch.no_grad():
+        for batch in (one, b):
+            values.append(psnr(stage.generate(batch)["output"], batch.gt))
+    assert metrics["val/psnr"].item() == pytest.approx(torch.cat(values).mean().item(), abs=1e-4)
+    assert {"val/ssim", "val/lr_consistency", "val/psnr_face"} <= metrics.keys()
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert not any("metrics" in key for key in state)
 
 
 # Refinement

@@ -13,11 +13,12 @@ from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
+from torchmetrics import Metric, MetricCollection
 
 from rpf_lightning.data.records import FaceBatch, ReferenceBatch
 from rpf_lightning.losses import IdentityLoss, PerceptualLoss
 from rpf_lightning.losses.adversarial import PenaltyNorm
-from rpf_lightning.metrics import psnr, psnr_face
+from rpf_lightning.metrics import PSNR, SSIM, LRConsistency, PSNRFace
 from rpf_lightning.model import ReconstructionBlock
 from rpf_lightning.model.resize import full_precision
 from rpf_lightning.model.storage import weights_hash
@@ -126,6 +127,8 @@ class RPFStage(LightningModule, ABC):
         self.critic = self.adversary.critic(self.model, self.side) if adversarial_weight else None
         self.perceptual = PerceptualLoss(perceptual_norm) if perceptual_weight else None
         self.identity = IdentityLoss() if identity_weight else None
+        self.val_metrics = MetricCollection(dict(self.metrics()), prefix="val/")
+        self.test_metrics = self.val_metrics.clone(prefix="test/")
         self.generator_steps = 0  # the trainer's global_step counts the critic's steps as well
         self.mid_accumulation = False
         """Whether gradients wait for the rest of their batches; a checkpoint would lose them."""
@@ -296,29 +299,37 @@ class RPFStage(LightningModule, ABC):
             super().on_validation_model_zero_grad()
 
     def validation_step(self, batch: ReferenceBatch, batch_idx: int) -> None:
-        """Log the stage's terms and what `diagnostics` adds."""
-        self._check(batch)
-        with torch.no_grad():
-            outputs = self.generate(batch)
-            values = self.reconstruction_terms(batch, outputs)
-        self._log("val", {**values, **self.diagnostics(batch, outputs)}, batch.lr.shape[0])
+        """Log the stage's terms, its metrics and what `diagnostics` adds."""
+        self._measure(batch, "val", self.val_metrics)
 
     def test_step(self, batch: ReferenceBatch, batch_idx: int) -> None:
-        """The same as validation."""
-        self.validation_step(batch, batch_idx)
+        """The same as validation, named ``test/...``."""
+        self._measure(batch, "test", self.test_metrics)
+
+    @torch.no_grad()
+    def _measure(self, batch: ReferenceBatch, phase: str, metrics: MetricCollection) -> None:
+        self._check(batch)
+        outputs = self.generate(batch)
+        values = self.reconstruction_terms(batch, outputs)
+        size = batch.lr.shape[0]
+        self._log(phase, {**values, **self.diagnostics(batch, outputs)}, size)
+        if len(metrics):
+            given = {"output": outputs["output"], "gt": batch.gt, "mask": batch.gt_mask, "lr": batch.lr}
+            metrics.update(**given, reference=getattr(batch, "reference", None))
+            self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=size)
 
     def predict_step(self, batch: ReferenceBatch, batch_idx: int) -> tuple[list[str], Tensor]:
         """Names and clamped outputs (B, 3, S, S) of the trained module."""
         self._check(batch)
         return list(batch.id), self.generate(batch)["output"].clamp(0, 1)
 
+    def metrics(self) -> dict[str, Metric]:
+        """What validation and testing measure on ``"output"``: each the mean over all images."""
+        return {"psnr": PSNR(), "psnr_face": PSNRFace(), "ssim": SSIM(), "lr_consistency": LRConsistency()}
+
     def diagnostics(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
-        """Further values for the validation log: PSNR in the whole picture and inside the face."""
-        image = outputs["output"].float()
-        return {
-            "psnr": psnr(image, batch.gt).mean(),
-            "psnr_face": psnr_face(image, batch.gt, batch.gt_mask).nanmean(),
-        }
+        """Further values for the validation log."""
+        return {}
 
     @torch.no_grad()
     def pictures(self, batch: ReferenceBatch) -> Outputs:
@@ -451,4 +462,4 @@ class RPFStage(LightningModule, ABC):
 
     def _log(self, phase: str, values: Mapping[str, Tensor], batch_size: int | None = None) -> None:
         named = {f"{phase}/{name}": value.detach() for name, value in values.items()}
-        self.log_dict(named, batch_size=batch_size, sync_dist=phase == "val")
+        self.log_dict(named, batch_size=batch_size, sync_dist=phase != "train")

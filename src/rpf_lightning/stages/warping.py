@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.losses import masked_l1
@@ -70,6 +71,10 @@ class WarpingStage(RPFStage):
             error = masked_l1(outputs["flow"], batch.flow, batch.gt_mask) * (64 / self.side)
             terms["flow"] = self.flow_weight * error
         return terms
+
+    def metrics(self) -> dict[str, Metric]:
+        """None: the aligned reference is no reconstruction."""
+        return {}
 
     def diagnostics(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
         """Whether the flow learns, inside the face.
