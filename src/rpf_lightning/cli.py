@@ -9,7 +9,7 @@ LIGHTNING = {
     "fit": "train one stage of one block (LightningCLI)",
     "validate": "validate one stage on the validation pairs (LightningCLI)",
     "test": "the same on the test pairs (LightningCLI)",
-    "predict": "write a stage's outputs as PNG (LightningCLI)",
+    "predict": "write a stage's outputs as PNG (LightningCLI); --csv LIST: a whole model on listed images",
 }
 
 
@@ -20,6 +20,11 @@ def main(args: list[str] | None = None) -> None:
         args: The command line after `rpf`; None takes the process's.
     """
     args = sys.argv[1:] if args is None else args
+    if args and args[0] == "predict" and any(word.split("=")[0] == "--csv" for word in args):
+        from rpf_lightning.predicting import main as predict
+
+        predict(args[1:])
+        return
     if args and args[0] in LIGHTNING:
         from rpf_lightning.training import lightning_cli
 
@@ -31,7 +36,8 @@ def main(args: list[str] | None = None) -> None:
         commands.add_parser(name, help=text)
     _add_curriculum(commands)
     commands.add_parser("prepare", help="turn photos into hashed reference pairs", add_help=False)
-    commands.add_parser("evaluate", help="compare a model directory with its baselines", add_help=False)
+    commands.add_parser("evaluate", help="compare models, baselines and folders of images", add_help=False)
+    commands.add_parser("figure", help="draw one of the paper's figures as a PNG", add_help=False)
     commands.add_parser("export", help="write a model as ONNX or as a torch.export program", add_help=False)
     commands.add_parser("summary", help="print a model's parameters and operations", add_help=False)
     known, rest = parser.parse_known_args(args)
@@ -78,6 +84,12 @@ def _export(_: argparse.Namespace, rest: list[str]) -> None:
     main(rest)
 
 
+def _figure(_: argparse.Namespace, rest: list[str]) -> None:
+    from rpf_lightning.evaluation.figures import main
+
+    main(rest)
+
+
 def _prepare(_: argparse.Namespace, rest: list[str]) -> None:
     from rpf_lightning.data.preparation.commands import main
 
@@ -91,33 +103,16 @@ def _summary(_: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _evaluate(_: argparse.Namespace, rest: list[str]) -> None:
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from rpf_lightning.evaluation.run import main
 
-    from rpf_lightning.data import PairsDataModule
-    from rpf_lightning.evaluation import evaluate_model_dir
-
-    parser = ArgumentParser(prog="rpf evaluate", description=evaluate_model_dir.__doc__)
-    parser.add_argument("--config", action=ActionConfigFile)
-    parser.add_argument("--model_dir", type=str, required=True, help="the model directory")
-    parser.add_argument(
-        "--out", type=str, required=True, help="folder for results.json, table.md and grid.png"
-    )
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--grid_images", type=int, default=6, help="faces in grid.png")
-    parser.add_argument("--lpips", type=bool, default=False, help="LPIPS; needs AlexNet's weights")
-    parser.add_argument("--isc", type=bool, default=False, help="ISC; needs an insightface pack")
-    parser.add_subclass_arguments(PairsDataModule, "data")
-    config = parser.parse_args(rest)
-    data = parser.instantiate_classes(config).data
-    evaluate_model_dir(
-        config.model_dir, data, config.out, config.batch_size, config.grid_images, config.lpips, config.isc
-    )
+    main(rest)
 
 
 COMMANDS = {
     "curriculum": _curriculum,
     "evaluate": _evaluate,
     "export": _export,
+    "figure": _figure,
     "prepare": _prepare,
     "summary": _summary,
 }

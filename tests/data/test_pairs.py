@@ -31,6 +31,7 @@ class MadeUpPhotos:
             self.landmarks += [points, points + 0.001, points + 0.02]
             self.images += [image, image, rng.integers(0, 256, (32, 32, 3), np.uint8)]
         self.reads = 0
+        self.sha256 = "made up"
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -233,3 +234,19 @@ def test_degraded_samples_are_not_those_of_the_cache() -> None:
     assert torch.equal(degraded.lr, degrade(kept.lr[None], [kept.id])[0])
     assert not torch.equal(degraded.lr, kept.lr)
     torch.testing.assert_close(PairsDataset(photos, pairs, **SIDES, cache_mb=1)[0].lr, kept.lr)
+
+
+def test_training_without_references_gives_the_lr() -> None:
+    """The reference of a training batch is the LR enlarged, and x^(n) of it is kept under another key."""
+    keys = []
+    for reference in ("photo", "lr"):
+        data = MadeUpDataModule(**SIDES, batch_size=2, reference=reference)
+        data.setup()
+        keys.append(data.training_key())
+        batch = next(iter(data.train_dataloader()))
+        given = data.on_after_batch_transfer(batch, 0)
+        assert torch.equal(given.reference, batch.reference) is (reference == "photo")
+        assert torch.equal(given.gt, batch.gt)
+    assert keys[0] != keys[1]
+    with pytest.raises(ValueError, match="reference: expected photo or lr, got 'other'"):
+        MadeUpDataModule(**SIDES, reference="other")

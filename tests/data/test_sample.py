@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from rpf_lightning.data.records import Photo
-from rpf_lightning.data.sample import make_sample, mirror
+from rpf_lightning.data.sample import lr_as_reference, make_sample, mirror
+from rpf_lightning.model import RPFModel
+from rpf_lightning.model.resize import resize
 
 INDEX = np.arange(68)
 POINTS = 0.5 + (np.sqrt((INDEX + 0.5) / 68) * np.stack([np.cos(INDEX * 2.4), np.sin(INDEX * 2.4)]) * 0.35).T
@@ -171,3 +173,15 @@ def test_bad_input_is_refused_by_name() -> None:
     for wrong in ({"side": 48}, {"side": 8}, {"side": 128}, {"size": 96}, {"lr_size": 0}):
         with pytest.raises(ValueError, match=r"power of two|lr_size < side <= size"):
             make_sample(good, good, **{**sides, **wrong})
+
+
+def test_lr_as_reference_is_what_the_model_takes_without_one(batch_of) -> None:
+    torch.manual_seed(0)
+    model = RPFModel(16, 4, channels=4, width=1 / 64).eval()
+    for block in (1, 2):
+        batch = lr_as_reference(batch_of(block), 64)
+        levels = model.encode_reference(resize(batch.lr, 64).clamp(0, 1))
+        torch.testing.assert_close(batch.reference, levels[block - 1])
+        assert batch.flow.abs().max() == 0
+        assert torch.equal(batch.warped_reference, batch.reference)
+        assert batch.reference_mask.min() == 1

@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.evaluation.compare import METHODS, evaluate
-from rpf_lightning.evaluation.report import PICTURE_TITLES, table_for_console
+from rpf_lightning.evaluation.contact import PICTURE_TITLES
+from rpf_lightning.evaluation.report import table_for_console
 from rpf_lightning.metrics import psnr, ssim
 from rpf_lightning.model.resize import resize
 from rpf_lightning.model.rpf import BlockOutput, RPFModel
@@ -177,7 +178,7 @@ def test_results_file_is_strict_json_with_its_protocol(tmp_path: Path) -> None:
         encoding="utf-8"
     )
     assert sorted(path.name for path in (tmp_path / "deep" / "out").iterdir()) == [
-        "grid.png", "results.json", "table.md",
+        "grid.png", "per_image.csv", "results.json", "table.md", "table.tex",
     ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from rpf_lightning.data.pairing import (
     split_by_identity,
 )
 from rpf_lightning.data.records import FaceBatch, ReferenceBatch
+from rpf_lightning.data.sample import lr_as_reference
 
 logger = logging.getLogger(__name__)
 
@@ -179,13 +180,27 @@ class PairsDataModule(LevelDataModule):
 
     Args:
         mask_reference: Remove the non-facial region of references (eq. 1); False is the ablation of P Table 2.
+        reference: ``"photo"``, or ``"lr"``: in training the enlarged LR in place of each reference, the ablation
+            "w/o reference" of P Table 2.
         kwargs: Arguments of `LevelDataModule`.
     """
 
-    def __init__(self, mask_reference: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self, mask_reference: bool = True, reference: Literal["photo", "lr"] = "photo", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        if reference not in ("photo", "lr"):
+            raise ValueError(f"reference: expected photo or lr, got {reference!r}")
         self.mask_reference = mask_reference
+        self.reference = reference
         self._split: SplitPairs | None = None
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make the LR on the device where it is not the bicubic one, and the reference where it is the LR."""
+        batch = super().on_after_batch_transfer(batch, dataloader_idx)
+        if self.reference == "photo" or not isinstance(batch, ReferenceBatch):
+            return batch
+        return lr_as_reference(batch, self._side_of("size"))
 
     @abstractmethod
     def find_pairs(self) -> SplitPairs:
@@ -210,6 +225,8 @@ class PairsDataModule(LevelDataModule):
         """
         if self.degradation != "bicubic":
             return None
+        if self.reference != "photo":
+            return f"{self.reference} {self.train_dataset.fingerprint()}"  # type: ignore[attr-defined]
         return str(self.train_dataset.fingerprint())  # type: ignore[attr-defined]
 
     def split_pairs(self) -> SplitPairs:

@@ -143,6 +143,25 @@ def warp_to(
     }
 
 
+def lr_as_reference(batch: ReferenceBatch, size: int) -> ReferenceBatch:
+    """Put the enlarged LR in place of the reference, as `RPFModel` does without one (P Table 2).
+
+    It is aligned already: the thin-plate flow is zero, the warped reference the reference itself.
+
+    Args:
+        batch: A batch of a level.
+        size: Full output side; the LR is enlarged to it and halved down to the level's side.
+    """
+    side = batch.gt.shape[-1]
+    reference = _bicubic(batch.lr, size)
+    while reference.shape[-1] > side:
+        reference = _bicubic(reference, reference.shape[-1] // 2)
+    return batch._replace(
+        reference=reference, warped_reference=reference, reference_mask=torch.ones_like(batch.reference_mask),
+        flow=torch.zeros_like(batch.flow), reference_landmarks=batch.gt_landmarks,
+    )  # fmt: skip
+
+
 def mirror(sample: Record) -> Record:
     """Flip a sample or a batch horizontally, the GT and the reference alike.
 

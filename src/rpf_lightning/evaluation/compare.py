@@ -1,47 +1,198 @@
-"""Comparison of a model with and without the reference on held-out pairs (P IV-C, IV-D; METHOD section 10).
+"""Comparison of any number of methods on the same pairs (P IV-C, IV-D; METHOD section 10).
 
 A method that copies the reference scores well on ISC and LPIPS and ignores its input, so PSNR and LR
 consistency stand beside them always. What the reference gives is read from the difference between the own
 reference and one of another person: the difference to no reference also holds what the training gives anyway.
+
+Loading, networks and metrics overlap: while the networks run on one batch, a thread loads the next one and
+another measures the one before. Values are appended to `progress.jsonl` batch by batch; a comparison that was
+killed goes on there.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence, Sized
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from rpf_lightning.data.records import ReferenceBatch
-from rpf_lightning.evaluation.report import PictureRow, draw_grid, picture_row, table_markdown
-from rpf_lightning.metrics.image import (
-    ERROR_FLOOR,
-    detail_error,
-    lr_consistency,
-    mean_and_count,
-    psnr,
-    psnr_face,
-    ssim,
-)
-from rpf_lightning.model import storage
-from rpf_lightning.model.resize import resize
+from rpf_lightning.evaluation.contact import picture_row, spread
+from rpf_lightning.evaluation.methods import Bicubic, EvaluationBatch, Fault, Method, Model, collate
+from rpf_lightning.evaluation.report import PROGRESS, protocol, write_results
+from rpf_lightning.evaluation.statistics import summarise
+from rpf_lightning.metrics.faces import landmark_distance
+from rpf_lightning.metrics.image import detail_error, lr_consistency, psnr, psnr_face, ssim
 from rpf_lightning.model.rpf import RPFModel
 
-METHODS = ("bicubic", "without_reference", "with_reference", "other_person")
-OFF = "off: no weights"
+if TYPE_CHECKING:
+    from rpf_lightning.faces.landmarks import LandmarkModel
 
+OFF = "off: no weights"
+METHODS = ("bicubic", "without_reference", "with_reference", "other_person")
+
+logger = logging.getLogger(__name__)
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 Identity = Callable[[Tensor], Tensor]
+Row = dict[str, Any]
+Item = TypeVar("Item")
+
+
+class Networks(NamedTuple):
+    """Networks of metrics; None leaves the metric out.
+
+    Attributes:
+        perceptual: LPIPS: (B, 3, S, S) prediction and GT, both in [0, 1] on the device, to (B,).
+        identity: Features of ArcFace: (B, 3, S, S) in [0, 1] on the device to (B, D); ISC is the cosine between
+            those of output and GT. A row of NaN says that no face was found.
+        landmarks: Finds landmarks, for the landmark distance.
+    """
+
+    perceptual: Perceptual | None = None
+    identity: Identity | None = None
+    landmarks: LandmarkModel | None = None
+
+
+def compare(
+    methods: Sequence[Method],
+    dataset: Dataset[EvaluationBatch],
+    out: str | Path,
+    *,
+    lr_size: int,
+    size: int,
+    batch_size: int = 8,
+    workers: int = 0,
+    device: str = "auto",
+    networks: Networks | None = None,
+    protocol_extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measure methods on the same pairs; writes nothing but `progress.jsonl`, see `report.write_results`.
+
+    A comparison that was killed goes on where it was, if everything that the values depend on is the same: it
+    is, and can be known, where the data set has a `fingerprint()`. Otherwise it starts anew.
+
+    Args:
+        methods: At least one; gaps are taken to the first.
+        dataset: Samples at full size.
+        out: Directory of the results; made with the first values.
+        lr_size: Side of the LR.
+        size: Side of the faces.
+        batch_size: Pairs per step; values do not depend on it beyond rounding.
+        workers: Processes that load; 0 is a thread.
+        device: A torch device, or "auto": the GPU where there is one.
+        networks: Of the metrics.
+        protocol_extra: Further entries of the protocol, such as the names of data set and networks. They do
+            not replace what is measured here.
+
+    Returns:
+        What `results.json` holds, see `docs/evaluation.md`. None stands for a value that does not exist.
+
+    Raises:
+        ValueError: If there is no pair; if an output is not finite; if a callable returns another shape.
+        TypeError: If `protocol_extra` is not made of JSON types.
+    """
+    if batch_size < 1:
+        raise ValueError(f"expected batch_size >= 1, got {batch_size}")
+    count = len(cast(Sized, dataset))
+    if count == 0:
+        raise ValueError("expected at least one pair, got none")
+    networks = networks or Networks()
+    extra = dict(protocol_extra or {})
+    for name, given in (("lpips", networks.perceptual), ("isc", networks.identity)):
+        extra[name] = OFF if given is None else extra.get(name, "given by the caller")
+    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    ids = dataset.ids() if hasattr(dataset, "ids") else None
+    for method in methods:
+        method.prepare(ids, size)
+        if (network := method.network()) is not None:
+            network.eval().to(chosen)
+    for metric in networks:
+        if isinstance(metric, nn.Module):
+            metric.to(chosen)
+    setup = {**extra, **protocol(methods, lr_size, size, chosen)}
+    json.dumps(setup, allow_nan=False)  # fails now and not after the measurement
+
+    fingerprint = dataset.fingerprint() if hasattr(dataset, "fingerprint") else None
+    progress = _Progress(
+        Path(out) / PROGRESS, None if fingerprint is None else {**setup, "data": fingerprint}
+    )
+    rows = progress.read()
+    if rows:
+        logger.warning("%s: continues after %d of %d pairs", progress.path, len(rows), count)
+    rest = Subset(dataset, range(len(rows), count))
+    loader = DataLoader(rest, batch_size=batch_size, num_workers=workers, collate_fn=collate)
+    batches = (batch.to(chosen) for batch in track(_ahead(loader), "evaluating", total=len(loader)))
+    for measured in _measured(methods, batches, networks):
+        progress.append(measured)
+        rows += measured
+    return summarise(methods, rows, setup)
+
+
+class BothReferences(Dataset[EvaluationBatch]):
+    """Pairs with the own reference and with another person's, from two data sets of the same GTs.
+
+    Args:
+        dataset: Each with a reference of the same person.
+        other_person: The same GTs in the same order, each with a reference of another person.
+        lr_size: Side of the LR that is expected.
+        size: Side of the faces.
+
+    Raises:
+        ValueError: If the lengths differ; when a sample is read, if sides or names do not fit.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[ReferenceBatch],
+        other_person: Dataset[ReferenceBatch],
+        lr_size: int,
+        size: int,
+    ) -> None:
+        self.count, others = (len(cast(Sized, data)) for data in (dataset, other_person))
+        if self.count == 0 or self.count != others:
+            raise ValueError(
+                f"expected as many other-person pairs as pairs and at least one, got {others} and {self.count}"
+            )
+        self.parts = {"dataset": dataset, "other_person": other_person}
+        self.expected = {"lr": lr_size, "gt": size, "reference": size}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> EvaluationBatch:
+        own, other = (part[index] for part in self.parts.values())
+        for name, sample in zip(self.parts, (own, other), strict=True):
+            for field, side in self.expected.items():
+                got = tuple(getattr(sample, field).shape[-2:])
+                if got != (side, side):
+                    raise ValueError(f"{name}: expected {field} of side {side} as asked for, got {got}")
+        if own.id != other.id:
+            raise ValueError(f"other_person: expected the GT {own.id!r} as in dataset, got {other.id!r}")
+        if own.reference_id == other.reference_id:
+            raise ValueError(
+                f"other_person: expected another reference for the GT {own.id!r} than dataset's "
+                f"{own.reference_id!r}"
+            )
+        return EvaluationBatch(
+            own.lr,
+            own.gt,
+            own.gt_mask,
+            own.reference,
+            other.reference,
+            own.id,
+            own.reference_id,
+            other.reference_id,
+        )
 
 
 def evaluate(
@@ -59,123 +210,119 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure bicubic enlargement and the model without, with its own and with another person's reference.
 
-    Writes `results.json`, `table.md` and `grid.png`, each whole or not at all.
+    Writes what `report.write_results` does, each file whole or not at all.
 
     Args:
         model: The model or its directory. Its mode and device are restored afterwards.
         dataset: Samples at full size (side S = kappa * L), each with a reference of the same person.
         other_person: The same GTs in the same order, each with a reference of another person.
         out: Directory of the results; made if it is missing.
-        batch_size: Pairs per step; results do not depend on it beyond rounding.
+        batch_size: See `compare`.
         grid_images: Faces in the grid, evenly spread over the pairs; 0 draws none.
-        device: A torch device, or "auto": the GPU where there is one.
-        perceptual: LPIPS: (B, 3, S, S) prediction and GT, both in [0, 1] on the device, to (B,).
-        identity: Features of ArcFace: (B, 3, S, S) in [0, 1] on the device to (B, D); ISC is the cosine
-            between those of output and GT. A row of NaN says that no face was found.
-        protocol_extra: Further entries of the protocol, such as the names of data set and networks. They do
-            not replace what is measured here.
+        device: See `compare`.
+        perceptual: See `Networks`.
+        identity: See `Networks`.
+        protocol_extra: See `compare`.
 
     Returns:
         What `results.json` holds: "protocol"; "methods", the mean of every metric for every method; "counts",
-        the number of images behind each mean; "per_image". None stands for a value that does not exist.
+        the number of images behind each mean; "per_image"; and more, see `docs/evaluation.md`.
 
     Raises:
-        ValueError: If the data sets are empty, differ in length or GTs, share a reference for a GT, or have
-            other sides than the model; if an output is not finite; if a callable returns another shape.
+        ValueError: As in `BothReferences` and `compare`.
         TypeError: If `protocol_extra` is not made of JSON types.
     """
     if batch_size < 1 or grid_images < 0:
         raise ValueError(f"expected batch_size >= 1 and grid_images >= 0, got {batch_size} and {grid_images}")
-    extra = dict(protocol_extra or {})
-    json.dumps(extra, allow_nan=False)  # fails now and not after the measurement
-    count, others = (len(cast(Sized, data)) for data in (dataset, other_person))
-    if count == 0 or count != others:
-        raise ValueError(
-            f"expected as many other-person pairs as pairs and at least one, got {others} and {count}"
-        )
     if not isinstance(model, RPFModel):
         model = RPFModel.from_pretrained(model)
-    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    both = BothReferences(dataset, other_person, model.lr_size, model.size)
+    methods = [
+        Bicubic("bicubic"),
+        Model("without_reference", model, "none"),
+        Model("with_reference", model),
+        Model("other_person", model, "swap"),
+    ]
     training, home = model.training, next(model.parameters()).device
-    model.eval().to(chosen)
-    for network in (perceptual, identity):
-        if isinstance(network, nn.Module):
-            network.to(chosen)
     try:
-        per_image = _measure_all(model, dataset, other_person, batch_size, chosen, perceptual, identity)
-        shown = min(grid_images, count)
-        rows = [picture_row(model, dataset[i * count // shown], chosen) for i in range(shown)]
+        results = compare(
+            methods, both, out, lr_size=model.lr_size, size=model.size, batch_size=batch_size,
+            device=device, networks=Networks(perceptual, identity), protocol_extra=protocol_extra,
+        )  # fmt: skip
+        rows = [picture_row(model, both[i]) for i in spread(len(both), grid_images)]
     finally:
         model.train(training).to(home)
-
-    methods, counts = _means(per_image)
-    protocol = _protocol(model, per_image, chosen)
-    for name, given in (("lpips", perceptual), ("isc", identity)):
-        extra[name] = OFF if given is None else extra.get(name, "given by the caller")
-    results = {
-        "protocol": {**extra, **protocol},
-        "methods": methods,
-        "counts": counts,
-        "per_image": per_image,
-    }
-    _write(Path(out), results, rows)
+    write_results(Path(out), results, rows)
     return results
 
 
-def _measure_all(
-    model: RPFModel,
-    dataset: Dataset[ReferenceBatch],
-    other_person: Dataset[ReferenceBatch],
-    batch_size: int,
-    device: torch.device,
-    perceptual: Perceptual | None,
-    identity: Identity | None,
-) -> list[dict[str, Any]]:
-    """Measure all pairs; only one batch is in memory at a time."""
-    loaders = [DataLoader(data, batch_size=batch_size) for data in (dataset, other_person)]
-    steps = track(zip(*loaders, strict=True), description="evaluating", total=len(loaders[0]))
-    per_image = []
-    for batch, other in steps:
-        _check_batch(model, batch, other)
-        # The data sets run outside of inference mode: what they cache may be used for training later.
-        with torch.inference_mode():
-            values = {
-                method: _measure(method, model, batch, other, device, perceptual, identity)
-                for method in METHODS
-            }
-        for i, names in enumerate(zip(batch.id, batch.reference_id, other.reference_id, strict=True)):
-            per_image.append(
-                {
-                    **dict(zip(("id", "reference_id", "other_id"), names, strict=True)),
-                    "metrics": {
-                        method: {metric: _number(column[i]) for metric, column in columns.items()}
-                        for method, columns in values.items()
-                    },
+def _ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Fetch the next item in a thread while the caller works on this one."""
+    iterator = iter(items)
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, iterator, end)
+        while (item := following.result()) is not end:
+            following = thread.submit(next, iterator, end)
+            yield cast(Item, item)
+
+
+def _measured(
+    methods: Sequence[Method], batches: Iterable[EvaluationBatch], networks: Networks
+) -> Iterator[list[Row]]:
+    """Run all methods, and measure each batch in a thread while the next one runs."""
+    pending: Future[list[Row]] | None = None
+    with ThreadPoolExecutor(1) as thread:
+        for batch in batches:
+            # The data sets run outside of inference mode: what they cache may be used for training later.
+            with torch.inference_mode():
+                outputs = [method(batch).float() for method in methods]
+            faults = [[method.fault(photo) for photo in batch.id] for method in methods]
+            # unpacked before the next is submitted: at most two batches are in memory
+            if pending is not None:
+                yield pending.result()
+            pending = thread.submit(partial(_rows, methods, batch, outputs, faults, networks))
+        if pending is not None:
+            yield pending.result()
+
+
+def _rows(
+    methods: Sequence[Method],
+    batch: EvaluationBatch,
+    outputs: Sequence[Tensor],
+    faults: Sequence[Sequence[Fault | None]],
+    networks: Networks,
+) -> list[Row]:
+    """Return what is known about every pair of a batch."""
+    rows: list[Row] = [
+        {"id": photo, "reference_id": reference, "metrics": {}, "faults": {}}
+        for photo, reference in zip(batch.id, batch.reference_id, strict=True)
+    ]
+    if batch.other_id is not None:
+        for row, other in zip(rows, batch.other_id, strict=True):
+            row["other_id"] = other
+    with torch.inference_mode():
+        seen = None if networks.identity is None else networks.identity(batch.gt)
+        for method, output, found in zip(methods, outputs, faults, strict=True):
+            if not output.isfinite().all():  # NaN would pass for an image without a value
+                names = ", ".join(batch.id)
+                raise ValueError(f"{method.name}: the output is not finite for a photo among {names}")
+            columns = _values(output.clamp(0, 1), method.reference(batch), batch, seen, networks)
+            for place, (row, fault) in enumerate(zip(rows, found, strict=True)):
+                missing = fault is not None and fault.fatal
+                row["metrics"][method.name] = {
+                    metric: None if missing else _number(column[place]) for metric, column in columns.items()
                 }
-            )
-    return per_image
+                if fault is not None:
+                    row["faults"][method.name] = list(fault)
+    return rows
 
 
-def _measure(
-    method: str,
-    model: RPFModel,
-    batch: ReferenceBatch,
-    other: ReferenceBatch,
-    device: torch.device,
-    perceptual: Perceptual | None,
-    identity: Identity | None,
+def _values(
+    output: Tensor, reference: Tensor, batch: EvaluationBatch, seen: Tensor | None, networks: Networks
 ) -> dict[str, list[float]]:
-    """Run one method on one batch; return every metric's values."""
-    lr, gt, mask = (tensor.to(device) for tensor in (batch.lr, batch.gt, batch.gt_mask))
-    if method == "bicubic":
-        output = resize(lr, model.size).clamp(0, 1)
-    elif method == "without_reference":
-        output = model(lr)
-    else:
-        output = model(lr, (batch if method == "with_reference" else other).reference.to(device))
-    if not output.isfinite().all():  # NaN would pass for an image without a value
-        raise ValueError(f"{method}: the output is not finite for a photo among {', '.join(batch.id)}")
-    output = output.float().clamp(0, 1)
+    """Return every metric's values; `seen` are the features of the GT."""
+    lr, gt, mask = batch.lr, batch.gt, batch.mask
     values = {
         "psnr": psnr(output, gt),
         "ssim": ssim(output, gt),
@@ -183,88 +330,64 @@ def _measure(
         "detail_error": detail_error(output, gt, mask, lr.shape[-1]),
         "lr_consistency": lr_consistency(output, lr),
     }
-    if perceptual is not None:
-        values["lpips"] = perceptual(output, gt)
-    if identity is not None:
-        values["isc"] = F.cosine_similarity(identity(output), identity(gt), dim=1)
+    if networks.perceptual is not None:
+        values["lpips"] = networks.perceptual(output, gt)
+    if networks.identity is not None and seen is not None:
+        features = networks.identity(output)
+        values["isc"] = F.cosine_similarity(features, seen, dim=1)
+        values["isc_reference"] = F.cosine_similarity(features, networks.identity(reference), dim=1)
+    if networks.landmarks is not None:
+        values["landmark_distance"] = landmark_distance(output, gt, networks.landmarks)
     for metric, value in values.items():
         if value.shape != (len(lr),):
             raise ValueError(f"{metric}: expected {len(lr)} values, one per image, got {tuple(value.shape)}")
     return {metric: value.double().tolist() for metric, value in values.items()}
 
 
-def _check_batch(model: RPFModel, batch: ReferenceBatch, other: ReferenceBatch) -> None:
-    for name, part in (("dataset", batch), ("other_person", other)):
-        expected = {"lr": model.lr_size, "gt": model.size, "reference": model.size}
-        for field, side in expected.items():
-            got = tuple(getattr(part, field).shape[-2:])
-            if got != (side, side):
-                raise ValueError(f"{name}: expected {field} of side {side} as the model has, got {got}")
-    for gt, other_gt, reference, other_reference in zip(
-        batch.id, other.id, batch.reference_id, other.reference_id, strict=True
-    ):
-        if gt != other_gt:
-            raise ValueError(f"other_person: expected the GT {gt!r} as in dataset, got {other_gt!r}")
-        if reference == other_reference:
-            raise ValueError(
-                f"other_person: expected another reference for the GT {gt!r} than dataset's {reference!r}"
-            )
+class _Progress:
+    """Values that were measured, a JSON object per line; the first line says what they depend on.
 
+    Args:
+        path: The file.
+        setup: What the values depend on; None keeps no file.
+    """
 
-def _means(
-    per_image: Sequence[Mapping[str, Any]],
-) -> tuple[dict[str, dict[str, float | None]], dict[str, dict[str, int]]]:
-    """Average over the images that have a value, and count them."""
-    means: dict[str, dict[str, float | None]] = {method: {} for method in METHODS}
-    counts: dict[str, dict[str, int]] = {method: {} for method in METHODS}
-    for method in METHODS:
-        for metric in per_image[0]["metrics"][method]:
-            column = [row["metrics"][method][metric] for row in per_image]
-            values = [math.nan if value is None else value for value in column]
-            mean, counts[method][metric] = mean_and_count(torch.tensor(values, dtype=torch.float64))
-            means[method][metric] = _number(mean)
-    return means, counts
+    def __init__(self, path: Path, setup: Mapping[str, Any] | None) -> None:
+        self.path, self.setup = path, None if setup is None else json.loads(json.dumps(setup))
 
+    def read(self) -> list[Row]:
+        """Return the rows of a comparison like this one; a torn last line is dropped, another's file removed."""
+        if not self.path.is_file():
+            return []
+        lines = self.path.read_bytes().split(b"\n")[:-1]  # what follows the last line's end is torn
+        try:
+            header, *rows = [json.loads(line) for line in lines]
+        except ValueError:  # empty, or torn by a crash of the machine
+            header, rows = {}, []
+        if self.setup is None or header != self.setup:
+            known = self.setup or {}
+            header = header if isinstance(header, dict) else {}
+            differing = sorted(key for key in {*header, *known} if header.get(key) != known.get(key))
+            logger.warning(
+                "%s: starts anew, the unfinished comparison there differs in: %s",
+                self.path, ", ".join(differing) or "nothing that is known",
+            )  # fmt: skip
+            self.path.unlink()
+            return []
+        whole = b"".join(line + b"\n" for line in lines)
+        if self.path.stat().st_size != len(whole):
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole))
+        return rows
 
-def _protocol(
-    model: RPFModel, per_image: Sequence[Mapping[str, Any]], device: torch.device
-) -> dict[str, Any]:
-    """Say how it was measured, and identify the pairs, the weights and the software."""
-    pairs = [[row["id"], row["reference_id"], row["other_id"]] for row in per_image]
-    return {
-        "range": "RGB in [0, 1], outputs clamped",
-        "rounding": "outputs and GT unrounded; the LR input as the data set gives it, rounded to 8 bit",
-        "crop": "none, the border counts; psnr_face and detail_error inside the facial mask of the GT",
-        "averaging": "per image, then the mean over the images that have a value (counts)",
-        "psnr": f"all pixels and channels of an image; squared error of at least {ERROR_FLOOR:g}, so at most "
-        f"{-10 * math.log10(ERROR_FLOOR):g} dB",
-        "ssim": "Gaussian window 11, sigma 1.5, data range 1, RGB, reflected borders",
-        "detail_error": "mean absolute error of y - up(down(y, lr_size)) inside the face, bicubic",
-        "lr_consistency": "PSNR of the output reduced to lr_size (bicubic) against the LR",
-        "resize": "bicubic, a = -0.5, antialiased",
-        "lr_size": model.lr_size,
-        "size": model.size,
-        "pairs": len(per_image),
-        "pairs_sha256": hashlib.sha256(json.dumps(pairs).encode()).hexdigest(),
-        "weights_sha256": storage.weights_hash(model.state_dict()),
-        "model_config": model.config,
-        "device": device.type,
-        "torch": torch.__version__,
-        "rpf_lightning": version("rpf-lightning"),
-    }
-
-
-def _write(out: Path, results: Mapping[str, Any], rows: Sequence[PictureRow]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    storage.write_atomically(out / "results.json", text.encode())
-    storage.write_atomically(out / "table.md", table_markdown(results).encode())
-    if rows:
-        buffer = io.BytesIO()
-        draw_grid(rows).save(buffer, format="PNG")
-        storage.write_atomically(out / "grid.png", buffer.getvalue())
-    else:
-        (out / "grid.png").unlink(missing_ok=True)  # an earlier run's would not fit these results
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add rows."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.setup is None:
+            return
+        lines = [*([] if self.path.is_file() else [self.setup]), *rows]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
 
 
 def _number(value: float) -> float | None:

@@ -1,0 +1,393 @@
+"""The paper's figures of pictures, each one call or `rpf figure NAME` (paper IV, Figs. 1, 7 and 9 to 13).
+
+Every function writes one PNG, whole or not at all, and returns what it printed: a `FigureRow` for each row. The
+photos are validation pairs, evenly spread. The same call gives the same bytes. Arguments and errors that a
+function does not explain are those of `figure_comparison`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rpf_lightning.data import Degradation, PairsDataModule, ReferenceBatch
+from rpf_lightning.data.dataset import collate
+from rpf_lightning.data.degradation import (
+    DPSR_NOISE,
+    DPSR_SIGMA,
+    REALISTIC_NOISE,
+    REALISTIC_QUALITY,
+    REALISTIC_SIGMA,
+)
+from rpf_lightning.data.pairs import SOURCE
+from rpf_lightning.data.sample import make_face
+from rpf_lightning.data.thin_plate import warp
+from rpf_lightning.evaluation.layout import (
+    Figure,
+    FigureRow,
+    Method,
+    Model,
+    Row,
+    blocks_of,
+    caption,
+    cell,
+    load,
+    method_of,
+    output_of,
+    write_figure,
+)
+from rpf_lightning.metrics import isc
+from rpf_lightning.metrics.faces import Identity
+from rpf_lightning.model.resize import resize
+
+DEFAULT = ("psnr", "ssim")
+CANDIDATES = 32  # draws of a degradation, among which strengths are chosen
+
+
+def figure_comparison(
+    model: Model,
+    data: PairsDataModule,
+    out: str | Path,
+    rows: int = 4,
+    methods: Mapping[str, Method] | None = None,
+    metrics: Sequence[str] = DEFAULT,
+) -> list[FigureRow]:
+    """Figs. 1 and 10: LR, bicubic, other methods, RPF, GT and the masked reference beside each other.
+
+    Args:
+        model: The model, or its directory.
+        data: Where the validation pairs come from; sides that it leaves open become the model's.
+        out: The PNG.
+        rows: Photos.
+        methods: Title -> another method, in the columns' order.
+        metrics: What is printed under results: psnr, psnr_face, ssim, lr_consistency.
+
+    Raises:
+        FileNotFoundError: If a model or a result is missing.
+        ValueError: If an argument is not as described; the message begins with its name.
+    """
+    figure = Figure(model, data, out, rows, metrics)
+    others = {name: method_of(name, method) for name, method in (methods or {}).items()}
+    if taken := {"LR", "bicubic", "RPF", "GT", "reference"} & set(others):
+        raise ValueError(f"methods: {sorted(taken)[0]!r} is a column already; choose another name")
+    lines = []
+    for batch in figure.batches():
+        results = {"bicubic": resize(batch.lr, figure.model.size).clamp(0, 1)}
+        for name, method in others.items():
+            results[name] = method(batch)
+            if results[name].shape != batch.gt.shape:
+                got = f"{tuple(results[name].shape)}, not {tuple(batch.gt.shape)}"
+                raise ValueError(f"methods: {name} gave a result of the shape {got}")
+        results["RPF"] = output_of(figure.model, batch)
+        cells = {name: cell(result[0], figure.measure(result, batch)) for name, result in results.items()}
+        ends = {"GT": cell(batch.gt[0]), "reference": cell(batch.reference[0])}
+        lines.append(Row(caption(batch), {"LR": cell(batch.lr[0]), **cells, **ends}))
+    return write_figure(figure.out, lines)
+
+
+def figure_intermediates(
+    model: Model, data: PairsDataModule, out: str | Path, rows: int = 2, metrics: Sequence[str] = DEFAULT
+) -> list[FigureRow]:
+    """Fig. 7: input, masked reference, aligned, synthesized and refined image of every block; a row per block.
+
+    Values compare with the GT of the block's side.
+    """
+    figure = Figure(model, data, out, rows, metrics)
+    lines = []
+    for place, batch in zip(figure.places, figure.batches(), strict=True):
+        before, blocks = batch.lr, blocks_of(figure.model, batch)
+        for number, block in enumerate(blocks, len(figure.model.blocks) - len(blocks) + 1):
+            side = block.output.shape[-1]
+            level = collate([data.val_dataset(side)[place]])._replace(lr=batch.lr)
+            cells = {"input": cell(before[0]), "reference": cell(level.reference[0])}
+            cells["aligned"] = cell(block.aligned[0])
+            for title, image in (("synthesized", block.synthesized), ("refined", block.output)):
+                cells[title] = cell(image[0], figure.measure(image, level))
+            cells["GT"] = cell(level.gt[0])
+            lines.append(Row(f"block {number}, {side} x {side}: {caption(batch)}", cells))
+            before = block.output.clamp(0, 1)
+    return write_figure(figure.out, lines)
+
+
+def figure_thin_plate(
+    model: Model | None, data: PairsDataModule, out: str | Path, rows: int = 4
+) -> list[FigureRow]:
+    """Fig. 9: GT, masked reference, its thin-plate warp with the GT's landmarks, and that laid over the GT.
+
+    Printed is how far the reference's landmarks are from the GT's on average, in % of the side: as they are
+    and where the flow looks for them.
+
+    With a `model` a column shows what its last block has learned to warp; without one, `data` needs its sides.
+    """
+    figure = Figure(model, data, out, rows)
+    lines = []
+    for batch in figure.batches():
+        points, reference_points = batch.gt_landmarks[0], batch.reference_landmarks[0]
+        inside = (warp(batch.reference_mask, batch.flow[0]) > 0.5).float()
+        over = batch.gt * (1 - inside) + (batch.gt + batch.warped_reference) / 2 * inside
+        apart = {"landmarks": _apart(torch.zeros_like(batch.flow), batch)}
+        cells = {
+            "GT": cell(batch.gt[0], points=points),
+            "reference": cell(batch.reference[0], apart, points=reference_points),
+            "TPS warp": cell(
+                batch.warped_reference[0], {"landmarks": _apart(batch.flow, batch)}, points=points
+            ),
+            "TPS warp over GT": cell(over[0]),
+        }
+        if model is not None:
+            block = blocks_of(figure.model, batch)[-1]
+            cells["learned warp"] = cell(block.aligned[0], {"landmarks": _apart(block.flow, batch)})
+        lines.append(Row(caption(batch), cells))
+    return write_figure(figure.out, lines)
+
+
+def figure_references(
+    model: Model,
+    data: PairsDataModule,
+    out: str | Path,
+    rows: int = 2,
+    same: int = 3,
+    others: int = 3,
+    identity: Identity | None = None,
+) -> list[FigureRow]:
+    """Fig. 11: one LR with several references, of the same person and of other people.
+
+    Two rows per photo: the references, and below each what it led to, with PSNR inside the face and, with an
+    identity network, ISC (the cosine with the GT's features). Nearest landmarks first; every other person is
+    another one.
+
+    Shown are up to `same` references of the same person and `others` of other people of the validation part.
+    `identity` are features such as those of `ArcFace()`. A ValueError also says that there is one person only.
+    """
+    for name, value in (("same", same), ("others", others)):
+        if value < 1:
+            raise ValueError(f"{name}: expected 1 or more, got {value}")
+    figure = Figure(model, data, out, rows, ("psnr_face",))
+    lines = []
+    for place, batch in zip(figure.places, figure.batches(), strict=True):
+        gt = figure.dataset.pairs[place].gt
+        pairs = {f"same person {n}": pair for n, pair in enumerate(figure.same_person(gt, same), 1)}
+        pairs |= {f"other person {n}": pair for n, pair in enumerate(figure.other_people(gt, others), 1)}
+        above, below = {"GT and LR": cell(batch.gt[0])}, {"GT and LR": cell(batch.lr[0])}
+        for title, sample in zip(pairs, figure.like(list(pairs.values())), strict=True):
+            given = collate([sample])
+            output = output_of(figure.model, given)
+            values = figure.measure(output, given)
+            if identity is not None:
+                values["isc"] = float(isc(output, given.gt, identity))
+            above[title] = cell(given.reference[0], None, given.reference_id[0])
+            below[title] = cell(output[0], values)
+        lines += [Row(f"{batch.id[0]}: references", above), Row(f"{batch.id[0]}: outputs", below)]
+    return write_figure(figure.out, lines)
+
+
+def figure_mask(
+    model: Model,
+    data: PairsDataModule,
+    out: str | Path,
+    rows: int = 4,
+    metrics: Sequence[str] = DEFAULT,
+    unmasked_model: Model | None = None,
+) -> list[FigureRow]:
+    """Fig. 12: with and without the removal of the reference's non-facial region (eq. 1).
+
+    `data`'s own `mask_reference` does not matter. `unmasked_model` is one that was trained without the removal
+    (Table 2), for the second half; without it both halves are the same model's.
+    """
+    figure = Figure(model, data, out, rows, metrics)
+    second = figure.model if unmasked_model is None else load("unmasked_model", unmasked_model)
+    if second.size != figure.model.size:
+        raise ValueError(f"unmasked_model: its side {second.size} is not the model's, {figure.model.size}")
+    pairs = [figure.dataset.pairs[place] for place in figure.places]
+    lines = []
+    for samples in zip(figure.like(pairs, True), figure.like(pairs, False), strict=True):
+        cells = {}
+        names = (("masked", "with mask", figure.model), ("unmasked", "without mask", second))
+        for (reference, title, network), sample in zip(names, samples, strict=True):
+            batch = collate([sample])
+            output = output_of(network, batch)
+            cells[f"{reference} reference"] = cell(batch.reference[0])
+            cells[f"output {title}"] = cell(output[0], figure.measure(output, batch))
+        lines.append(Row(caption(batch), {"LR": cell(batch.lr[0]), **cells, "GT": cell(batch.gt[0])}))
+    return write_figure(figure.out, lines)
+
+
+def figure_degradations(
+    model: Model,
+    data: PairsDataModule,
+    out: str | Path,
+    rows: int = 2,
+    metrics: Sequence[str] = DEFAULT,
+    strengths: int = 3,
+    seed: int = 0,
+) -> list[FigureRow]:
+    """Fig. 13: LRs of several degradations and, below each, what the model makes of it.
+
+    Of dpsr and realistic, 32 draws (seeds `seed` to `seed` + 31) are ordered from weak to strong for each photo, and
+    evenly spread ones are shown, the weakest and the strongest among them; what was drawn stands under the LR.
+
+    `data`'s own degradation does not matter. `strengths` are shown of each kind, at most 32; a single one is of
+    medium strength.
+    """
+    if not 1 <= strengths <= CANDIDATES:
+        raise ValueError(f"strengths: expected 1 to {CANDIDATES}, got {strengths}")
+    figure = Figure(model, data, out, rows, metrics)
+    L, size = figure.dataset.lr_size, figure.model.size
+    lines = []
+    for place, batch in zip(figure.places, figure.batches(), strict=True):
+        photo, name = figure.dataset.photos.photo(figure.dataset.pairs[place].gt), str(batch.id[0])
+        chosen = {"bicubic": Degradation("bicubic", L)}
+        for kind in ("dpsr", "realistic"):
+            drawn = [Degradation(kind, L, seed + n) for n in range(CANDIDATES)]
+            drawn.sort(key=lambda degrade: _strength(degrade, name))
+            step = (CANDIDATES - 1) / max(strengths - 1, 1)
+            first = 0 if strengths > 1 else CANDIDATES // 2
+            chosen |= {f"{kind} {n + 1}": drawn[first + round(n * step)] for n in range(strengths)}
+        above = {"GT and reference": cell(batch.gt[0])}
+        below = {"GT and reference": cell(batch.reference[0], None, str(batch.reference_id[0]))}
+        for title, degrade in chosen.items():
+            source = min(SOURCE * L, size) if degrade.kind == "realistic" else None  # as a datamodule does it
+            lr = make_face(photo, lr_size=L, size=size, side=size, source_side=source).lr
+            given = batch._replace(lr=degrade(lr[None], [name]))
+            output = output_of(figure.model, given)
+            above[title] = cell(given.lr[0], None, *_drawn(degrade, name))
+            below[title] = cell(output[0], figure.measure(output, given))
+        lines += [Row(f"{name}: LR", above), Row(f"{name}: outputs", below)]
+    return write_figure(figure.out, lines)
+
+
+def _apart(flow: Tensor, batch: ReferenceBatch) -> float:
+    """Mean distance between where the flow looks for the landmarks and where they are, in % of the side."""
+    at = 2 * batch.gt_landmarks[:, :, None] - 1
+    moved = F.grid_sample(flow.float(), at, padding_mode="border", align_corners=False)[..., 0].mT
+    off = batch.gt_landmarks + moved / flow.shape[-1] - batch.reference_landmarks
+    return float(100 * off.norm(dim=-1).mean())
+
+
+def _strength(degrade: Degradation, name: str) -> float:
+    """How strong a draw is within its kind: shares of the ranges of blur, noise and JPEG, added up."""
+    draw, realistic = degrade.draw(name), degrade.kind == "realistic"
+    sigma, noise = (REALISTIC_SIGMA, REALISTIC_NOISE) if realistic else (DPSR_SIGMA, DPSR_NOISE)
+    ranges = [(sum(draw.sigma) / 2, *sigma), (draw.delta, *noise)]
+    if realistic:
+        ranges.append((draw.quality, *REALISTIC_QUALITY[::-1]))
+    return sum((value - weak) / (strong - weak) for value, weak, strong in ranges)
+
+
+def _drawn(degrade: Degradation, name: str) -> tuple[str, ...]:
+    """What a degradation has drawn for a photo, as lines of text."""
+    if degrade.kind == "bicubic":
+        return ()
+    draw = degrade.draw(name)
+    sigma = f"{draw.sigma[0]:.1f}" + (f" x {draw.sigma[1]:.1f}" if draw.sigma[0] != draw.sigma[1] else "")
+    if degrade.kind == "dpsr":
+        return (f"blur {sigma} px, noise {draw.delta:.1f}", f"seed {degrade.seed}")
+    return (f"blur {sigma} of 512 px", f"noise {draw.delta:.1f}, JPEG {draw.quality}", f"seed {degrade.seed}")
+
+
+FIGURES = {
+    "comparison": figure_comparison,
+    "intermediates": figure_intermediates,
+    "thin_plate": figure_thin_plate,
+    "references": figure_references,
+    "mask": figure_mask,
+    "degradations": figure_degradations,
+}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Write one of the `FIGURES` and print its values.
+
+    Args:
+        args: The command line after `rpf figure`; None takes the process's.
+
+    Raises:
+        SystemExit: After a message on stderr, if an argument is wrong.
+    """
+    parser = argparse.ArgumentParser("rpf figure", description="Draw one of the paper's figures as PNG.")
+    commands = parser.add_subparsers(dest="figure", required=True, metavar="figure")
+    for name, function in FIGURES.items():
+        aliases = [name.replace("_", "-")] if "_" in name else []
+        _add_options(
+            name, commands.add_parser(name, aliases=aliases, help=str(function.__doc__).splitlines()[0])
+        )
+    given = vars(parser.parse_args(args))
+    function = FIGURES[given.pop("figure").replace("-", "_")]
+    seed = given["seed"]
+    try:
+        data, device = _data(given), given.pop("device")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device: no CUDA device here")
+        given["model"] = load("model", given["model"]).to(device)
+        if given.pop("isc", False):
+            from rpf_lightning.faces.identity import ArcFace
+
+            given["identity"] = ArcFace()
+        if "strengths" in given:
+            given["seed"] = seed
+        if "methods" in given:
+            given["methods"] = dict(given["methods"])
+        rows = function(data=data, **given)  # type: ignore[operator]
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    for row in rows:
+        print(row.caption)
+        for title, values in row.values.items():
+            print(f"  {title}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items()))
+    print(given["out"])
+
+
+def _add_options(name: str, parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="the model directory")
+    add("--out", required=True, metavar="FILE", help="the PNG")
+    add("--rows", type=int, default=argparse.SUPPRESS, help="photos")
+    add(
+        "--data", metavar="DIR", help="a folder that `rpf prepare` has written; else embedded synthetic faces"
+    )
+    add("--split", default="", help="of --data, such as paper or disjoint")
+    add("--images", metavar="DIR", help="where the photos of --data lie now")
+    add("--people", type=int, default=200, help="synthetic people")
+    add("--val-fraction", type=float, default=0.15, help="share of the people held out, as in training")
+    add("--seed", type=int, default=0, help="of that split, of synthetic faces and of degradations")
+    add("--degradation", choices=("bicubic", "dpsr", "realistic"), default="bicubic", help="of the LR")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where the model runs")
+    if name in ("comparison", "intermediates", "mask", "degradations"):
+        add("--metrics", nargs="+", default=list(DEFAULT), help="printed under results")
+    if name == "comparison":
+        add(
+            "--method", dest="methods", action="append", default=[], type=_named, metavar="NAME=DIR",
+            help="another method: a model directory, or a folder of PNG named after the photos; repeatable",
+        )  # fmt: skip
+    if name == "references":
+        add("--same", type=int, default=3, help="references of the same person")
+        add("--others", type=int, default=3, help="references of other people")
+        add("--isc", action="store_true", help="print ISC; needs an insightface pack")
+    if name == "mask":
+        add("--unmasked-model", metavar="DIR", help="a model that was trained without the removal")
+    if name == "degradations":
+        add("--strengths", type=int, default=3, help="draws of each kind")
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, sign, path = text.partition("=")
+    if not (name and sign and path):
+        raise argparse.ArgumentTypeError(f"expected NAME=DIR, got {text!r}")
+    return name, path
+
+
+def _data(given: dict[str, Any]) -> PairsDataModule:
+    """Take the data's options out of the given ones."""
+    from rpf_lightning.data import ReferencePairsDataModule, SyntheticFacesDataModule
+
+    root, people, split, images = (given.pop(name) for name in ("data", "people", "split", "images"))
+    shared = {name: given.pop(name) for name in ("val_fraction", "seed", "degradation")}
+    if root is None:
+        return SyntheticFacesDataModule(people=people, photos_each=5, **shared)
+    return ReferencePairsDataModule(root=root, split=split, images=images, **shared)

@@ -1,0 +1,164 @@
+"""Means over images, and bootstrap intervals of them and of their differences."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rpf_lightning.evaluation.methods import Fault, Method, Model
+
+RESAMPLES = 1000
+LEVEL = 0.95
+SEED = 0
+CHUNK = 2**20  # drawn images at a time: memory does not grow with their number
+
+
+class Estimate(TypedDict):
+    """A mean with its interval; None where no image has a value.
+
+    Attributes:
+        mean: Mean over the images.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        count: Images with a value.
+    """
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    count: int
+
+
+def estimate(values: Sequence[float | None], resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
+    """Average images, and draw them again with replacement to see how much the mean depends on the draw.
+
+    Args:
+        values: One per image; None or NaN where an image has none.
+        resamples: Number of draws.
+        seed: Of the draws; equal values give equal intervals.
+
+    Returns:
+        Mean and percentile interval over the images that have a value.
+    """
+    numbers = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    numbers = numbers[np.isfinite(numbers)]
+    count = len(numbers)
+    if not count:
+        return {"mean": None, "low": None, "high": None, "count": 0}
+    low, high = np.quantile(_means(numbers, resamples, seed), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {"mean": float(numbers.mean()), "low": float(low), "high": float(high), "count": count}
+
+
+def gap(
+    values: Sequence[float | None],
+    others: Sequence[float | None],
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Estimate:
+    """Estimate the mean difference of two methods on the same images, which are drawn in pairs.
+
+    Args:
+        values: One per image, of the first method.
+        others: The same images' of the second.
+        resamples: See `estimate`.
+        seed: See `estimate`.
+
+    Returns:
+        First minus second, over the images for which both have a value.
+
+    Raises:
+        ValueError: If the numbers of images differ.
+    """
+    if len(values) != len(others):
+        raise ValueError(f"expected the same images, got {len(values)} and {len(others)} values")
+    differences = [None if a is None or b is None else a - b for a, b in zip(values, others, strict=True)]
+    return estimate(differences, resamples, seed)
+
+
+def _means(numbers: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
+    generator = np.random.default_rng(seed)
+    rows = max(1, CHUNK // len(numbers))
+    means = [
+        numbers[generator.integers(0, len(numbers), (min(rows, resamples - start), len(numbers)))].mean(1)
+        for start in range(0, resamples, rows)
+    ]
+    return np.concatenate(means)
+
+
+def summarise(
+    methods: Sequence[Method], rows: Sequence[Mapping[str, Any]], setup: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Summarise the values of all images.
+
+    Args:
+        methods: What was compared.
+        rows: A row per pair: "id", "reference_id", "other_id" where there is one, "metrics", "faults".
+        setup: The protocol so far.
+
+    Returns:
+        What `results.json` holds, see `docs/evaluation.md`.
+    """
+    columns = {
+        method.name: {
+            metric: [row["metrics"][method.name][metric] for row in rows]
+            for metric in rows[0]["metrics"][method.name]
+        }
+        for method in methods
+    }
+    estimates = {
+        name: {metric: estimate(values) for metric, values in of.items()} for name, of in columns.items()
+    }
+    faults: dict[str, dict[str, list[str]]] = {}
+    for method in methods:
+        found = [Fault(*row["faults"][method.name]) for row in rows if method.name in row["faults"]]
+        for fault in [*found, *method.faults()]:
+            faults.setdefault(method.name, {}).setdefault(fault.kind, []).append(fault.text)
+    names = ("id", "reference_id", "other_id")
+    pairs = json.dumps([[row[name] for name in names if name in row] for row in rows])
+    return {
+        "protocol": {
+            **setup,
+            "pairs": len(rows),
+            "pairs_sha256": hashlib.sha256(pairs.encode()).hexdigest(),
+        },
+        "methods": {name: {m: e["mean"] for m, e in of.items()} for name, of in estimates.items()},
+        "counts": {name: {m: e["count"] for m, e in of.items()} for name, of in estimates.items()},
+        "intervals": {
+            name: {m: [e["low"], e["high"]] for m, e in of.items()} for name, of in estimates.items()
+        },
+        "gaps": [
+            {
+                "method": a,
+                "minus": b,
+                "kind": kind,
+                "metrics": {metric: gap(columns[a][metric], columns[b][metric]) for metric in columns[a]},
+            }
+            for a, b, kind in _gaps(methods)
+        ],
+        "faults": faults,
+        "per_image": [
+            {**{key: value for key, value in row.items() if key != "faults"}, **_kept(row)} for row in rows
+        ],
+    }
+
+
+def _kept(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"faults": row["faults"]} if row["faults"] else {}
+
+
+def _gaps(methods: Sequence[Method]) -> list[tuple[str, str, str]]:
+    """Which differences are of interest: each method's to the first; own minus another person's reference."""
+    gaps = [(method.name, methods[0].name, "to_first") for method in methods[1:]]
+    models = [method for method in methods if isinstance(method, Model)]
+    for own in models:
+        gaps += [
+            (own.name, other.name, "own_minus_other")
+            for other in models
+            if own.given == "own" and other.given == "swap" and own.model is other.model
+        ]
+    return gaps

@@ -1,0 +1,158 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rpf_lightning.baselines.gcfsr import GCFSR
+from rpf_lightning.evaluation.methods import EvaluationBatch, Fault, Folder, collate
+from rpf_lightning.evaluation.run import build_methods
+from rpf_lightning.model import RPFModel
+from rpf_lightning.model.resize import resize
+
+
+def batch(side: int = 64, names: tuple[str, ...] = ("a.png", "b.jpg")) -> EvaluationBatch:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(channels: int, size: int) -> torch.Tensor:
+        return torch.rand(len(names), channels, size, size, generator=generator)
+
+    gt = draw(3, side)
+    mask = (draw(1, side) > 0.5).float()
+    lr = resize(gt, 16).clamp(0, 1)
+    ids = list(names)
+    return EvaluationBatch(lr, gt, mask, draw(3, side), draw(3, side), ids, ids, ids)
+
+
+def test_variants_of_a_model_get_their_references_and_share_it(model_dir: Path) -> None:
+    methods = build_methods(
+        [f"{kind}:{kind}={model_dir}" for kind in ("model", "model-none", "model-swap", "model-gt")]
+        + ["refinement:chain"],
+        model_dir=str(model_dir),
+    )
+    assert len({id(method.model) for method in methods}) == 1  # type: ignore[attr-defined]
+    given, model = batch(), RPFModel.from_pretrained(model_dir)
+    with torch.no_grad():
+        x = given.lr
+        for block in model.blocks:
+            up = block.enlarge(x)
+            x = block.refinement(up).clamp(0, 1)
+        expected = [
+            model(given.lr, given.reference),
+            model(given.lr),
+            model(given.lr, given.other),
+            model(given.lr, given.gt, given.mask),
+            x,
+        ]
+        outputs = [method(given) for method in methods]
+    for output, wanted in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(output, wanted, atol=1e-4, rtol=0)
+    for i, output in enumerate(outputs):
+        for other in outputs[:i]:
+            assert (output - other).abs().max() > 1e-4
+    assert [method.needs_other for method in methods] == [False, False, True, False, False]
+
+
+def test_bicubic_reference_and_gcfsr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = GCFSR(32, width=1 / 64).eval()
+    torch.save({"params_ema": network.state_dict()}, tmp_path / "g.pth")
+    given = batch(32)
+    bicubic, copied = build_methods(["bicubic", "reference:copied"])
+    assert (bicubic.name, copied.name) == ("bicubic", "copied")
+    assert torch.equal(bicubic(given), resize(given.lr, 32).clamp(0, 1))
+    assert torch.equal(copied(given), given.reference)
+    with pytest.raises(ValueError, match=r"g\.pth: does not fit GCFSR"):  # of reduced width
+        build_methods([f"gcfsr:GCFSR={tmp_path / 'g.pth'}"])
+    monkeypatch.setattr(GCFSR, "from_checkpoint", lambda path: network)
+    (published,) = build_methods(["gcfsr:GCFSR=some/g.pth"])
+    published.prepare(None, 32)
+    assert torch.equal(published(given), network.super_resolve(given.lr))
+    assert published.describe()["source"] == "g.pth"
+    with pytest.raises(ValueError, match="GCFSR: gives faces of side 32"):
+        published.prepare(None, 64)
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        (["bicubik"], "method 'bicubik': expected kind"),
+        (["folder:PULSE"], "expected folder:NAME=DIR"),
+        (["gcfsr"], "expected gcfsr:NAME=FILE"),
+        (["model:RPF"], "expected model:NAME=DIR"),
+        (["model:"], "expected kind"),
+        (["bicubic:b=x"], "takes no argument"),
+        (["bicubic", "reference:bicubic"], "bicubic is given twice"),
+    ],
+)
+def test_texts_that_are_no_method(specs: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_methods(specs)
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def test_a_folder_gives_its_images_and_names_every_fault(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    good = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    grey = rng.integers(0, 256, (32, 32), dtype=np.uint8)
+    names = ("good.jpg", "sub/deep.jpg", "grey.jpg", "small.jpg", "broken.jpg", "gone.jpg")
+    save(tmp_path / "good.png", good)
+    save(tmp_path / "sub" / "deep.png", good[::-1])
+    save(tmp_path / "grey.png", grey)
+    save(tmp_path / "small.png", good[:16, :24])
+    save(tmp_path / "extra.png", good)
+    (tmp_path / "broken.png").write_bytes((tmp_path / "good.png").read_bytes()[:500])
+    (tmp_path / "log.txt").write_text("no image")
+    folder = Folder("PULSE", tmp_path)
+    folder.prepare(names, 32)
+    output = folder(batch(32, names))
+    pixels = (output * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(pixels[0], good)
+    assert np.array_equal(pixels[1], good[::-1])
+    assert np.array_equal(pixels[2], np.repeat(grey[..., None], 3, 2))
+    assert folder.faults() == [Fault("extra", "extra.png")]
+    faults = {name: folder.fault(name) for name in names}
+    assert faults["good.jpg"] is faults["sub/deep.jpg"] is None
+    assert faults["grey.jpg"] == Fault("grey", "grey.png")
+    assert not faults["grey.jpg"].fatal
+    assert faults["small.jpg"] == Fault("wrong size", "small.png: 24 x 16 instead of 32 x 32")
+    assert faults["gone.jpg"] == Fault("missing", "gone.jpg")
+    assert faults["broken.jpg"].kind == "corrupt"
+    assert "broken.png" in faults["broken.jpg"].text
+    assert all(faults[name].fatal for name in ("small.jpg", "gone.jpg", "broken.jpg"))
+
+
+def test_folders_that_cannot_be_right(tmp_path: Path) -> None:
+    with pytest.raises(NotADirectoryError, match=r"PULSE: .*nothing: no such folder"):
+        Folder("PULSE", tmp_path / "nothing")
+    save(tmp_path / "x.png", np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"none of the 2 images, such as a\.png; it holds x\.png"):
+        Folder("PULSE", tmp_path).prepare(["a.png", "b.png"], 4)
+    before = json.dumps(Folder("PULSE", tmp_path).describe())
+    save(tmp_path / "x.png", np.ones((4, 4, 3), np.uint8))
+    assert json.dumps(Folder("PULSE", tmp_path).describe()) != before
+    shutil.copy(tmp_path / "x.png", tmp_path / "x.jpg")
+    with pytest.raises(ValueError, match="two images of one name"):
+        Folder("PULSE", tmp_path)
+
+
+def test_a_model_of_another_side_is_refused(model_dir: Path) -> None:
+    (method,) = build_methods([f"model:RPF={model_dir}"])
+    method.prepare(None, 64)
+    with pytest.raises(ValueError, match="RPF: gives faces of side 64, but 128 was asked for"):
+        method.prepare(None, 128)
+
+
+def test_collate_keeps_what_is_not_there() -> None:
+    zero = torch.zeros(1)
+    stacked = collate([EvaluationBatch(zero, zero, zero, zero, None, "a", "b", None)] * 2)
+    assert stacked.other is stacked.other_id is None
+    assert stacked.id == ["a", "a"]
+    assert stacked.lr.shape == (2, 1)
