@@ -253,8 +253,38 @@ def cpu(root: str, blocks: list[int], kinds: list[str], batch: int, steps: int) 
         f"step of {batch}", "straightforward, ms", "ours, x^(n) computed, ms", "ours, x^(n) kept, ms", "floor, ms",
         "samples/s", "straightforward / ours",
     ]  # fmt: skip
+    print("", *penalty(batch, 16 * 2 ** blocks[-1]), sep="\n")
     print("", f"Ceiling {ceiling / 1e9:.0f} GFLOP/s (matrix product of side 4096).", "", sep="\n")
     print(measure.markdown(head, rows))
+
+
+def penalty(batch: int, side: int) -> list[str]:
+    """The gradient penalty, forward and backward, with torch's leaky ReLU and with the critic's own."""
+    torch.manual_seed(0)
+    critic, plain = (
+        kind(side).to(memory_format=torch.channels_last) for kind in (Critic, StraightforwardCritic)
+    )
+    plain.load_state_dict(critic.state_dict())
+    real, fake = torch.rand(2, batch, 3, side, side)
+    rows, gradients = [], []
+    for name, judge in (("torch's leaky ReLU", plain), ("constant slopes (ours)", critic)):
+
+        def step(judge: Critic = judge) -> None:
+            torch.manual_seed(1)
+            judge.zero_grad()
+            gradient_penalty(judge, real, fake).backward()
+
+        step()
+        with Flop() as flop:
+            step()
+        spent = min(measure.seconds(step) for _ in range(5))
+        gradients.append([conv.weight.grad for conv in judge.convolutions])
+        rows.append([name, f"{1e3 * spent:.0f}", f"{flop.total / 1e9:.2f}"])
+    apart = max(float((a - b).abs().max()) for a, b in zip(*gradients, strict=True))
+    return [
+        measure.markdown([f"penalty of {batch} images, side {side}", "ms", "GFLOP"], rows), "",
+        f"Largest difference of the weights' gradients: {apart:.1e}.",
+    ]  # fmt: skip
 
 
 def random_batch(batch: int, lr_size: int, side: int, device: str) -> ReferenceBatch:

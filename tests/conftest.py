@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from small_fits import QUIET
+
 TINY = {
     "lr_size": 16,
     "scale": 4,
@@ -28,14 +30,6 @@ ALEXNET_SHAPES = {
     "6": (384, 192, 3, 3),
     "8": (256, 384, 3, 3),
     "10": (256, 256, 3, 3),
-}
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-    "num_sanity_val_steps": 0,
 }
 
 

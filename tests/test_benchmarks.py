@@ -1,6 +1,7 @@
 """The benchmark scripts measure what they say: the same network in every row, its operations counted once."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -198,3 +199,28 @@ def test_gpu_rows_run_on_any_device(monkeypatch):
     monkeypatch.setattr(measure, "ceiling", lambda *_: 100e9)
     rows = training.gpu(TRAINED, [2], 1, device="cpu")
     assert [row[0] for row in rows] == [f"side 64 {kind}" for kind in training.STAGES]
+
+
+def test_penalty_of_both_critics_is_the_same():
+    import training
+
+    *table, _, apart = training.penalty(2, 64)
+    ours, plain = (line.split("|")[3] for line in reversed(table[0].splitlines()[-2:]))
+    assert float(ours) < 0.8 * float(plain)
+    assert float(apart.split(": ")[1].rstrip(".")) < 1e-6
+
+
+def test_gradient_norms_and_rounding_print_a_table(
+    prepared, model_dir, capsys, monkeypatch, alexnet_state, make_pack
+):
+    import gradients
+
+    torch.save(alexnet_state, make_pack().parents[3] / "alexnet_features.pth")
+    gradients.main(
+        [str(prepared), "--model", str(model_dir), "--sides", "32", "--pairs", "2", "--batch", "2"]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("| 32 |") for line in lines)
+    changed, apart = re.search(r"at most ([\d.]+) dB; .* differ by ([\d.]+) dB", lines[-1]).groups()
+    assert float(changed) < 0.1
+    assert 40 < float(apart) < 90

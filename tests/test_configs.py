@@ -270,8 +270,13 @@ def test_documented_fits_run(
     monkeypatch.chdir(CONFIGS.parent)
     block = words[words.index("--model.init_args.block") + 1]
     options = reduced(Path(words[words.index("--config") + 1]), tmp_path, prepared)
-    network = json.loads(options[options.index("--model.init_args.network") + 1]) | {"scale": 2 ** int(block)}
-    options[options.index("--model.init_args.network") + 1] = json.dumps(network)
+    place = options.index("--model.init_args.network")
+    network = json.loads(options[place + 1]) | {"scale": 2 ** int(block)}
+    if "--model.init_args.network" in words:
+        options[place + 1] = json.dumps(network)
+    else:  # on a model directory that is there
+        del options[place : place + 2]
+        RPFModel(**network).save_pretrained(tmp_path / "model")
     options[options.index("--model.init_args.block") + 1] = block
     main([*words[1:], *options, "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "1"])
     if not any("one_step" in word for word in words):

@@ -1017,3 +1017,20 @@ def test_kill_9_at_any_moment_and_the_same_command_goes_on(tmp_path: Path) -> No
         for key, value in checkpoint["state_dict"].items():
             if key.startswith("model."):
                 assert torch.equal(model[key.removeprefix("model.")], value)
+
+
+@pytest.mark.slow
+def test_two_processes_run_a_curriculum(tmp_path: Path) -> None:
+    """Every fit once, every line once, one state file; the documented options of several GPUs."""
+    path = write_curriculum(tmp_path, finetune=False, network={**NETWORK, "scale": 2})
+    command = [sys.executable, "-m", "rpf_lightning", "curriculum", "--config", str(path)]
+    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp_find_unused_parameters_true"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = ["block1-refinement", "block1-warping", "block1-synthesis"]
+    assert list(state(tmp_path / "model")) == names
+    for number in range(1, 4):
+        assert done.stdout.count(f"[{number}/3] block 1") == 1
+    again = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("finished before") == 3

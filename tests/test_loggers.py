@@ -19,6 +19,7 @@ from rpf_lightning.cli import main
 from rpf_lightning.loggers import TensorBoardRun, WandbRun, run_group
 from rpf_lightning.stages import SynthesisStage, WarpingStage
 from rpf_lightning.training import lightning_cli
+from small_fits import write_fit
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAME = "block2-synthesis"
@@ -42,39 +43,17 @@ def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def config(tmp_path: Path, model_dir: Path) -> Path:
     """Configuration of a short synthesis fit of block 2."""
-    content = {
-        "seed_everything": 0,
-        "trainer": {
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": 2,
-            "limit_train_batches": 2,
-            "limit_val_batches": 1,
-            "log_every_n_steps": 1,
-            "num_sanity_val_steps": 0,
-            "enable_model_summary": False,
-            "enable_progress_bar": False,
-            "callbacks": [{"class_path": "rpf_lightning.callbacks.FreezeEarlierBlocks"}],
-        },
-        "model": {
-            "class_path": "rpf_lightning.stages.SynthesisStage",
-            "init_args": {"model_dir": str(model_dir), "block": 2, "learning_rate": 0.01},
-        },
-        "data": {
-            "class_path": "rpf_lightning.data.SyntheticFacesDataModule",
-            "init_args": {"people": 6, "photos_each": 2, "batch_size": 2, "val_fraction": 0.34},
-        },
-    }
-    path = tmp_path / "synthesis.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    return write_fit(
+        tmp_path / "synthesis.yaml", "SynthesisStage", {"max_epochs": 2},
+        model_dir=str(model_dir), block=2, learning_rate=0.01,
+    )  # fmt: skip
 
 
 def overlay(name: str) -> list[str]:
     return ["--config", str(CONFIGS / "logger" / f"{name}.yaml")]
 
 
-def records(path: Path) -> list[Record]:
+def records(path: Path, tries: int = 20) -> list[Record]:
     """Read a `.wandb` file: LevelDB's log format, blocks of 32 kB, after a header of 7 bytes."""
     data = path.read_bytes()
     assert data[:4] in (b":W&B", b"")
@@ -85,6 +64,9 @@ def records(path: Path) -> list[Record]:
             place += left
             continue
         _, size, kind = struct.unpack("<IHB", data[place : place + 7])
+        if place + 7 + size > len(data) and tries:  # W&B's own process is still writing
+            time.sleep(0.5)
+            return records(path, tries - 1)
         parts += data[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (1, 4):  # whole, or the last part

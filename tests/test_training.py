@@ -21,12 +21,9 @@ from rpf_lightning.cli import main
 from rpf_lightning.model import RPFModel
 from rpf_lightning.stages import WarpingStage
 from rpf_lightning.training import lightning_cli
+from small_fits import write_fit
 
 Write = Callable[..., Path]
-DATA = {
-    "class_path": "rpf_lightning.data.SyntheticFacesDataModule",
-    "init_args": {"people": 6, "photos_each": 2, "batch_size": 2, "val_fraction": 0.34},
-}
 
 
 @pytest.fixture
@@ -35,26 +32,7 @@ def write(tmp_path: Path, network: dict[str, Any]) -> Write:
 
     def config(stage: str = "WarpingStage", **init_args: Any) -> Path:
         init_args = {"model_dir": str(tmp_path / "model"), "network": network, **init_args}
-        content = {
-            "seed_everything": 0,
-            "trainer": {
-                "accelerator": "cpu",
-                "devices": 1,
-                "max_epochs": 1,
-                "limit_train_batches": 2,
-                "limit_val_batches": 1,
-                "log_every_n_steps": 1,
-                "num_sanity_val_steps": 0,
-                "enable_model_summary": False,
-                "enable_progress_bar": False,
-                "callbacks": [{"class_path": "rpf_lightning.callbacks.FreezeEarlierBlocks"}],
-            },
-            "model": {"class_path": f"rpf_lightning.stages.{stage}", "init_args": init_args},
-            "data": DATA,
-        }
-        path = tmp_path / f"{stage}.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return path
+        return write_fit(tmp_path / f"{stage}.yaml", stage, **init_args)
 
     return config
 
@@ -202,6 +180,7 @@ def test_best_checkpoint_is_the_stages_best_epoch(
     def diagnostics(stage: WarpingStage, *args: Any) -> dict[str, torch.Tensor]:
         return {"end_point_error": torch.tensor((3.0, 1.0, 2.0)[stage.current_epoch])}
 
+    monkeypatch.setattr(WarpingStage, "metrics", lambda stage: {})
     monkeypatch.setattr(WarpingStage, "diagnostics", diagnostics)
     main(["fit", "--config", str(write()), "--trainer.max_epochs", "3"])
     best = torch.load(last(tmp_path).with_name("best.ckpt"), weights_only=True)
@@ -216,6 +195,7 @@ def test_resumed_fit_remembers_the_best(
     def diagnostics(stage: WarpingStage, *args: Any) -> dict[str, torch.Tensor]:
         return {"end_point_error": torch.tensor((1.0, 2.0)[stage.current_epoch])}
 
+    monkeypatch.setattr(WarpingStage, "metrics", lambda stage: {})
     monkeypatch.setattr(WarpingStage, "diagnostics", diagnostics)
     main(["fit", "--config", str(write())])
     more = ["--trainer.max_epochs", "2", "--ckpt_path", str(last(tmp_path))]

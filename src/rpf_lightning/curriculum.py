@@ -157,6 +157,7 @@ def run_curriculum(
         ValueError: If finished or interrupted fits among those to run had other settings (the difference is
             shown), if `only` or `start` names no fit, or if a file is broken.
     """
+    say = rank_zero_only(say)  # with several processes each runs all of this
     curriculum, plan = read_curriculum(path)
     directory = Path(model_dir or curriculum.model_dir)
     overrides = overrides or []

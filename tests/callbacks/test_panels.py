@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
@@ -152,6 +153,53 @@ def test_training_does_not_notice(model_dir: Path, fit: Fit, monkeypatch: pytest
     assert [key for key in states[0] if not torch.equal(states[0][key], states[1][key])] == []
     assert modes[0] == modes[1]
     assert numbers[0] == numbers[1]
+
+
+def test_loggers_that_draw_random_numbers_do_not_disturb_training(
+    model_dir: Path, fit: Fit, tmp_path: Path
+) -> None:
+    """W&B draws names for its files."""
+
+    class Greedy(TensorBoardLogger):
+        pictures = 0
+
+        @property
+        def experiment(self) -> Any:
+            return self
+
+        def add_image(self, *args: Any, **kwargs: Any) -> None:
+            self.pictures += 1
+            torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
+
+        def log_metrics(self, *args: Any, **kwargs: Any) -> None: ...
+        def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+        def save(self) -> None: ...
+        def finalize(self, status: str) -> None: ...
+
+    logger, numbers = Greedy(tmp_path), []
+    for callbacks in ([], [ImagePanels()]):
+        torch.manual_seed(0)
+        random.seed(0)
+        fit(off(model_dir, "warping"), callbacks=callbacks, validate=True, logger=logger)
+        numbers.append((random.random(), torch.rand(()).item()))
+    assert logger.pictures == 1
+    assert numbers[0] == numbers[1]
+
+
+def test_pictures_are_computed_in_the_fits_precision(
+    model_dir: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    pictures = WarpingStage.pictures
+
+    def spy(self: WarpingStage, batch: Any) -> dict[str, Tensor]:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return pictures(self, batch)
+
+    monkeypatch.setattr(WarpingStage, "pictures", spy)
+    for precision in ("32-true", "bf16-mixed"):
+        fit(off(model_dir, "warping"), callbacks=[ImagePanels()], validate=True, precision=precision)
+    assert seen == [False, True]
 
 
 def test_foreign_module() -> None:

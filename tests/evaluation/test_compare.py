@@ -62,7 +62,7 @@ def tiny() -> RPFModel:
 class Copier(RPFModel):
     """Returns its reference, or grey without one: known numbers, and its pictures have known colours."""
 
-    def forward(self, lr, reference=None, mask=None, return_intermediates=False):  # type: ignore[override]
+    def forward(self, lr, reference=None, mask=None, return_intermediates=False):
         assert not self.training
         grey = torch.full((len(lr), 3, self.size, self.size), 0.5)
         output = grey if reference is None else reference
@@ -242,7 +242,7 @@ def test_the_model_runs_in_inference_mode_and_the_data_does_not(tmp_path: Path) 
             return self.samples[index]
 
     class Watching(Copier):
-        def forward(self, lr, reference=None, mask=None, return_intermediates=False):  # type: ignore[override]
+        def forward(self, lr, reference=None, mask=None, return_intermediates=False):
             modes["model"].add(torch.is_inference_mode_enabled())
             return super().forward(lr, reference, mask, return_intermediates)
 
@@ -350,7 +350,7 @@ def test_datasets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_an_output_of_nan_is_an_error_and_no_missing_value(tmp_path: Path) -> None:
     class Broken(Copier):
-        def forward(self, lr, reference=None, mask=None, return_intermediates=False):  # type: ignore[override]
+        def forward(self, lr, reference=None, mask=None, return_intermediates=False):
             return super().forward(lr, reference) * torch.nan
 
     own, others = pairs(2)
@@ -362,7 +362,7 @@ def test_an_output_of_nan_is_an_error_and_no_missing_value(tmp_path: Path) -> No
 
 def test_bad_arguments_fail_before_the_measurement(tmp_path: Path) -> None:
     class Untouched(Copier):
-        def forward(self, lr, reference=None, mask=None, return_intermediates=False):  # type: ignore[override]
+        def forward(self, lr, reference=None, mask=None, return_intermediates=False):
             raise AssertionError("measured")
 
     own, others = pairs(2)

@@ -33,7 +33,7 @@ def test_variants_of_a_model_get_their_references_and_share_it(model_dir: Path) 
         + ["refinement:chain"],
         model_dir=str(model_dir),
     )
-    assert len({id(method.model) for method in methods}) == 1  # type: ignore[attr-defined]
+    assert len({id(method.model) for method in methods}) == 1
     given, model = batch(), RPFModel.from_pretrained(model_dir)
     with torch.no_grad():
         x = given.lr

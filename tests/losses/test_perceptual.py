@@ -112,21 +112,6 @@ def test_gradient_flows_to_the_prediction_only(
     assert all(p.grad is None for p in loss.parameters())
 
 
-@pytest.mark.parametrize("side", [32, 64, 128, 256, 512, 1024])
-def test_every_level_has_a_finite_value_and_gradient(
-    alexnet_state: dict[str, Tensor], save: Save, side: int
-) -> None:
-    save(alexnet_state)
-    torch.manual_seed(0)
-    prediction, target = torch.rand(2, 1, 3, side, side).unbind()
-    value = PerceptualLoss()(prediction.requires_grad_(), target)
-    value.backward()
-    assert value.isfinite()
-    assert value > 0
-    assert prediction.grad.isfinite().all()
-    assert (prediction.grad != 0).float().mean() > 0.9
-
-
 @pytest.mark.parametrize("norm", ["mse", "l2"])
 def test_equal_images(alexnet_state: dict[str, Tensor], save: Save, norm: str) -> None:
     save(alexnet_state)
@@ -167,7 +152,7 @@ def test_missing_file_names_a_way_out(tmp_path: Path) -> None:
     text = str(caught.value)
     for part in (
         str(tmp_path / "absent.pth"),
-        "name another file",
+        "Name a file that is there, or none",
         "switch the term off: perceptual_weight: 0",
     ):
         assert part in text

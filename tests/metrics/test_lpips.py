@@ -154,7 +154,7 @@ def test_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
         LPIPSDistance("vgg", str(tmp_path / "absent.pth"))
     with pytest.raises(ValueError, match="net: expected 'alex' or 'vgg', got 'squeeze'"):
-        LPIPSDistance("squeeze")  # type: ignore[arg-type]
+        LPIPSDistance("squeeze")
 
 
 @pytest.mark.weights

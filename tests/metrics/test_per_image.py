@@ -338,9 +338,8 @@ def test_network_moves_along_but_is_no_part_of_the_module() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 def test_the_same_on_a_gpu() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA GPU")
     torch.manual_seed(0)
     data, network = everything(), Features()
     metrics = collection()

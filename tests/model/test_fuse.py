@@ -20,7 +20,7 @@ READINGS = [{}, {"skip": "literal"}, {"act": "relu"}, {"residual": True}, {"prog
 
 def build(**reading: object) -> RPFModel:
     torch.manual_seed(0)
-    return naive.stir_all(RPFModel(16, 4, channels=8, width=1 / 32, **reading)).double()  # type: ignore[arg-type]
+    return naive.stir_all(RPFModel(16, 4, channels=8, width=1 / 32, **reading)).double()
 
 
 @pytest.mark.parametrize("strip_bytes", [2**24, 60_000])
@@ -99,7 +99,7 @@ class Arithmetic(TorchDispatchMode):
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and result.ndim == 4 and result.shape[-2:] == (3, 3):
             self.count += func.overloadpacket in (torch.ops.aten.mul, torch.ops.aten.pow)

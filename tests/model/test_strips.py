@@ -140,7 +140,7 @@ def test_strips_equal_the_modules(
 ) -> None:
     monkeypatch.setattr(strips, "STRIP_BYTES", strip_bytes)
     torch.manual_seed(0)
-    model = naive.stir_all(RPFModel(16, 4, channels=8, width=1 / 32, memory=memory, **reading)).double()  # type: ignore[arg-type]
+    model = naive.stir_all(RPFModel(16, 4, channels=8, width=1 / 32, memory=memory, **reading)).double()
     lr, reference = torch.rand(batch, 3, 16, 16).double(), torch.rand(batch, 3, 64, 64).double()
     expected, blocks = model(lr, reference, return_intermediates=True)
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_strips_equal_the_modules_in_fp32(
     most_strips: list[int], memory: str, mode: type[torch.no_grad]
 ) -> None:
     """From the smallest side, where the warping module has no encoder."""
-    model = naive.stir_all(RPFModel(4, 16, channels=8, width=1 / 32, memory=memory))  # type: ignore[arg-type]
+    model = naive.stir_all(RPFModel(4, 16, channels=8, width=1 / 32, memory=memory))
     lr, reference = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 64, 64)
     expected = model(lr, reference)
     assert ((expected > 0) & (expected < 1)).float().mean() > 0.5
@@ -201,7 +201,7 @@ def test_inputs_are_not_overwritten(
     layout: torch.memory_format,
     fused: bool,
 ) -> None:
-    model = naive.stir_all(RPFModel(16, 4, channels=8, width=1 / 32, memory=memory, **reading))  # type: ignore[arg-type]
+    model = naive.stir_all(RPFModel(16, 4, channels=8, width=1 / 32, memory=memory, **reading))
     model = model.fuse() if fused else model
     lr, reference = (torch.rand(batch, 3, side, side).to(memory_format=layout) for side in (16, 64))
     levels = model.encode_reference(reference)
@@ -222,7 +222,7 @@ class Largest(TorchDispatchMode):
 
     values = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
             self.values = max(self.values, result.numel())
@@ -235,7 +235,7 @@ def test_low_memory_never_holds_a_whole_map_of_the_last_side(monkeypatch: pytest
     lr, reference = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 128, 128)
     largest = {}
     for memory in ("auto", "low"):
-        model.memory = memory  # type: ignore[assignment]
+        model.memory = memory
         with torch.no_grad(), Largest() as mode:
             model(lr, reference)
         largest[memory] = mode.values
@@ -263,7 +263,7 @@ def test_with_gradients_the_modules_run(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_unknown_memory_is_named() -> None:
     with pytest.raises(ValueError, match=r"memory: expected auto or low, got 'tiny'"):
-        RPFModel(memory="tiny")  # type: ignore[arg-type]
+        RPFModel(memory="tiny")
 
 
 def test_a_window_is_computed_once() -> None:
@@ -283,7 +283,7 @@ def test_a_residual_block_keeps_its_input() -> None:
     from rpf_lightning.model.synthesis import ResidualBlock
 
     block = ResidualBlock(4).double()
-    nn.init.normal_(block.conv2.bias)  # type: ignore[arg-type]
+    nn.init.normal_(block.conv2.bias)
     x = image(4)
     with torch.no_grad():
         every_range(strips._residual(strips.stored(x), block), block(x))

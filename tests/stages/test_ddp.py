@@ -1,6 +1,7 @@
 """Two gloo processes on the CPU: equal weights, disjoint data, and the same checkpoint as one process writes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,8 @@ class Watch(Callback):
     def on_exception(self, trainer, stage, exception): self.write(trainer, repr(exception))
     def on_fit_end(self, trainer, stage): self.write(trainer, "")
     def write(self, trainer, error):
-        text = json.dumps({"places": self.places, "hashes": self.hashes, "error": error})
+        val = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        text = json.dumps({"places": self.places, "hashes": self.hashes, "error": error, "val": val})
         (OUT / f"rank{trainer.global_rank}.json").write_text(text)
 
 if __name__ == "__main__":
@@ -64,7 +66,9 @@ def run(out: Path, model_dir: Path, devices: int, epochs: int, *extra: str) -> l
         str(epochs),
         *(extra or ("",)),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    # another test's `seed_everything` leaves its seed there, and Lightning would seed both processes with it
+    environment = {name: value for name, value in os.environ.items() if name != "PL_GLOBAL_SEED"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert (done.returncode == 0) is ("poison" not in extra), done.stdout + done.stderr
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(devices)]
 
@@ -75,6 +79,8 @@ def test_two_processes_stay_in_sync_and_write_what_one_writes(model_dir: Path, t
     assert len(ranks[0]["hashes"]) == 8  # 18 samples, 2 processes, batches of 2: 4 steps in each of 2 epochs
     assert ranks[0]["hashes"] == ranks[1]["hashes"]
     assert len(set(ranks[0]["hashes"])) == 5  # the start, and a step every two batches
+    assert ranks[0]["val"] == ranks[1]["val"]  # of different photos in each: the mean of both
+    assert {"val/reconstruction", "val/psnr"} <= ranks[0]["val"].keys()
     for epoch in (0, 1):
         parts = [{p % 18 for e, *places in rank["places"] if e == epoch for p in places} for rank in ranks]
         assert [len(part) for part in parts] == [8, 8]
@@ -101,3 +107,18 @@ def test_a_nan_in_one_process_stops_both(model_dir: Path, tmp_path: Path) -> Non
     assert all("FloatingPointError" in rank["error"] for rank in ranks)
     folder = model_dir / "runs" / "block2-synthesis"
     assert json.loads((folder / "rank1_not_finite.json").read_text())["step"] == 1
+
+
+@pytest.mark.slow
+def test_two_processes_that_go_on_equal_two_that_never_stopped(model_dir: Path, tmp_path: Path) -> None:
+    """Also where each draws random numbers of its own."""
+    start = (model_dir / "model.safetensors").read_bytes()
+    whole = run(tmp_path / "whole", model_dir, 2, 2)
+    (model_dir / "model.safetensors").write_bytes(start)
+    begun = run(tmp_path / "begun", model_dir, 2, 1)
+    (model_dir / "model.safetensors").write_bytes(start)
+    rest = run(tmp_path / "rest", model_dir, 2, 2, "", str(tmp_path / "begun" / "last.ckpt"))
+    for rank in range(2):
+        assert begun[rank]["hashes"] + rest[rank]["hashes"] == whole[rank]["hashes"]
+    states = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)["random_states"]
+    assert not torch.equal(states[0]["torch"], states[1]["torch"])

@@ -18,6 +18,7 @@ from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.model import RPFModel
 from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, WarpingStage, prefix_cache
 from rpf_lightning.stages.prefix_cache import PrefixCache
+from small_fits import QUIET
 
 CPU = torch.device("cpu")
 
@@ -47,13 +48,10 @@ class Watched:
                     self.given.setdefault(place, []).append(row.clone())
             return x
 
-        stage.model.prefix = counted  # type: ignore[method-assign]
-        stage.prefix = kept  # type: ignore[method-assign]
-        self.trainer = Trainer(
-            accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-            enable_checkpointing=False, num_sanity_val_steps=0, default_root_dir=folder,
-            callbacks=[FreezeEarlierBlocks()], **{"max_epochs": 2, **kwargs},
-        )  # fmt: skip
+        stage.model.prefix = counted
+        stage.prefix = kept
+        options = {**QUIET, "max_epochs": 2, "default_root_dir": folder, **kwargs}
+        self.trainer = Trainer(callbacks=[FreezeEarlierBlocks()], **options)
         self.trainer.fit(stage, data)
 
 
@@ -197,7 +195,7 @@ def test_validation_is_exact(model_dir: Path, tmp_path: Path) -> None:
             seen.append((x, stage.model.prefix(batch.lr, batch.reference, 2)))
         return x
 
-    stage.prefix = kept  # type: ignore[method-assign]
+    stage.prefix = kept
     Watched(stage, faces(), tmp_path)
     assert seen
     assert all(torch.equal(a, b) for a, b in seen)

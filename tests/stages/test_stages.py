@@ -12,6 +12,7 @@ import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from rpf_lightning.callbacks import FreezeEarlierBlocks
 from rpf_lightning.metrics import psnr
@@ -359,15 +360,20 @@ def test_diagnostics_of_known_flows(model_dir: Path, batch_of: BatchOf) -> None:
     wrong = batch.flow + torch.tensor([3.0, 4.0])[None, :, None, None] * inside + 100 * (1 - inside)
 
     def diagnose(flow: Tensor) -> dict[str, float]:
+        metrics = MetricCollection(dict(stage.metrics()))
+        metrics.update(flow=flow, goal=batch.flow, mask=batch.gt_mask)
         values = stage.diagnostics(batch, {"output": batch.warped_reference, "flow": flow})
-        return {key: value.item() for key, value in values.items()}
+        return {key: value.item() for key, value in (*metrics.compute().items(), *values.items())}
 
     assert diagnose(wrong)["end_point_error"] == pytest.approx(5, abs=1e-3)
     exact, opposite, still = (diagnose(sign * batch.flow) for sign in (1, -1, 0))
     assert (exact["end_point_error"], exact["flow_correlation"]) == (0, pytest.approx(1, abs=1e-5))
     assert opposite["flow_correlation"] == pytest.approx(-1, abs=1e-5)
     assert still["flow_correlation"] == 0
-    length = batch.flow.square().sum(1, keepdim=True).sqrt()[batch.gt_mask.bool()].mean().item()
+    lengths = batch.flow.square().sum(1, keepdim=True).sqrt()
+    length = (
+        torch.stack([a[m.bool()].mean() for a, m in zip(lengths, batch.gt_mask, strict=True)]).mean().item()
+    )
     assert length > 0.1
     assert still["end_point_error"] == pytest.approx(length, rel=1e-5)
     assert exact["end_point_error_unwarped"] == pytest.approx(length, rel=1e-5)
@@ -398,6 +404,43 @@ def test_validation_logs_psnr(model_dir: Path, fit: Fit, batch_of: BatchOf) -> N
     assert metrics["val/psnr"].item() == pytest.approx(whole.mean().item(), abs=1e-3)
     assert metrics["val/psnr_face"].item() == pytest.approx(face.mean().item(), abs=1e-3)
     assert abs(whole.mean() - face.mean()) > 0.1
+
+
+CRITIC = {
+    "train/critic_estimate",
+    "train/penalty",
+    "train/critic_loss",
+    "train/adversarial",
+    "grad/adversarial_relative",
+}
+IMAGE = {"val/psnr", "val/psnr_face", "val/ssim", "val/lr_consistency", "val/reconstruction"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "kwargs", "names"),
+    [
+        (
+            "warping", {"flow_weight": 0.1},
+            {"train/warping", "train/flow", "grad/warping", "grad/flow_relative", "val/warping", "val/flow",
+             "val/end_point_error", "val/end_point_error_unwarped", "val/flow_correlation", "val/warping_unwarped",
+             "val/face_l1", "val/face_l1_unwarped", "val/face_l1_thin_plate"},
+        ),
+        (
+            "synthesis", {"unmasked_weight": 0.3},
+            {"train/reconstruction", "train/unmasked", "grad/reconstruction", "grad/unmasked_relative", "val/unmasked",
+             *CRITIC, *IMAGE},
+        ),
+        ("lr", {}, {"train/reconstruction", "grad/reconstruction", *CRITIC, *IMAGE}),
+        ("synthesized", {}, {"train/reconstruction", "grad/reconstruction", *CRITIC, *IMAGE}),
+    ],
+)  # fmt: skip
+def test_names_of_what_is_logged_are_stable(
+    model_dir: Path, fit: Fit, batch_of: BatchOf, kind: str, kwargs: dict[str, Any], names: set[str]
+) -> None:
+    """Dashboards are built on them."""
+    stage = make(kind, model_dir, gradient_norms_every=1, **kwargs)
+    metrics = fit(stage, batches=[batch_of(2)], validate=True).callback_metrics
+    assert metrics.keys() == names | {"train/loss", "loss"}
 
 
 def test_metrics_are_means_over_images_and_in_no_checkpoint(

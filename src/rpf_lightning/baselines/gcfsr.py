@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rpf_lightning.model.layers import FIR, Activate, EqualizedConv2d, EqualizedLinear
+from rpf_lightning.model.layers import FIR, Activate, EqualizedConv2d, EqualizedLinear, demodulation, modulate
 from rpf_lightning.model.refinement import LATENT, channels_at
-from rpf_lightning.model.resize import full_precision, resize
+from rpf_lightning.model.resize import at_least_fp32, resize
 
 Blend = Literal["before_activation", "after_activation"]
 Mix = tuple[Tensor, Tensor]  # a and b * shift: the styled feature s becomes a * s + b * shift
@@ -96,18 +95,11 @@ class ModulatedConv(nn.Module):
         """
         style = self.modulation(latent)
         weight = self.weight[0] * self.scale
-        x = x * style.to(x.dtype)[:, :, None, None]
-        if self.fir is not None:
-            x = self.fir(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2))
-        else:
-            x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+        x = modulate(x, weight, style, self.fir)
         if not self.demodulate:
             return x
-        with full_precision(style.device):
-            dtype = torch.promote_types(weight.dtype, torch.float32)
-            energy = weight.to(dtype).square().sum((2, 3))
-            factor = torch.rsqrt(style.to(dtype).square() @ energy.T + 1e-8)
-        return x * factor.to(x.dtype)[:, :, None, None]
+        energy = at_least_fp32(weight).square().sum((2, 3))
+        return x * demodulation(style, energy).to(x.dtype)[:, :, None, None]
 
 
 class StyleConv(nn.Module):
@@ -293,7 +285,7 @@ class GCFSR(nn.Module):
             x = up(x, latents[2 * i + 1], randomize_noise)
             x = conv(x, latents[2 * i + 2], randomize_noise, self._mix(features, condition))
             rgb = to_rgb(x, latents[2 * i + 3], rgb)
-        return (rgb.to(torch.promote_types(rgb.dtype, torch.float32)) + 1) / 2
+        return (at_least_fp32(rgb) + 1) / 2
 
     def latent_vectors(self, coarse: Tensor) -> tuple[Tensor, ...]:
         """Embed the feature of side 16, (B, C, 16, 16): `num_latent` vectors (B, latent)."""

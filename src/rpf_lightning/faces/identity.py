@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from rpf_lightning.faces.weights import insightface_pack
+from rpf_lightning.faces.weights import DEFAULT_PACK, insightface_pack
 from rpf_lightning.model.resize import full_precision, resample_matrix
 
 if TYPE_CHECKING:
@@ -96,7 +96,9 @@ def _recognition_network(directory: Path) -> tuple[Path, onnx.ModelProto]:
         dimensions = network.graph.input[0].type.tensor_type.shape.dim
         if [d.dim_value for d in dimensions][1:] == [3, SIDE, SIDE] and len(network.graph.output) == 1:
             return file, network
-    raise FileNotFoundError(f"{directory} holds no ONNX file that takes (B, 3, {SIDE}, {SIDE})")
+    raise FileNotFoundError(
+        f"{directory} holds no ONNX file that takes (B, 3, {SIDE}, {SIDE}); take another pack, such as {DEFAULT_PACK}"
+    )
 
 
 def _normalises_inside(network: onnx.ModelProto) -> bool:

@@ -39,7 +39,6 @@ class Weight:
         size_mb: Of what the URL gives, in 10^6 bytes.
         licence: Of the weights, in words.
         source: Who publishes them.
-        without: How to do without them; "" if there is no way.
     """
 
     name: str
@@ -49,7 +48,6 @@ class Weight:
     size_mb: float
     licence: str
     source: str
-    without: str = ""
 
     @property
     def is_pack(self) -> bool:
@@ -70,7 +68,6 @@ WEIGHTS = {
             size_mb=244.4,
             licence="BSD-3-Clause code, trained on ImageNet",
             source="torchvision",
-            without="switch the perceptual term off (perceptual_weight: 0)",
         ),
         Weight(
             name="bisenet",
@@ -107,7 +104,6 @@ WEIGHTS = {
             size_mb=288.6,
             licence="non-commercial research only",
             source="insightface",
-            without="switch the identity term off (identity_weight: 0)",
         ),
     )
 }
@@ -143,7 +139,8 @@ def weight_file(name: str, explicit: str | Path | None = None) -> Path:
         path = Path(explicit)
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path}, named for the weights {name!r}, is missing; no other is used instead"
+                f"{path}, named for the weights {name!r}, is missing; no other is used instead. Name a file that "
+                "is there, or none: then they are looked for and downloaded"
             )
         return path
     return _locate(WEIGHTS[name])
@@ -255,9 +252,8 @@ def _missing(weight: Weight, reason: str) -> FileNotFoundError:
         looked += f" ({WEIGHTS_VARIABLE} is not set)"
     elif weight.is_pack:
         looked += f" (packs in {WEIGHTS_VARIABLE}: {', '.join(path.name for path in _own_packs()) or 'none'})"
-    without = f", or {weight.without}" if weight.without else ""
     return FileNotFoundError(
         f"the weights {weight.name!r} of {weight.source} are missing: looked for {looked}; {reason}. Put "
         f"{weight.files[-1]} ({weight.licence}) into the folder that {WEIGHTS_VARIABLE} names or into "
-        f"{cache_dir()}{without}"
+        f"{cache_dir()}"
     )

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rpf_lightning.losses.precision import at_least_fp32
-from rpf_lightning.model.resize import full_precision
+from rpf_lightning.model.resize import at_least_fp32, full_precision
 
 PenaltyNorm = Literal["rms", "l2"]
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from rpf_lightning.faces.identity import ArcFace
-from rpf_lightning.faces.weights import DEFAULT_PACK
 from rpf_lightning.losses.optional import optional_term
 
 
@@ -23,7 +22,7 @@ class IdentityLoss(nn.Module):
 
     def __init__(self, pack: str | None = None) -> None:
         super().__init__()
-        with optional_term("identity_weight", f"take another pack, such as {DEFAULT_PACK}"):
+        with optional_term("identity_weight"):
             self.arcface = ArcFace(pack)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:

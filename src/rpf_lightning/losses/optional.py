@@ -7,14 +7,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def optional_term(weight: str, remedy: str) -> Iterator[None]:
-    """Complete a FileNotFoundError raised inside: how to get the weights, how to do without the term.
-
-    A message that already names the switch (`faces.weights` writes such ones) passes unchanged.
+def optional_term(weight: str) -> Iterator[None]:
+    """Complete a FileNotFoundError raised inside, which says how to get the weights: how to do without the term.
 
     Args:
         weight: The option that switches the term off at 0.
-        remedy: How to get the weights.
 
     Raises:
         FileNotFoundError: The one raised inside, completed.
@@ -22,6 +19,4 @@ def optional_term(weight: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        if f"{weight}: 0" in str(error):
-            raise
-        raise FileNotFoundError(f"{error}; {remedy}, or switch the term off: {weight}: 0") from error
+        raise FileNotFoundError(f"{error}; or switch the term off: {weight}: 0") from error

@@ -14,6 +14,27 @@ from rpf_lightning.model.resize import full_precision
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 
 
+def alexnet_layers() -> nn.Sequential:
+    """AlexNet up to its fifth ReLU, with torchvision's numbers."""
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(),
+    )  # fmt: skip
+
+
+def taps(layers: nn.Sequential, x: Tensor) -> list[Tensor]:
+    """Outputs of the ReLUs."""
+    found = []
+    for layer in layers:
+        x = layer(x)
+        if isinstance(layer, nn.ReLU):
+            found.append(x)
+    return found
+
+
 class AlexNetFeatures(nn.Module):
     """The outputs of AlexNet's five ReLUs, frozen.
 
@@ -30,13 +51,7 @@ class AlexNetFeatures(nn.Module):
 
     def __init__(self, weights: str | None = None) -> None:
         super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
-            nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
-            nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(),
-        )  # fmt: skip
+        self.features = alexnet_layers()
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
         self.register_buffer("std", torch.tensor(STD)[:, None, None])
         path = alexnet_file(weights)
@@ -53,13 +68,7 @@ class AlexNetFeatures(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """(B, 3, S, S) RGB in [0, 1], S >= 32 -> five feature maps, in fp32."""
         with full_precision(image.device):
-            x = (image.float() - self.mean) / self.std
-            taps = []
-            for layer in self.features:
-                x = layer(x)
-                if isinstance(layer, nn.ReLU):
-                    taps.append(x)
-            return taps
+            return taps(self.features, (image.float() - self.mean) / self.std)
 
 
 class PerceptualLoss(nn.Module):
@@ -78,9 +87,7 @@ class PerceptualLoss(nn.Module):
     def __init__(self, norm: Literal["mse", "l2"] = "mse", weights: str | None = None) -> None:
         super().__init__()
         self.norm = norm
-        with optional_term(
-            "perceptual_weight", "name another file, or none: it is then searched or downloaded"
-        ):
+        with optional_term("perceptual_weight"):
             self.features = AlexNetFeatures(weights)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:

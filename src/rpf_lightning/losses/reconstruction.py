@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rpf_lightning.losses.precision import at_least_fp32
+from rpf_lightning.model.resize import at_least_fp32
 
 
 def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ weights of known SHA-256 only. FID also says little about the few hundred photos
 """
 
 from rpf_lightning.metrics.faces import isc, landmark_distance
+from rpf_lightning.metrics.flow import EndPointError, FlowCorrelation, end_point_error, flow_correlation
 from rpf_lightning.metrics.image import (
     detail_error,
     lr_consistency,
@@ -35,6 +36,8 @@ __all__ = [
     "PSNR",
     "SSIM",
     "DetailError",
+    "EndPointError",
+    "FlowCorrelation",
     "LPIPSDistance",
     "LRConsistency",
     "LandmarkDistance",
@@ -42,6 +45,8 @@ __all__ = [
     "PerImageMetric",
     "ReferenceISC",
     "detail_error",
+    "end_point_error",
+    "flow_correlation",
     "isc",
     "landmark_distance",
     "lr_consistency",

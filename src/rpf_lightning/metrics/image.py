@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from rpf_lightning.model.resize import resize
+from rpf_lightning.model.resize import at_least_fp32, resize
 
 ERROR_FLOOR = 1e-10
 
@@ -145,7 +145,7 @@ def _clamped(pred: Tensor, gt: Tensor) -> Tensor:
     if pred.ndim != 4 or pred.shape[1] != 3 or pred.shape != gt.shape:
         got = f"{tuple(pred.shape)} and {tuple(gt.shape)}"
         raise ValueError(f"expected prediction and GT of one shape (B, 3, S, S), got {got}")
-    return pred.to(torch.promote_types(pred.dtype, torch.float32)).clamp(0, 1)
+    return at_least_fp32(pred).clamp(0, 1)
 
 
 def _face_mean(error: Tensor, mask: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from rpf_lightning.faces.identity import ArcFace
 from rpf_lightning.metrics.faces import Identity, isc, landmark_distance
 from rpf_lightning.metrics.image import detail_error, lr_consistency, psnr, psnr_face, ssim
 from rpf_lightning.metrics.perceptual import LPIPS
-from rpf_lightning.model.resize import full_precision
+from rpf_lightning.model.resize import at_least_fp32, full_precision
 
 if TYPE_CHECKING:
     from rpf_lightning.faces.landmarks import LandmarkModel
@@ -272,5 +272,5 @@ def _isc_by(identity: Identity) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _at_least_fp32(argument: Any) -> Any:
     if isinstance(argument, Tensor) and argument.is_floating_point():
-        return argument.to(torch.promote_types(argument.dtype, torch.float32))
+        return at_least_fp32(argument)
     return argument

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rpf_lightning.model.layers import FIR, Activate, EqualizedConv2d, EqualizedLinear
 from rpf_lightning.model.refinement import COARSEST_SIDE, channels_at
-from rpf_lightning.model.resize import full_precision
+from rpf_lightning.model.resize import at_least_fp32, full_precision
 
 STD_GROUP = 4  # most samples that share a minibatch standard deviation
 
@@ -124,7 +124,7 @@ def minibatch_std(x: Tensor) -> Tensor:
     features = []
     with full_precision(x.device):
         for group in x.tensor_split(math.ceil(len(x) / STD_GROUP)):
-            group = group.to(torch.promote_types(x.dtype, torch.float32))
+            group = at_least_fp32(group)
             # the root alone has no derivative where all samples are equal
             std = (group.var(0, correction=0) + 1e-8).sqrt().mean()
             features.append(std.to(x.dtype).expand(len(group), 1, *x.shape[2:]))

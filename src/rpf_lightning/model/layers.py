@@ -185,6 +185,36 @@ class EqualizedLinear(nn.Module):
         self.scale = 1.0
 
 
+def modulate(x: Tensor, kernel: Tensor, style: Tensor, fir: FIR | None) -> Tensor:
+    """Scale the input's channels by a style and convolve, or with a FIR convolve upwards to twice the side.
+
+    Args:
+        x: (B, in, H, H).
+        kernel: (out, in, k, k).
+        style: (B, in).
+        fir: Follows the transposed convolution.
+
+    Returns:
+        (B, out, H, H), or (B, out, 2H, 2H).
+    """
+    x = x * style.to(x.dtype)[:, :, None, None]
+    if fir is not None:
+        upwards: Tensor = fir(F.conv_transpose2d(x, kernel.transpose(0, 1), stride=2))
+        return upwards
+    return F.conv2d(x, kernel, padding=kernel.shape[-1] // 2)
+
+
+def demodulation(style: Tensor, energy: Tensor) -> Tensor:
+    """1 / ||style * weight|| per sample and output channel, (B, out), in the energy's precision.
+
+    Args:
+        style: (B, in).
+        energy: (out, in) squares of the weights, summed over the kernel, in at least fp32.
+    """
+    with full_precision(style.device):
+        return torch.rsqrt(style.to(energy.dtype).square() @ energy.T + 1e-8)
+
+
 class ModulatedConv2d(nn.Module):
     """StyleGAN2's modulated and demodulated 3x3 convolution, in the fast form, with a bias.
 
@@ -222,11 +252,7 @@ class ModulatedConv2d(nn.Module):
             (B, out, H, H), or (B, out, 2H, 2H) with `upsample`.
         """
         style, factor = self.factors(latent)
-        x = x * style.to(x.dtype)[:, :, None, None]
-        if self.fir is not None:
-            x = self.fir(F.conv_transpose2d(x, self.kernel().transpose(0, 1), stride=2))
-        else:
-            x = F.conv2d(x, self.kernel(), padding=1)
+        x = modulate(x, self.kernel(), style, self.fir)
         return x * factor.to(x.dtype)[:, :, None, None] + self.bias[:, None, None].to(x.dtype)
 
     def factors(self, latent: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,10 +263,8 @@ class ModulatedConv2d(nn.Module):
 
     def demodulation(self, style: Tensor) -> Tensor:
         """1 / ||style * weight|| per sample and output channel, (B, out), in at least fp32."""
-        with full_precision(style.device):
-            dtype = torch.promote_types(self.weight.dtype, torch.float32)
-            energy = self._energy(dtype) if self.energy is None else self.energy.to(dtype)
-            return torch.rsqrt(style.to(dtype).square() @ energy.T + 1e-8)
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        return demodulation(style, self._energy(dtype) if self.energy is None else self.energy.to(dtype))
 
     def kernel(self) -> Tensor:
         """The weights at their run-time scale, (out, in, 3, 3)."""

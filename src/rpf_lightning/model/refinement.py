@@ -15,6 +15,7 @@ from rpf_lightning.model.layers import (
     EqualizedLinear,
     ModulatedConv2d,
 )
+from rpf_lightning.model.resize import at_least_fp32
 
 Skip = Literal["same_resolution", "literal"]
 COARSEST_SIDE = 4  # "e_1 has the spatial resolution of 4x4"
@@ -172,7 +173,7 @@ class RefinementModule(nn.Module):
         for upscale, latent in zip(self.decoder, self.latent_vectors(x), strict=True):
             x = upscale(x, latent, features.pop())
         output = self.to_rgb(x)
-        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        output = at_least_fp32(output)
         return output + image if self.residual else output
 
     def latent_vectors(self, coarse: Tensor) -> list[Tensor]:

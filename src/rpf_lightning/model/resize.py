@@ -21,6 +21,11 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False)
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Half precision of any shape -> fp32; fp32 and fp64 stay what they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def resize(image: Tensor, side: int) -> Tensor:
     """Resize square images with antialiased bicubic interpolation, in fp32 whatever autocast says.
 
@@ -101,5 +106,5 @@ class Resize(nn.Module):
         """Resize (B, C, source, source) to (B, C, target, target), in fp32; not clamped."""
         with full_precision(image.device):
             matrix = self.matrix
-            image = image.to(torch.promote_types(image.dtype, torch.float32)).to(matrix.dtype)
+            image = at_least_fp32(image).to(matrix.dtype)
             return matrix @ image @ matrix.T

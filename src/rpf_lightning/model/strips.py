@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rpf_lightning.model import refinement, warping
 from rpf_lightning.model.layers import FIR, Activate, EqualizedConv2d, LRFeatures, ModulatedConv2d, centred
+from rpf_lightning.model.resize import at_least_fp32
 from rpf_lightning.model.synthesis import ResidualBlock, SynthesisModule
 
 STRIP_BYTES = 16 * 2**20  # of the widest map in a strip: half of what the C library keeps when it is freed
@@ -191,7 +192,7 @@ def warp(
         if skips:
             features = stored(whole(features, batch))
     flow = whole(_conv(features, module.flow_head), batch)
-    flow = flow.to(torch.promote_types(flow.dtype, torch.float32)) * module.flow_scale
+    flow = at_least_fp32(flow) * module.flow_scale
     return flow, warping.backward_warp(reference, flow)
 
 
@@ -203,7 +204,7 @@ def synthesize(module: SynthesisModule, x: Tensor, aligned: Tensor) -> Tensor:
     for block in cast("list[ResidualBlock]", module.blocks):
         features = _residual(features, block)
     image = whole(_conv(features, module.to_rgb), len(x))
-    image = image.to(torch.promote_types(image.dtype, torch.float32))
+    image = at_least_fp32(image)
     return image - module.offset if module.enlarge is None else image + module.enlarge(x)
 
 
@@ -225,7 +226,7 @@ def refine(module: refinement.RefinementModule, image: Tensor, low_memory: bool)
         if features:
             x = stored(whole(x, batch))
     output = whole(_equalized(x, module.to_rgb), batch)
-    output = output.to(torch.promote_types(output.dtype, torch.float32))
+    output = at_least_fp32(output)
     return output + image if module.residual else output
 
 

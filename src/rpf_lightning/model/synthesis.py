@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rpf_lightning.model.layers import LRFeatures, centred, init_convolutions
-from rpf_lightning.model.resize import Resize
+from rpf_lightning.model.resize import Resize, at_least_fp32
 
 
 class ResidualBlock(nn.Module):
@@ -83,5 +83,5 @@ class SynthesisModule(nn.Module):
         if self.fuse is not None:
             features = F.relu(self.fuse(features))
         image = self.to_rgb(self.blocks(features))
-        image = image.to(torch.promote_types(image.dtype, torch.float32))
+        image = at_least_fp32(image)
         return image - self.offset if self.enlarge is None else image + self.enlarge(x)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rpf_lightning.model.layers import LRFeatures, centred, init_convolutions
-from rpf_lightning.model.resize import full_precision
+from rpf_lightning.model.resize import at_least_fp32, full_precision
 
 FlowUnit = Literal["relative", "pixels"]
 COARSEST_SIDE = 8  # "the encoder output has the spatial resolution of 8x8"
@@ -135,5 +135,5 @@ class WarpingModule(nn.Module):
             features.device
         ):  # in bf16 a flow of 8 units has steps of 1/16: a pixel at side 1024
             flow = self.flow_head(features.to(self.flow_head.weight.dtype))
-        flow = flow.to(torch.promote_types(flow.dtype, torch.float32)) * self.flow_scale
+        flow = at_least_fp32(flow) * self.flow_scale
         return flow, backward_warp(reference, flow)

@@ -90,14 +90,14 @@ def gradient_norms(terms: Mapping[str, Tensor], at: Tensor) -> dict[str, Tensor]
 
     Args:
         terms: Weighted scalars; their graph is kept.
-        at: What they were computed from.
+        at: What they were computed from; the first one must depend on it.
 
     Returns:
         ``{first: norm, "<other>_relative": ratio, ...}``.
     """
-    norms = {}
+    norms: dict[str, Tensor] = {}
     for name, term in terms.items():
-        (gradient,) = torch.autograd.grad(term, at, retain_graph=True, allow_unused=True)
+        (gradient,) = torch.autograd.grad(term, at, retain_graph=True, allow_unused=len(norms) > 0)
         norms[name] = at.new_zeros(()) if gradient is None else gradient.float().norm()
     first, *others = norms
     return {first: norms[first], **{f"{name}_relative": norms[name] / norms[first] for name in others}}

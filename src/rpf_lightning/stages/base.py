@@ -1,17 +1,15 @@
-"""What the three stages share: the model directory, two optimizers, the training step, the checkpoint."""
+"""What the three stages share in training: terms, two optimizers, the training step, validation."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torchmetrics import Metric, MetricCollection
 
@@ -19,27 +17,23 @@ from rpf_lightning.data.records import FaceBatch, ReferenceBatch
 from rpf_lightning.losses import IdentityLoss, PerceptualLoss
 from rpf_lightning.losses.adversarial import PenaltyNorm
 from rpf_lightning.metrics import PSNR, SSIM, LRConsistency, PSNRFace
-from rpf_lightning.model import ReconstructionBlock
 from rpf_lightning.model.resize import full_precision
-from rpf_lightning.model.storage import weights_hash
 from rpf_lightning.stages.adversary import ADVERSARIES, CriticKind, gradient_norms
-from rpf_lightning.stages.finite import FiniteGuard, names, refuse_not_finite
-from rpf_lightning.stages.model_dir import open_model, write_module
+from rpf_lightning.stages.finite import FiniteGuard, names
+from rpf_lightning.stages.model_dir import DirectoryStage
 from rpf_lightning.stages.pictures import draw_stage
 from rpf_lightning.stages.prefix_cache import PrefixCache, open_prefix_cache
-from rpf_lightning.stages.random_state import random_state, restore_random_state
+from rpf_lightning.stages.random_state import gather_random_states, restore_random_state
 
 Outputs = dict[str, Tensor]
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
-class RPFStage(LightningModule, ABC):
+class RPFStage(DirectoryStage):
     """Trains one module of one reconstruction block of the model in a model directory.
 
-    The model is read from the directory when the stage is made, and the module is written back when a fit has
-    finished.
-    Checkpoints hold the trained module, its critic, the optimizers, the random state and a hash of the frozen
-    rest. With or without `FreezeEarlierBlocks` only the trained module has an optimizer.
+    Checkpoints hold what `DirectoryStage` says, the optimizers and the random state. With or without
+    `FreezeEarlierBlocks` only the trained module has an optimizer.
 
     Subclasses say which module they train, what it computes and its loss terms. Manual optimization: critic
     backward and step, then generator backward and step.
@@ -73,8 +67,6 @@ class RPFStage(LightningModule, ABC):
             not positive.
     """
 
-    name: str
-    """Name of the stage; names the run folder."""
     needs_references = True
     """Whether batches must be a `ReferenceBatch`; a `FaceBatch` serves stage 1."""
     monitor: tuple[str, Literal["min", "max"]] = ("val/psnr", "max")
@@ -101,19 +93,10 @@ class RPFStage(LightningModule, ABC):
         penalty_weight: float = 10.0,
         penalty_norm: PenaltyNorm = "rms",
     ) -> None:
-        super().__init__()
+        super().__init__(model_dir, block, network)
         self.automatic_optimization = False
-        self.model_dir = Path(model_dir)
-        self.model = open_model(self.model_dir, network)
-        self.model.to(memory_format=torch.channels_last)  # a training step on a CPU gains 10 to 25 %
-        self.model.validate = False  # our own data; the check would synchronise a GPU in every step
-        if not 1 <= block <= len(self.model.blocks):
-            raise ValueError(f"block: expected 1 .. {len(self.model.blocks)}, got {block}")
         if accumulate < 1:
             raise ValueError(f"accumulate: expected a positive number of batches, got {accumulate}")
-        self.block = block
-        self.lr_size, self.size = self.model.lr_size, self.model.size
-        self.side = self.model.sides[block - 1]
         self.learning_rate = learning_rate
         self.decay = decay
         self.accumulate = accumulate
@@ -134,18 +117,7 @@ class RPFStage(LightningModule, ABC):
         """Whether gradients wait for the rest of their batches; a checkpoint would lose them."""
         self._guard = FiniteGuard()
         self._kept_prefix: PrefixCache | None = None
-        self._frozen_hash: str | None = None
         self._group = 1
-
-    @property
-    def run_dir(self) -> Path:
-        """Where this fit's logs and checkpoints go: `runs/block<n>-<stage>` in the model directory."""
-        return self.model_dir / "runs" / f"block{self.block}-{self.name}"
-
-    @property
-    @abstractmethod
-    def trained_module(self) -> nn.Module:
-        """The module of the model that this stage trains."""
 
     @abstractmethod
     def generate(self, batch: ReferenceBatch) -> Outputs:
@@ -162,13 +134,6 @@ class RPFStage(LightningModule, ABC):
     def gradients_at(self, outputs: Outputs) -> Tensor:
         """Where the terms' gradients are compared."""
         return outputs["output"]
-
-    @property
-    def current_block(self) -> ReconstructionBlock:
-        """The block that is trained."""
-        block = self.model.blocks[self.block - 1]
-        assert isinstance(block, ReconstructionBlock)
-        return block
 
     def prefix(self, batch: ReferenceBatch) -> Tensor:
         """x^(n), from the frozen blocks before this one, without gradients; in training from the cache."""
@@ -191,7 +156,7 @@ class RPFStage(LightningModule, ABC):
         }
 
     def on_fit_start(self) -> None:
-        """Say which terms are on and what is frozen; open the cache of x^(n).
+        """Say which terms are on and remember what is frozen; open the cache of x^(n).
 
         Raises:
             ValueError: If the precision is another than 32-true or bf16-mixed, or if the fit's length is not given
@@ -220,7 +185,7 @@ class RPFStage(LightningModule, ABC):
             rank_zero_info(
                 "FreezeEarlierBlocks is not among the callbacks; the optimizer still holds the trained module alone"
             )
-        self._frozen_hash = self.frozen_hash()
+        super().on_fit_start()
         self._kept_prefix = None
         # the first block's x is the LR; a try shall leave nothing behind
         if self.block > 1 and self.cache_prefix and self.needs_references and not trying:
@@ -313,10 +278,11 @@ class RPFStage(LightningModule, ABC):
         values = self.reconstruction_terms(batch, outputs)
         size = batch.lr.shape[0]
         self._log(phase, {**values, **self.diagnostics(batch, outputs)}, size)
-        if len(metrics):
-            given = {"output": outputs["output"], "gt": batch.gt, "mask": batch.gt_mask, "lr": batch.lr}
-            metrics.update(**given, reference=getattr(batch, "reference", None))
-            self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=size)
+        metrics.update(
+            output=outputs["output"], gt=batch.gt, mask=batch.gt_mask, lr=batch.lr,
+            flow=outputs.get("flow"), goal=getattr(batch, "flow", None),
+        )  # fmt: skip
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=size)
 
     def predict_step(self, batch: ReferenceBatch, batch_idx: int) -> tuple[list[str], Tensor]:
         """Names and clamped outputs (B, 3, S, S) of the trained module."""
@@ -340,69 +306,28 @@ class RPFStage(LightningModule, ABC):
         """
         return draw_stage(batch, self.generate(batch), self.output_title)
 
-    def on_fit_end(self) -> None:
-        """Write the trained module into the model directory, also when a resumed fit had nothing left to train.
-
-        Raises:
-            FloatingPointError: If a weight is NaN or infinite.
-            RuntimeError: If a frozen weight changed during the fit.
-        """
-        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        refuse_not_finite(self.trained_module.state_dict())
-        if self.frozen_hash() != self._frozen_hash:
-            raise RuntimeError(
-                f"{self.run_dir}: weights that are frozen changed during the fit; nothing was written"
-            )
-        if self.trainer.is_global_zero:
-            own = self._own_keys()[0].removeprefix("model.")
-            write_module(self.model_dir, self.model, own, [f"{name}." for name in self.read_modules()])
-        self.trainer.strategy.barrier()  # the next fit reads the directory in every process
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trained module and the critic, and a hash in place of the frozen rest.
+        """Add the number of steps and the random state.
 
         Raises:
             FloatingPointError: If the last loss or a weight is NaN or infinite: the checkpoint before stays.
         """
         self._guard.check(self.run_dir, self.global_rank)
-        own, state = self._own_keys(), checkpoint["state_dict"]
-        checkpoint["state_dict"] = {key: value for key, value in state.items() if key.startswith(own)}
-        refuse_not_finite(checkpoint["state_dict"])
-        checkpoint["fit"] = self.run_dir.name
-        checkpoint["frozen_hash"] = self._frozen_hash or self.frozen_hash()
+        super().on_save_checkpoint(checkpoint)
         checkpoint["generator_steps"] = self.generator_steps
-        checkpoint["random_state"] = random_state()
-        if "model_dir" in checkpoint.get("hyper_parameters", {}):  # a Path could not be read safely
-            checkpoint["hyper_parameters"]["model_dir"] = str(self.model_dir)
+        checkpoint["random_states"] = gather_random_states()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another fit, or whose frozen rest differs from the model directory's.
+        """Go on with the number of steps and the random state.
 
         Raises:
-            ValueError: If it is another one, or differs.
+            ValueError: If it is a checkpoint of another fit, or of one on another model.
         """
-        if checkpoint["fit"] != self.run_dir.name:
-            raise ValueError(f"expected a checkpoint of {self.run_dir.name}, got one of {checkpoint['fit']}")
-        if checkpoint["frozen_hash"] != self.frozen_hash():
-            raise ValueError(
-                f"the checkpoint of block {self.block} {self.name} was trained on another model than the one in "
-                f"{self.model_dir}: their frozen modules differ. Delete {self.run_dir} to train it anew"
-            )
-        own = self._own_keys()
-        frozen = {key: value for key, value in self.state_dict().items() if not key.startswith(own)}
-        checkpoint["state_dict"] = {**frozen, **checkpoint["state_dict"]}
+        super().on_load_checkpoint(checkpoint)
         self.generator_steps = checkpoint["generator_steps"]
-        restore_random_state(checkpoint["random_state"])  # the package's loaders draw none of these numbers
-
-    def frozen_hash(self) -> str:
-        """SHA-256 over the weights that this stage reads but does not train."""
-        read = tuple(f"{name}." for name in self.read_modules())
-        return weights_hash({k: v for k, v in self.model.state_dict().items() if read and k.startswith(read)})
-
-    def read_modules(self) -> list[str]:
-        """Names of the frozen modules that this stage computes with: those of earlier blocks."""
-        return [f"blocks.{n}" for n in range(self.block - 1)]
+        states = checkpoint["random_states"]
+        # the package's loaders draw none of these numbers
+        restore_random_state(states[self.global_rank if self.global_rank < len(states) else 0])
 
     def _generator_terms(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
         """All weighted terms; each is a scalar in fp32."""
@@ -447,11 +372,6 @@ class RPFStage(LightningModule, ABC):
                 f"{type(self).__name__} ({self.name}) needs references; {type(data).__name__} gives none. Use a "
                 "datamodule of pairs, such as ReferencePairsDataModule"
             )
-
-    def _own_keys(self) -> tuple[str, str]:
-        """Beginnings of the names of what this stage trains."""
-        module = self.trained_module
-        return next(name for name, other in self.named_modules() if other is module) + ".", "critic."
 
     def _decay(self, optimizer: Any) -> None:
         if self.decay == "cosine":

@@ -21,6 +21,7 @@ from rpf_lightning.losses import (
     masked_l1,
     r1_penalty,
 )
+from rpf_lightning.losses.perceptual import alexnet_layers, taps
 from rpf_lightning.model import Critic, ReconstructionBlock, RPFModel, StyleGAN2Critic
 
 FP32 = 4  # bytes
@@ -63,9 +64,8 @@ def training_memory(
 
     The step is that of `RPFStage`: frozen modules as a whole without gradients (as on a GPU; a CPU runs
     earlier blocks in strips and needs less there), critic, generator. Every storage is followed from its
-    birth to its end. On a CPU, 16 -> 128 at width 0.25, block 3, four samples, the resident memory grew by 4 %
-    less to 8 % more than the estimate where the allocator returned what was freed. By default it does not: a
-    whole fit took 12 to 29 % more, and 62 % more in the smallest step (warping, 0.24 GB; 13 % with 16 samples).
+    birth to its end. A test holds it against the growth of resident memory in a step on a CPU whose allocator
+    returns what was freed; by default it keeps some, and a whole fit takes more.
 
     Not counted: what Python, CUDA and the libraries themselves take, workspaces of convolutions, fragments, and
     ArcFace (the identity term), whose network is known only from its file: buffalo_l's has 0.17 GB of weights,
@@ -96,7 +96,7 @@ def training_memory(
     model.requires_grad_(False)
     trained.requires_grad_(True)
     judge = _critic(critic, side, model.config["width"]) if adversarial else None
-    alexnet = _alexnet() if perceptual else None
+    alexnet = alexnet_layers().to("meta").requires_grad_(False) if perceptual else None
     learning = [p for module in (trained, judge) if module is not None for p in module.parameters()]
     frozen = [p for p in model.parameters() if not p.requires_grad]
     if alexnet is not None:
@@ -191,19 +191,11 @@ class _Step:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def _perceptual(self, output: Tensor, image: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = self._taps(image)
-        taps = zip(self._taps(output), wanted, strict=True)
-        return torch.stack([(tap - goal).square().mean() for tap, goal in taps]).sum()
-
-    def _taps(self, image: Tensor) -> list[Tensor]:
         assert self.alexnet is not None
-        taps, x = [], (image - 0.5) / 0.25
-        for layer in self.alexnet:
-            x = layer(x)
-            if isinstance(layer, nn.ReLU):
-                taps.append(x)
-        return taps
+        with torch.no_grad():
+            wanted = taps(self.alexnet, (image - 0.5) / 0.25)
+        pairs = zip(taps(self.alexnet, (output - 0.5) / 0.25), wanted, strict=True)
+        return torch.stack([(tap - goal).square().mean() for tap, goal in pairs]).sum()
 
 
 class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -250,18 +242,6 @@ def _critic(kind: str, side: int, width: float) -> nn.Module:
     with torch.device("meta"):
         module = StyleGAN2Critic(side, width) if kind == "stylegan2" else Critic(side)
     return module.to("meta")
-
-
-def _alexnet() -> nn.Sequential:
-    """The convolutions of `AlexNetFeatures`, which cannot be made without weights."""
-    from torchvision.models import alexnet  # type: ignore[import-untyped]
-
-    with torch.device("meta"):
-        features = cast(nn.Sequential, alexnet().features)[:12]  # up to the fifth ReLU
-    for layer in features:
-        if isinstance(layer, nn.ReLU):
-            layer.inplace = False  # every output is a term of the loss
-    return features.requires_grad_(False)
 
 
 def _values(parameters: Sequence[nn.Parameter]) -> int:

@@ -1,17 +1,21 @@
-"""The model directory that every fit reads and writes."""
+"""The model directory that every fit reads and writes, and the LightningModule that does so."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 
 from rpf_lightning.data.locking import locked
-from rpf_lightning.model import RPFModel, storage
-from rpf_lightning.model.storage import CONFIG_FILE
+from rpf_lightning.model import ReconstructionBlock, RPFModel, storage
+from rpf_lightning.model.storage import CONFIG_FILE, weights_hash
+from rpf_lightning.stages.finite import refuse_not_finite
 
 LOCK = ".lock"
 
@@ -75,3 +79,121 @@ def write_module(model_dir: Path, model: RPFModel, prefix: str, read: Iterable[s
                 )
             state = {**there, **{name: value for name, value in state.items() if name.startswith(prefix)}}
         storage.save(model_dir, config, state)
+
+
+class DirectoryStage(LightningModule, ABC):
+    """Reads the model when it is made, and writes the trained module back when a fit has finished.
+
+    Checkpoints hold the trained module and its critic (``self.critic``), and a hash of what they were trained on:
+    not a copy of the whole model.
+
+    Args:
+        model_dir: The model directory.
+        block: n, counted from 1.
+        network: Arguments of `RPFModel` for a directory that holds no model yet.
+
+    Raises:
+        FileNotFoundError: If the directory holds no model and `network` is None.
+        ValueError: If `block` is not one of the model's, or `network` differs from the model's.
+    """
+
+    name: str
+    """Name of the stage; names the run folder."""
+
+    def __init__(self, model_dir: str, block: int, network: dict[str, Any] | None) -> None:
+        super().__init__()
+        self.model_dir = Path(model_dir)
+        self.model = open_model(self.model_dir, network)
+        self.model.to(memory_format=torch.channels_last)  # faster on a CPU
+        self.model.validate = False  # our own data; the check would synchronise a GPU in every step
+        if not 1 <= block <= len(self.model.blocks):
+            raise ValueError(f"block: expected 1 .. {len(self.model.blocks)}, got {block}")
+        self.block = block
+        self.lr_size, self.size = self.model.lr_size, self.model.size
+        self.side = self.model.sides[block - 1]
+        self._hash_at_start: str | None = None
+
+    @property
+    def run_dir(self) -> Path:
+        """Where this fit's logs and checkpoints go: `runs/block<n>-<stage>` in the model directory."""
+        return self.model_dir / "runs" / f"block{self.block}-{self.name}"
+
+    @property
+    @abstractmethod
+    def trained_module(self) -> nn.Module:
+        """The module of the model that this stage trains."""
+
+    @property
+    def current_block(self) -> ReconstructionBlock:
+        """The block that is trained."""
+        block = self.model.blocks[self.block - 1]
+        assert isinstance(block, ReconstructionBlock)
+        return block
+
+    def frozen_hash(self) -> str:
+        """SHA-256 over the weights that this stage reads but does not train."""
+        read = tuple(f"{name}." for name in self.read_modules())
+        return weights_hash({k: v for k, v in self.model.state_dict().items() if read and k.startswith(read)})
+
+    def read_modules(self) -> list[str]:
+        """Names of the frozen modules that this stage computes with: those of earlier blocks."""
+        return [f"blocks.{n}" for n in range(self.block - 1)]
+
+    def on_fit_start(self) -> None:
+        """Remember what is frozen."""
+        self._hash_at_start = self.frozen_hash()
+
+    def on_fit_end(self) -> None:
+        """Write the trained module into the model directory, also when a resumed fit had nothing left to train.
+
+        Raises:
+            FloatingPointError: If a weight is NaN or infinite.
+            RuntimeError: If a frozen weight changed during the fit.
+        """
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        refuse_not_finite(self.trained_module.state_dict())
+        if self.frozen_hash() != self._hash_at_start:
+            raise RuntimeError(
+                f"{self.run_dir}: weights that are frozen changed during the fit; nothing was written"
+            )
+        if self.trainer.is_global_zero:
+            own = self._own_keys()[0].removeprefix("model.")
+            write_module(self.model_dir, self.model, own, [f"{name}." for name in self.read_modules()])
+        self.trainer.strategy.barrier()  # the next fit reads the directory in every process
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the trained module and its critic, and a hash in place of the frozen rest.
+
+        Raises:
+            FloatingPointError: If a weight is NaN or infinite: the checkpoint before stays.
+        """
+        own, state = self._own_keys(), checkpoint["state_dict"]
+        checkpoint["state_dict"] = {key: value for key, value in state.items() if key.startswith(own)}
+        refuse_not_finite(checkpoint["state_dict"])
+        checkpoint["fit"] = self.run_dir.name
+        checkpoint["frozen_hash"] = self._hash_at_start or self.frozen_hash()
+        if "model_dir" in checkpoint.get("hyper_parameters", {}):  # a Path could not be read safely
+            checkpoint["hyper_parameters"]["model_dir"] = str(self.model_dir)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another fit, or whose frozen rest differs from the model directory's.
+
+        Raises:
+            ValueError: If it is another one, or differs.
+        """
+        if checkpoint["fit"] != self.run_dir.name:
+            raise ValueError(f"expected a checkpoint of {self.run_dir.name}, got one of {checkpoint['fit']}")
+        if checkpoint["frozen_hash"] != self.frozen_hash():
+            raise ValueError(
+                f"the checkpoint of block {self.block} {self.name} was trained on another model than the one in "
+                f"{self.model_dir}: their frozen modules differ. Delete {self.run_dir} to train it anew"
+            )
+        own = self._own_keys()
+        frozen = {key: value for key, value in self.state_dict().items() if not key.startswith(own)}
+        checkpoint["state_dict"] = {**frozen, **checkpoint["state_dict"]}
+
+    def _own_keys(self) -> tuple[str, str]:
+        """Beginnings of the names of what this stage trains."""
+        module = self.trained_module
+        return next(name for name, other in self.named_modules() if other is module) + ".", "critic."

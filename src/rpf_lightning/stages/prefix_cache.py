@@ -1,7 +1,7 @@
 """x^(n) of every training sample on disk: what the frozen blocks before block n make of it (METHOD section 7).
 
 While block n is trained it does not change, and computing it anew costs as much as the blocks before block n: at
-block 6 of the paper's network 638 GMAC in a step of about 1,400. It is rounded to 8 bit, also in the step that
+block 6 of the paper's network 638 GMAC in a warping step of about 1,400. It is rounded to 8 bit, also in the step that
 computes it, so that a step does not depend on what was in the cache.
 """
 

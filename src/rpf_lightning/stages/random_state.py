@@ -21,8 +21,18 @@ def random_state() -> dict[str, Any]:
     }
 
 
+def gather_random_states() -> list[dict[str, Any]]:
+    """`random_state` of every process, in the order of their ranks; all of them have to call it."""
+    own = random_state()
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [own]
+    states: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(states, own)
+    return states
+
+
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Restore what `random_state` returned; CUDA's where there is a GPU. All processes take the first one's."""
+    """Restore what `random_state` returned; CUDA's where there is a GPU."""
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"][0].cpu())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.losses import masked_l1
+from rpf_lightning.metrics import EndPointError, FlowCorrelation
 from rpf_lightning.stages.base import Outputs, RPFStage
 
 
@@ -73,29 +73,18 @@ class WarpingStage(RPFStage):
         return terms
 
     def metrics(self) -> dict[str, Metric]:
-        """None: the aligned reference is no reconstruction."""
-        return {}
+        """Whether the flow learns, inside the face; the aligned reference is no reconstruction."""
+        return {
+            "end_point_error": EndPointError(),
+            "end_point_error_unwarped": EndPointError(unwarped=True),
+            "flow_correlation": FlowCorrelation(),
+        }
 
     def diagnostics(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
-        """Whether the flow learns, inside the face.
-
-        End-point error and correlation with the thin-plate flow, and the L1 that no warp at all gives.
-        """
-        inside = batch.gt_mask.bool().expand_as(batch.flow)
-        flow, goal = outputs["flow"], batch.flow
-        distance = (flow - goal).norm(dim=1)[inside[:, 0]]
-        still = goal.norm(dim=1)[inside[:, 0]]
+        """The L1s beside those that no warp at all, and the thin-plate warp, give."""
         return {
-            "end_point_error": distance.mean(),
-            "end_point_error_unwarped": still.mean(),
-            "flow_correlation": _correlation(flow[inside], goal[inside]),
             "warping_unwarped": masked_l1(batch.reference, batch.warped_reference),
             "face_l1": masked_l1(outputs["output"], batch.gt, batch.gt_mask),
             "face_l1_unwarped": masked_l1(batch.reference, batch.gt, batch.gt_mask),
             "face_l1_thin_plate": masked_l1(batch.warped_reference, batch.gt, batch.gt_mask),
         }
-
-
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine between two flows around zero; 0 for a flow that is zero everywhere."""
-    return (a * b).sum() / (a.norm() * b.norm()).clamp_min(torch.finfo(a.dtype).tiny)
