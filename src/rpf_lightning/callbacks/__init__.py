@@ -1,8 +1,9 @@
 """Lightning callbacks."""
 
 from rpf_lightning.callbacks.checkpoints import LastCheckpoint
+from rpf_lightning.callbacks.face_metrics import FaceMetrics
 from rpf_lightning.callbacks.freezing import FreezeEarlierBlocks
 from rpf_lightning.callbacks.panels import ImagePanels
 from rpf_lightning.callbacks.predictions import PredictionWriter
 
-__all__ = ["FreezeEarlierBlocks", "ImagePanels", "LastCheckpoint", "PredictionWriter"]
+__all__ = ["FaceMetrics", "FreezeEarlierBlocks", "ImagePanels", "LastCheckpoint", "PredictionWriter"]

@@ -263,16 +263,16 @@ class RPFStage(DirectoryStage):
         if not self.mid_accumulation:
             super().on_validation_model_zero_grad()
 
-    def validation_step(self, batch: ReferenceBatch, batch_idx: int) -> None:
-        """Log the stage's terms, its metrics and what `diagnostics` adds."""
-        self._measure(batch, "val", self.val_metrics)
+    def validation_step(self, batch: ReferenceBatch, batch_idx: int) -> Outputs:
+        """Log the stage's terms, its metrics and what `diagnostics` adds; callbacks get what was computed."""
+        return self._measure(batch, "val", self.val_metrics)
 
-    def test_step(self, batch: ReferenceBatch, batch_idx: int) -> None:
+    def test_step(self, batch: ReferenceBatch, batch_idx: int) -> Outputs:
         """The same as validation, named ``test/...``."""
-        self._measure(batch, "test", self.test_metrics)
+        return self._measure(batch, "test", self.test_metrics)
 
     @torch.no_grad()
-    def _measure(self, batch: ReferenceBatch, phase: str, metrics: MetricCollection) -> None:
+    def _measure(self, batch: ReferenceBatch, phase: str, metrics: MetricCollection) -> Outputs:
         self._check(batch)
         outputs = self.generate(batch)
         values = self.reconstruction_terms(batch, outputs)
@@ -283,6 +283,7 @@ class RPFStage(DirectoryStage):
             flow=outputs.get("flow"), goal=getattr(batch, "flow", None),
         )  # fmt: skip
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=size)
+        return outputs
 
     def predict_step(self, batch: ReferenceBatch, batch_idx: int) -> tuple[list[str], Tensor]:
         """Names and clamped outputs (B, 3, S, S) of the trained module."""

@@ -1,0 +1,87 @@
+"""LPIPS, identity similarity and landmark distance in validation and testing: off by default, they need networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from torchmetrics import Metric
+
+from rpf_lightning.data.records import FaceBatch, ReferenceBatch
+from rpf_lightning.faces.landmarks import landmark_model
+from rpf_lightning.metrics import ISC, LandmarkDistance, LPIPSDistance, ReferenceISC
+
+
+class FaceMetrics(Callback):
+    """Logs `val/lpips`, `val/isc`, `val/isc_reference` and `val/landmark_distance` (`test/...`), as far as wanted.
+
+    They are measured on what the stage makes (the warping stage: the aligned reference), clamped, and are means
+    over all images and processes. Without a reference (stage 1) there is no `isc_reference`.
+
+    Args:
+        lpips: LPIPS (AlexNet); needs AlexNet's weights.
+        isc: Identity similarity to the GT and to the reference; needs an insightface pack, whose models are for
+            non-commercial research only. The identity term of the training asks the same network.
+        landmarks: ``"face-alignment"`` or ``"onnx:PATH"``; None measures no landmark distance.
+
+    Raises:
+        FileNotFoundError: When the Trainer starts, if weights are missing.
+    """
+
+    def __init__(self, lpips: bool = False, isc: bool = False, landmarks: str | None = None) -> None:
+        super().__init__()
+        self.lpips, self.isc, self.landmarks = lpips, isc, landmarks
+        self._metrics: dict[str, Metric] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Load the networks, the first time."""
+        if self._metrics or stage == "predict":
+            return
+        if self.lpips:
+            self._metrics["lpips"] = LPIPSDistance()
+        if self.isc:
+            isc = ISC()
+            self._metrics["isc"] = isc
+            self._metrics["isc_reference"] = ReferenceISC(isc.network)
+        if self.landmarks is not None:
+            self._metrics["landmark_distance"] = LandmarkDistance(
+                landmark_model(self.landmarks, trainer.strategy.root_device)
+            )
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: FaceBatch | ReferenceBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add a batch."""
+        output = outputs["output"].clamp(0, 1)
+        for name, metric in self._metrics.items():
+            other = batch.gt
+            if name == "isc_reference":
+                if not isinstance(batch, ReferenceBatch):
+                    continue
+                other = batch.reference
+            metric.to(other.device).update(output, other)
+
+    def on_test_batch_end(self, *args: Any) -> None:
+        """Add a batch."""
+        self.on_validation_batch_end(*args)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the means."""
+        self._log(pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the means."""
+        self._log(pl_module, "test")
+
+    def _log(self, pl_module: LightningModule, phase: str) -> None:
+        for name, metric in self._metrics.items():
+            if metric.update_called:
+                # `compute` has brought the processes together; `sync_dist` only tells Lightning so
+                pl_module.log(f"{phase}/{name}", metric.compute(), sync_dist=True)
+                metric.reset()
