@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test lint types clean
+.PHONY: setup demo table2 test lint types clean
 
 setup: $(STAMP)
 
@@ -17,6 +17,16 @@ $(STAMP): pyproject.toml
 demo: setup
 	$(BIN)/rpf curriculum --config configs/demo/curriculum.yaml
 	$(BIN)/rpf evaluate --config configs/demo/evaluation.yaml
+
+# Table 2 of the paper at 16 -> 64: four models on a folder that `rpf prepare` has written; goes on where it was stopped
+DATA ?= prepared
+TABLE2 := $(BIN)/rpf curriculum --data.init_args.root $(DATA) --config configs/table2
+table2: setup
+	$(TABLE2)/curriculum.yaml
+	$(TABLE2)/curriculum.yaml --config configs/table2/without_reference.yaml --model_dir runs/table2/without_reference
+	$(TABLE2)/curriculum.yaml --config configs/table2/without_mask.yaml --model_dir runs/table2/without_mask
+	$(TABLE2)/without_progressive.yaml --trainer.limit_train_batches 200
+	$(BIN)/rpf evaluate --config configs/table2/evaluation.yaml --data.init_args.root $(DATA)
 
 # two processes with one thread each: small tensors gain nothing from more
 test: setup

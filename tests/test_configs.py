@@ -22,9 +22,9 @@ from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, Warp
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = sorted(path for pattern in ("*.yaml", "*.yml") for path in CONFIGS.rglob(pattern))
-CURRICULA = sorted(CONFIGS.rglob("curriculum.yaml"))
+CURRICULA = [path for path in FILES if "network" in yaml.safe_load(path.read_text())]
 FITS = [path for path in FILES if "model" in yaml.safe_load(path.read_text())]
-OVERLAYS = [path for path in FILES if set(yaml.safe_load(path.read_text())) == {"trainer"}]
+OVERLAYS = [path for path in FILES if set(yaml.safe_load(path.read_text())) in ({"trainer"}, {"data"})]
 EVALUATIONS = [path for path in FILES if "out" in yaml.safe_load(path.read_text())]
 STAGES = {
     "refinement": RefinementStage,
@@ -145,15 +145,17 @@ def test_files_of_a_preset_share_one_model_directory(path: Path) -> None:
     curriculum, plan = read_curriculum(path)
     for fit in plan:
         content = yaml.safe_load(fit.config.read_text())
-        assert content["model"]["init_args"].get("model_dir", curriculum.model_dir) == curriculum.model_dir
+        own = content["model"]["init_args"].get("model_dir", curriculum.model_dir)
+        assert own == curriculum.model_dir or path.stem == "without_progressive"  # shares another row's files
 
 
 def test_every_file_is_of_a_kind_that_is_tested() -> None:
     assert sorted([*CURRICULA, *FITS, *OVERLAYS, *EVALUATIONS]) == FILES
-    folders = {"celeba_hq_x64", "celeba_hq_x32", "small", "demo", "real_smoke"}
+    folders = {"celeba_hq_x64", "celeba_hq_x32", "small", "demo", "real_smoke", "table2"}
     assert {path.parent.name for path in CURRICULA} == folders
     assert {name(path) for path in OVERLAYS} == {
         "debug/one_step.yaml", "debug/overfit.yaml", "logger/wandb.yaml", "logger/tensorboard.yaml",
+        "table2/without_reference.yaml", "table2/without_mask.yaml",
     }  # fmt: skip
 
 
@@ -173,6 +175,28 @@ def test_frozen_modules_are_frozen_and_gpus_are_used(path: Path) -> None:
     assert trainer["accelerator"] == "auto"
     if path.parent.name.startswith("celeba_hq"):
         assert trainer["precision"] == "bf16-mixed"
+
+
+def test_rows_of_table_2_differ_in_one_thing() -> None:
+    folder = CONFIGS / "table2"
+    rpf, one_block = (
+        yaml.safe_load((folder / f"{n}.yaml").read_text()) for n in ("curriculum", "without_progressive")
+    )
+    assert one_block["network"] == rpf["network"] | {"progressive": False}
+    assert one_block.keys() == rpf.keys()
+    assert {key for key in rpf if rpf[key] != one_block[key]} == {"network", "model_dir"}
+    overlays = [
+        yaml.safe_load((folder / f"{n}.yaml").read_text()) for n in ("without_reference", "without_mask")
+    ]
+    assert [overlay["data"]["init_args"] for overlay in overlays] == [
+        {"reference": "lr"},
+        {"mask_reference": False},
+    ]
+    # one block has the steps of the others' two
+    batches = {yaml.safe_load(fit.config.read_text())["trainer"]["limit_train_batches"] for fit in
+               read_curriculum(folder / "curriculum.yaml")[1]}  # fmt: skip
+    assert f"limit_train_batches {2 * batches.pop()} " in (folder / "without_progressive.yaml").read_text()
+    assert not batches
 
 
 def test_paper_presets_are_literal() -> None:
@@ -314,11 +338,24 @@ def test_overfit_drives_the_loss_down(tmp_path: Path, prepared: Path) -> None:
 
 
 @pytest.mark.parametrize("path", EVALUATIONS, ids=name)
-def test_evaluations_run(path: Path, tmp_path: Path, prepared: Path, model_dir: Path) -> None:
-    content = yaml.safe_load(path.read_text())["data"]["init_args"]
-    data = ["--data.init_args.root", str(prepared)] if "root" in content else ["--data.init_args.people", "6"]
+def test_evaluations_run(
+    path: Path, tmp_path: Path, prepared: Path, model_dir: Path, made_up_weights: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    content = yaml.safe_load(path.read_text())
+    init_args = content["data"]["init_args"]
+    data = (
+        ["--data.init_args.root", str(prepared)] if "root" in init_args else ["--data.init_args.people", "6"]
+    )
+    monkeypatch.chdir(tmp_path)
+    model = RPFModel.from_pretrained(model_dir)
+    for method in content.get("methods", []):
+        if "=" in method:
+            model.save_pretrained(method.partition("=")[2])
     main(
         ["evaluate", "--config", str(path), "--model_dir", str(model_dir), "--out", str(tmp_path / "out"),
-         "--data.init_args.val_fraction", "0.34", *data]
+         "--data.init_args.val_fraction", "0.34", "--split", "val", *data]
     )  # fmt: skip
-    assert (tmp_path / "out" / "results.json").is_file()
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(results["methods"]) == len(content.get("methods", [])) or not content.get("methods")
+    assert f"## Table {content.get('table', 1)}\n" in (tmp_path / "out" / "table.md").read_text()

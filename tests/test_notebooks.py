@@ -25,8 +25,18 @@ def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
     return NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
 
 
+def results(notebook: NotebookNode) -> tuple[str, int]:
+    """What an executed notebook has printed, and how many pictures it shows."""
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    streams = [output for output in outputs if output.output_type == "stream"]
+    text = "".join(output.text for output in streams if output.name == "stdout")
+    return text, sum("image/png" in output.get("data", {}) for output in outputs)
+
+
 def test_there_are_notebooks() -> None:
-    assert NOTEBOOKS
+    assert [path.stem[3:] for path in NOTEBOOKS] == [
+        "super_resolve", "train_and_inspect", "tables_and_figures",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -40,16 +50,11 @@ def test_notebooks_hold_no_outputs(path: Path) -> None:
 def test_super_resolve_runs_on_any_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     RPFModel(lr_size=16, scale=2, channels=8, width=1 / 64).save_pretrained(tmp_path / "model")
     monkeypatch.setenv("RPF_MODEL_DIR", str(tmp_path / "model"))
-    notebook = execute(read(NOTEBOOKS[0]), tmp_path)
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    text = "".join(
-        output.text for output in outputs if output.output_type == "stream" and output.name == "stdout"
-    )
+    text, pictures = results(execute(read(NOTEBOOKS[0]), tmp_path))
     assert "16 -> 32 pixels" in text
     for method in ("bicubic", "without reference", "with reference"):
         assert re.search(rf"^{method} +PSNR \d+\.\d\d dB, inside the face \d+\.\d\d dB$", text, re.MULTILINE)
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) == 3  # the result, one block, the flow
+    assert pictures == 3  # the result, one block, the flow
 
 
 def test_super_resolve_says_what_to_do_without_a_model(
@@ -58,3 +63,60 @@ def test_super_resolve_says_what_to_do_without_a_model(
     monkeypatch.setenv("RPF_MODEL_DIR", str(tmp_path / "missing"))
     with pytest.raises(CellExecutionError, match="run `make demo` first"):
         execute(read(NOTEBOOKS[0]), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("real", [False, True])
+def test_train_and_inspect_trains(
+    real: bool, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RPF_EPOCHS": "2", "RPF_PEOPLE": "10", "RPF_NOTEBOOK_DIR": "out"}.items():
+        monkeypatch.setenv(name, value)
+    if real:
+        monkeypatch.setenv("RPF_DATA", str(prepared))
+    path = NOTEBOOKS[1]
+    notebook = read(path)
+    if real:  # the made-up folder has few people
+        for cell in notebook.cells:
+            cell.source = cell.source.replace("batch_size=8", "batch_size=2, val_fraction=0.34")
+    text, pictures = results(execute(notebook, tmp_path))
+    error, unwarped = re.search(r"end-point error (\d\.\d+) pixels, without a warp (\d\.\d+)", text).groups()
+    assert error != unwarped  # it was trained
+    assert re.search(r"PSNR inside the face \d+\.\d\d dB", text)
+    assert pictures == 8  # curves and two samples, of two stages: 1 + 2 * 2, and 1 + 2
+    assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+    assert len(list((tmp_path / "out").glob("*/version_0/metrics.csv"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("real", [False, True])
+def test_tables_and_figures_of_any_model(
+    real: bool, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RPFModel(lr_size=16, scale=4, channels=4, width=1 / 64).save_pretrained(tmp_path / "model")
+    settings = {"RPF_MODEL_DIR": str(tmp_path / "model"), "RPF_NOTEBOOK_DIR": "out", "RPF_PAIRS": "4"}
+    for name, value in (settings | ({"RPF_DATA": str(prepared)} if real else {})).items():
+        monkeypatch.setenv(name, value)
+    notebook = read(NOTEBOOKS[2])
+    for cell in notebook.cells:  # few people are drawn, and in the made-up folder are few
+        cell.source = cell.source.replace(
+            "people=200, photos_each=5", "people=12, photos_each=5, val_fraction=0.34"
+        )
+        cell.source = cell.source.replace("root=root,", "root=root, val_fraction=0.34,")
+        cell.source = cell.source.replace("rows = 3", "rows = 2")
+    executed = execute(notebook, tmp_path)
+    text, pictures = results(executed)
+    figures = ("comparison", "intermediates", "thin_plate", "references", "mask", "degradations")
+    assert pictures == 3 + len(figures)
+    for figure in figures:
+        assert re.search(rf"^{figure}: [2-9] lines of pictures", text, re.MULTILINE)
+        assert (tmp_path / "out" / f"{figure}.png").is_file()
+    assert re.search(r"own minus other person's reference: [+-]\d+\.\d\d dB \[", text)
+    (table,) = (
+        output.data["text/markdown"]
+        for cell in executed.cells
+        for output in cell.get("outputs", [])
+        if "text/markdown" in output.get("data", {})
+    )
+    for row in ("bicubic", "refinement alone", "RPF", "RPF other person", "RPF GT as reference"):
+        assert f"| {row} |" in table

@@ -1,5 +1,6 @@
 """`rpf predict --csv`: a list of small faces with references, no GT."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from rpf_lightning.cli import main
+from rpf_lightning.evaluation.folder import Folder
 from rpf_lightning.model import RPFModel
+from rpf_lightning.pictures import stem
 from rpf_lightning.predicting import predict_list, read_list
 
 
@@ -92,26 +95,127 @@ def test_larger_references_are_reduced_and_larger_lrs_enter_later(
 def test_what_is_there_is_not_made_again(
     album: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    out = tmp_path / "out"
     rows = read_list(write(album, "lr", "lr0.png", "lr1.png"))
-    first = predict_list(model_dir, rows, tmp_path / "out")
-    first[0].write_bytes(b"kept")
+    first = predict_list(model_dir, rows, out)
+    written = [file.stat().st_mtime_ns for file in first]
     first[1].unlink()
-    predict_list(model_dir, rows, tmp_path / "out")
-    assert first[0].read_bytes() == b"kept"
+    main(["predict", "--csv", str(album / "list.csv"), "--model", str(model_dir), "--out", str(out)])
+    assert capsys.readouterr().out.splitlines()[-1] == f"2 images in {out}, 1 of them new"
+    assert first[0].stat().st_mtime_ns == written[0]
     assert Image.open(first[1]).size == (64, 64)
-    first[1].unlink()
-    main(
-        [
-            "predict",
-            "--csv",
-            str(album / "list.csv"),
-            "--model",
-            str(model_dir),
-            "--out",
-            str(tmp_path / "out"),
-        ]
-    )
-    assert capsys.readouterr().out.splitlines()[-1] == f"2 images in {tmp_path / 'out'}, 1 of them new"
+
+
+def made_again(album: Path, model_dir: Path, out: Path, files: list[Path]) -> list[str]:
+    """Run the list again; return the names of the files that were written anew, all of which must be right."""
+    before = [file.stat().st_ino for file in files]
+    rows = read_list(album / "list.csv")
+    predict_list(model_dir, rows, out)
+    fresh = predict_list(model_dir, rows, out.with_name("fresh"))
+    for file, wanted in zip(files, fresh, strict=True):
+        assert torch.equal(load(file), load(wanted))
+    shutil.rmtree(out.with_name("fresh"))
+    return [f.name for f, inode in zip(files, before, strict=True) if f.stat().st_ino != inode]
+
+
+def test_what_was_made_from_something_else_is_made_again(
+    album: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    out, photos = tmp_path / "out", album / "photos"
+    lines = [f"lr{n}.png,photos/ref{n}.png,photos/mask{n}.png" for n in range(2)]
+    files = predict_list(model_dir, read_list(write(album, "lr,reference,mask", *lines)), out)
+    assert made_again(album, model_dir, out, files) == []
+    save(album / "lr0.png", load(album / "lr0.png").flip(-1))
+    assert made_again(album, model_dir, out, files) == ["lr0.png"]
+    save(photos / "ref1.png", load(photos / "ref1.png").flip(-1))
+    assert made_again(album, model_dir, out, files) == ["lr1.png"]
+    save(photos / "mask0.png", 1 - load_mask(photos / "mask0.png"))
+    assert made_again(album, model_dir, out, files) == ["lr0.png"]
+    write(album, "lr,reference,mask", lines[0], "lr1.png,photos/ref0.png,photos/mask1.png")
+    assert made_again(album, model_dir, out, files) == ["lr1.png"]
+    write(album, "lr,reference,mask", lines[0], "lr1.png,,")
+    assert made_again(album, model_dir, out, files) == ["lr1.png"]
+    # what others have put there, or a disk has damaged
+    Image.new("RGB", (64, 64)).save(files[0])
+    files[1].write_bytes(b"torn")
+    assert made_again(album, model_dir, out, files) == ["lr0.png", "lr1.png"]
+    # another model, and the same weights in another network
+    model = RPFModel.from_pretrained(model_dir)
+    with torch.no_grad():
+        next(model.parameters()).add_(0.1)
+    model.save_pretrained(model_dir)
+    assert made_again(album, model_dir, out, files) == ["lr0.png", "lr1.png"]
+    other = RPFModel(**{**model.config, "residual": not model.config["residual"]})
+    other.load_state_dict(model.state_dict())
+    other.save_pretrained(model_dir)
+    assert made_again(album, model_dir, out, files) == ["lr0.png", "lr1.png"]
+
+
+def test_results_lie_where_an_evaluation_looks_for_them(album: Path, model_dir: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        save(album / folder / "1.jpg", load(album / "lr0.png"))
+    save(tmp_path / "elsewhere" / "2.png", load(album / "lr0.png"))
+    lines = ["a/1.jpg,", "b/1.jpg,", "../elsewhere/2.png,", "lr1.png,c/p1.5", f"{album / 'lr1.png'},d/x.jpg"]
+    names = ["a/1.jpg", "b/1.jpg", "2.png", "c/p1.5", "d/x.jpg"]
+    out = tmp_path / "out"
+    files = predict_list(model_dir, read_list(write(album, "lr,name", *lines)), out)
+    assert [file.relative_to(out).as_posix() for file in files] == [
+        "a/1.png", "b/1.png", "2.png", "c/p1.5.png", "d/x.png",
+    ]  # fmt: skip
+    folder = Folder("ours", out)
+    folder.prepare(names, 16, 64)
+    assert folder.faults() == []
+    assert set(folder.files) == {stem(name) for name in names}
+
+
+@pytest.mark.parametrize("side", [32, 48, 64, 256])
+def test_masks_of_any_side_are_brought_to_the_outputs(
+    album: Path, model_dir: Path, tmp_path: Path, side: int
+) -> None:
+    """Reduced by the share that is face, at least half; enlarged as it is."""
+    mask = np.random.default_rng(side).random((side, side)) > 0.5
+    save(album / "mask.png", torch.from_numpy(mask)[None] * (1 / 255))  # anything but black shows the face
+    rows = read_list(write(album, "lr,reference,mask", "lr0.png,photos/ref0.png,mask.png"))
+    (file,) = predict_list(model_dir, rows, tmp_path / "out")
+    f = max(side // 64, 1)
+    reduced = mask.reshape(side // f, f, side // f, f).mean((1, 3)) >= 0.5
+    nearest = np.arange(64) * len(reduced) // 64
+    whole = torch.from_numpy(reduced[nearest][:, nearest])[None, None].float()
+    model = RPFModel.from_pretrained(model_dir)
+    given = load(album / "lr0.png")[None], load(album / "photos" / "ref0.png")[None]
+    with torch.no_grad():
+        wanted, unmasked = model(*given, whole)[0], model(*given)[0]
+    assert (load(file) - wanted).abs().max() <= 0.5 / 255 + 1e-5
+    assert (load(file) - unmasked).abs().max() > 2 / 255
+
+
+def test_sides_are_those_that_the_model_takes(
+    album: Path, tmp_path: Path, network: dict[str, Any], batch_of: Callable[..., Any]
+) -> None:
+    """A model of one block takes its own side alone."""
+    save(album / "lr32.png", batch_of(1).gt[0])
+    rows = read_list(write(album, "lr", "lr0.png", "lr1.png", "lr32.png"))
+    model = RPFModel(**{**network, "progressive": False})
+    with pytest.raises(ValueError, match=r"lr32\.png: expected a side of 16, got 32"):
+        predict_list(model, rows, tmp_path / "out", batch_size=1)
+    assert not list(tmp_path.glob("out/*"))  # said before the first is made
+    assert len(predict_list(RPFModel(**network), rows, tmp_path / "out")) == 3
+
+
+def test_bad_arguments_are_named(
+    album: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(album, "lr", "lr0.png")
+    words = ["predict", "--csv", str(path), "--model", str(model_dir), "--out", str(tmp_path / "out")]
+    for option, value, message in (
+        ("--batch-size", "0", "batch_size: expected 1 or more, got 0"),
+        ("--device", "cuda:99", "device: cuda:99 is not here"),
+        ("--model", "nowhere/at/all", "nowhere/at/all"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*words, option, value])
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_batches_do_not_change_results(album: Path, model_dir: Path, tmp_path: Path) -> None:
@@ -136,7 +240,9 @@ def test_batches_do_not_change_results(album: Path, model_dir: Path, tmp_path: P
         (["lr,mask", "lr0.png,photos/mask0.png"], r"line 2: mask without a reference"),
         (["lr,reference", ",photos/ref0.png"], r"line 2: lr is empty"),
         (["lr", "lr0.png", "lr0.png"], r"lines 2 and 3 both write lr0\.png"),
-        (["lr,name", "lr0.png,../x"], r"line 2: name '\.\./x' is no plain file name"),
+        (["lr,name", "lr0.png,../x"], r"line 2: name '\.\./x': expected a relative name without"),
+        (["lr,name", "lr0.png,/x"], r"line 2: name '/x': expected a relative name"),
+        (["lr,name", "lr0.png,a/x", "lr1.png,a/x.jpg"], r"lines 2 and 3 both write a/x\.png"),
     ],
 )
 def test_bad_lists(album: Path, lines: list[str], message: str) -> None:

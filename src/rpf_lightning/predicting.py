@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rpf_lightning.callbacks.predictions import png
 from rpf_lightning.data.reading import read_photo
+from rpf_lightning.devices import place_of
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize, resize_mask
-from rpf_lightning.model.storage import write_atomically
+from rpf_lightning.model.storage import weights_hash, write_atomically
+from rpf_lightning.pictures import png, result_file, to_uint8
 
 COLUMNS = ("lr", "reference", "mask", "name")
+MADE_FROM = "rpf-lightning made from"
+"""Key of the text in a PNG that says what it was made from, see `_origins`."""
 Images = tuple[str, Tensor, Tensor | None, Tensor | None]
 
 
@@ -29,7 +35,7 @@ class Row:
     """One line of the list.
 
     Attributes:
-        name: Name of the result, without suffix.
+        name: Name of the result, with its subfolders and `.png`.
         lr: The small face: square, its side L * 2^k of the model.
         reference: A square photo of the same person, aligned alike; None: the enlarged LR serves as one.
         mask: Where the reference shows the face (not black); None: the reference counts as masked already.
@@ -44,11 +50,14 @@ class Row:
 def read_list(path: str | Path) -> list[Row]:
     """Read a CSV file with the columns `lr`, and as needed `reference`, `mask` and `name`.
 
-    Files are relative to the list's folder. Without `name` results are named after the LR's file.
+    Files are relative to the list's folder. A result is named after `name`, without it after `lr` as it stands in
+    the list, subfolders included; after the file alone where that leads out of the list's folder. The names are
+    those by which a folder of results is matched: `a/1.jpg` gives `a/1.png`.
 
     Raises:
         FileNotFoundError: If the list or a file that it names is missing.
-        ValueError: If a column is missing or unknown, a field is empty, or two results have one name.
+        ValueError: If a column is missing or unknown, a field is empty, a name leads out of the folder of results,
+            or two results have one name.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,7 +76,7 @@ def read_list(path: str | Path) -> list[Row]:
     for number, row in enumerate(rows, start=2):
         if row.name in seen:
             raise ValueError(
-                f"{path}: lines {seen[row.name]} and {number} both write {row.name}.png; give them a column name"
+                f"{path}: lines {seen[row.name]} and {number} both write {row.name}; give them a column name"
             )
         seen[row.name] = number
     return rows
@@ -89,9 +98,14 @@ def _row(path: Path, number: int, line: dict[str, str | None]) -> Row:
     reference, mask = file("reference"), file("mask")
     if mask is not None and reference is None:
         raise ValueError(f"{path}, line {number}: mask without a reference; it masks the reference")
-    name = (line.get("name") or "").strip() or lr.stem
-    if Path(name).name != name:
-        raise ValueError(f"{path}, line {number}: name {name!r} is no plain file name")
+    listed = (line.get("lr") or "").strip()
+    outside = Path(listed).is_absolute() or ".." in Path(listed).parts
+    try:
+        name = result_file(
+            (line.get("name") or "").strip() or (lr.name if outside else Path(listed).as_posix())
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: name {error}") from error
     return Row(name, lr, reference, mask)
 
 
@@ -100,12 +114,12 @@ class ListedImages(Dataset[Images]):
 
     Args:
         rows: The list.
-        lr_size: L of the model.
+        sides: Sides of the LRs that the model takes.
         size: Its output side.
     """
 
-    def __init__(self, rows: list[Row], lr_size: int, size: int) -> None:
-        self.rows, self.lr_size, self.size = rows, lr_size, size
+    def __init__(self, rows: list[Row], sides: Sequence[int], size: int) -> None:
+        self.rows, self.sides, self.size = rows, sides, size
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -118,11 +132,7 @@ class ListedImages(Dataset[Images]):
         """
         row = self.rows[index]
         lr = _square(row.lr)
-        sides = [self.lr_size]
-        while sides[-1] < self.size // 2:
-            sides.append(2 * sides[-1])
-        if lr.shape[-1] not in sides:
-            raise ValueError(f"{row.lr}: expected a side of {', '.join(map(str, sides))}, got {lr.shape[-1]}")
+        _check_side(row.lr, lr.shape[-1], self.sides)
         reference = None if row.reference is None else resize(_square(row.reference)[None], self.size)[0]
         mask = None if row.mask is None else (_square(row.mask).amax(0, keepdim=True) > 0).float()
         if mask is not None:
@@ -132,6 +142,28 @@ class ListedImages(Dataset[Images]):
                 else _enlarged(mask, self.size)
             )
         return row.name, lr, None if reference is None else reference.clamp(0, 1), mask
+
+
+def check_sides(rows: Sequence[Row], sides: Sequence[int]) -> None:
+    """Check the sides of all LRs by their files' heads, before the first is super-resolved.
+
+    Raises:
+        ValueError: If one is no image, or has a side that the model does not take.
+    """
+    for path in dict.fromkeys(row.lr for row in rows):
+        try:
+            with Image.open(path) as file:
+                width, height = file.size
+        except OSError as error:  # also where it is no image
+            raise ValueError(f"{path}: cannot be read as an image: {error}") from error
+        if width != height:
+            raise ValueError(f"{path}: expected a square image, got {width} x {height}")
+        _check_side(path, width, sides)
+
+
+def _check_side(path: Path, side: int, sides: Sequence[int]) -> None:
+    if side not in sides:
+        raise ValueError(f"{path}: expected a side of {', '.join(map(str, sides))}, got {side}")
 
 
 def _square(path: Path) -> Tensor:
@@ -153,7 +185,10 @@ def predict_list(
     num_workers: int = 0,
     device: str = "auto",
 ) -> list[Path]:
-    """Write a PNG of side S for every row; what is there already is not made again.
+    """Write a PNG of side S for every row.
+
+    Every PNG says what it was made from. One that is there already and was made from the same model and the same
+    images is not made again; any other is replaced.
 
     Args:
         model: The model or its directory.
@@ -167,27 +202,66 @@ def predict_list(
         The files, in the order of the rows.
 
     Raises:
-        ValueError: If an image does not fit; the file is named, and what was written before it stays.
+        ValueError: If an argument or an image does not fit; the file is named, and what was written before stays.
     """
+    return _predict(model, rows, out, batch_size, num_workers, device)[0]
+
+
+def _predict(
+    model: RPFModel | str | Path,
+    rows: list[Row],
+    out: str | Path,
+    batch_size: int,
+    num_workers: int,
+    device: str,
+) -> tuple[list[Path], int]:
+    """Do what `predict_list` says; also return how many were made now."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+    chosen = place_of(device)
     if not isinstance(model, RPFModel):
         model = RPFModel.from_pretrained(model)
-    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    sides = [model.lr_size, *model.sides[:-1]]
+    check_sides(rows, sides)
     model.eval().to(chosen)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{row.name}.png" for row in rows]
-    todo = [row for row, file in zip(rows, files, strict=True) if not file.is_file()]
-    images = ListedImages(todo, model.lr_size, model.size)
-    loader = DataLoader(images, batch_size=None, num_workers=num_workers)
+    origins = _origins(model, rows)
+    todo = [row for row in rows if _origin_of(folder / row.name) != origins[row.name]]
+    loader = DataLoader(ListedImages(todo, sides, model.size), batch_size=None, num_workers=num_workers)
     steps = track(_batches(loader, batch_size), "super-resolving", total=None, disable=not todo)
     for names, lr, reference, mask in steps:
         with torch.inference_mode():
             given = (None if tensor is None else tensor.to(chosen) for tensor in (reference, mask))
             output = model(lr.to(chosen), *given)
-        pixels = (output.float() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        for name, image in zip(names, pixels, strict=True):
-            write_atomically(folder / f"{name}.png", png(image))
-    return files
+        for name, image in zip(names, to_uint8(output), strict=True):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / name, png(image, {MADE_FROM: origins[name]}))
+    return [folder / row.name for row in rows], len(todo)
+
+
+def _origins(model: RPFModel, rows: Sequence[Row]) -> dict[str, str]:
+    """Say for every result what it is made from: a SHA-256 over the model and over the images' files."""
+    network = [model.config, weights_hash(model.state_dict())]
+    hashes: dict[Path, str] = {}  # a reference may serve many LRs
+    for path in (path for row in rows for path in (row.lr, row.reference, row.mask) if path is not None):
+        if path not in hashes:
+            with path.open("rb") as file:
+                hashes[path] = hashlib.file_digest(file, "sha256").hexdigest()
+    origins = {}
+    for row in rows:
+        images = [None if path is None else hashes[path] for path in (row.lr, row.reference, row.mask)]
+        origins[row.name] = hashlib.sha256(json.dumps([network, images]).encode()).hexdigest()
+    return origins
+
+
+def _origin_of(file: Path) -> str | None:
+    """Read what a PNG was made from; None where there is none, or it is not one of ours."""
+    try:
+        with Image.open(file) as image:
+            return image.info.get(MADE_FROM)
+    except OSError:  # missing, or no image: it is made
+        return None
 
 
 def _batches(
@@ -230,8 +304,7 @@ def main(args: list[str] | None = None) -> None:
     known = parser.parse_args(args)
     try:
         rows = read_list(known.csv)
-        there = sum((Path(known.out) / f"{row.name}.png").is_file() for row in rows)
-        predict_list(known.model, rows, known.out, known.batch_size, known.num_workers, known.device)
+        _, made = _predict(known.model, rows, known.out, known.batch_size, known.num_workers, known.device)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    print(f"{len(rows)} images in {known.out}, {len(rows) - there} of them new")
+    print(f"{len(rows)} images in {known.out}, {made} of them new")

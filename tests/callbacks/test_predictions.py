@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from rpf_lightning.callbacks import PredictionWriter
+from rpf_lightning.evaluation.folder import Folder
 from rpf_lightning.stages import RefinementStage
 
 
@@ -45,8 +46,18 @@ def test_rounds_to_the_nearest(tmp_path: Path) -> None:
 
 
 def test_names(tmp_path: Path) -> None:
-    write(tmp_path / "new" / "folder", ["00001.jpg", "id00002_001"], torch.zeros(2, 3, 4, 4))
-    assert {p.name for p in (tmp_path / "new" / "folder").iterdir()} == {"00001.png", "id00002_001.png"}
+    folder = tmp_path / "new" / "folder"
+    names = ["00001.jpg", "id00002_001", "p1.5", "a/1.jpg", "b/1.jpg"]
+    write(folder, names, torch.rand(5, 3, 4, 4))
+    assert {p.relative_to(folder).as_posix() for p in folder.rglob("*.png")} == {
+        "00001.png", "id00002_001.png", "p1.5.png", "a/1.png", "b/1.png",
+    }  # fmt: skip
+    method = Folder("ours", folder)
+    method.prepare(names, 2, 4)  # where `rpf evaluate` finds each of them
+    assert set(method.files) == {"00001", "id00002_001", "p1.5", "a/1", "b/1"}
+    assert method.faults() == []
+    with pytest.raises(ValueError, match="relative name"):
+        write(folder, ["../1.jpg"], torch.zeros(1, 3, 4, 4))
 
 
 def test_default_folder(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rpf_lightning import metrics
 from rpf_lightning.data import Degradation, ReferencePairsDataModule, SyntheticFacesDataModule
 from rpf_lightning.data.dataset import collate
 from rpf_lightning.data.sample import full_reference, gt_at, image_tensor, lr_of
-from rpf_lightning.evaluation import layout
+from rpf_lightning.evaluation import layout, subjects
 from rpf_lightning.evaluation.figures import (
     FIGURES,
     _strength,
@@ -26,7 +26,6 @@ from rpf_lightning.evaluation.figures import (
     figure_thin_plate,
     main,
 )
-from rpf_lightning.evaluation.layout import Row, cell, cell_side, write_figure
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize
 
@@ -115,6 +114,22 @@ def test_comparison(model, model_dir, out, pairs, tmp_path):
         for title in results:
             assert row.values[title] == pytest.approx(printed(pictures[title], batch), rel=1e-6)
     assert len({row.values["RPF"]["psnr"] for row in rows}) == 2
+
+
+def test_results_of_a_folder_are_found_as_predictions_are_named(model, out, pairs, tmp_path):
+    """In subfolders, with any suffix of an image; a name with a point in it is no suffix."""
+    batch = pairs[0]
+    for name, file in (("a/1.jpg", "a/1.png"), ("p1.5", "p1.5.webp")):
+        (tmp_path / "results" / file).parent.mkdir(exist_ok=True, parents=True)
+        pixels = (torch.rand(64, 64, 3) * 255).byte().numpy()
+        Image.fromarray(pixels).save(tmp_path / "results" / file, lossless=True)
+        result = subjects.method_of("x", tmp_path / "results")(batch._replace(id=[name]))
+        assert torch.equal((result[0] * 255).round().byte().permute(1, 2, 0), torch.from_numpy(pixels))
+    with pytest.raises(FileNotFoundError, match=r"methods: x has no result .*results/b/1\.png"):
+        subjects.method_of("x", tmp_path / "results")(batch._replace(id=["b/1.jpg"]))
+    Image.fromarray(pixels).save(tmp_path / "results" / "a" / "1.jpg")
+    with pytest.raises(ValueError, match="methods: x: two images of one name"):
+        subjects.method_of("x", tmp_path / "results")
 
 
 def test_comparison_prints_the_metrics_that_are_named(model, out, pairs):
@@ -391,6 +406,15 @@ def test_command_with_embedded_faces_and_another_method(model_dir, tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+def test_command_computes_on_the_named_device(model_dir, tmp_path, monkeypatch):
+    moved = []
+    real = RPFModel.to
+    monkeypatch.setattr(RPFModel, "to", lambda self, place: moved.append(place) or real(self, place))
+    args = ["mask", "--model", str(model_dir), "--people", "8", "--rows", "1", "--device", "cpu:0"]
+    main([*args, "--out", str(tmp_path / "a.png")])
+    assert moved == [torch.device("cpu", 0)]
+
+
 def test_command_draws_degradations_with_its_seed(model_dir, tmp_path):
     args = ["degradations", "--model", str(model_dir), "--people", "8", "--rows", "1", "--seed", "3"]
     main([*args, "--strengths", "1", "--out", str(tmp_path / "a.png")])
@@ -411,6 +435,11 @@ def test_command_draws_degradations_with_its_seed(model_dir, tmp_path):
         (["mask", "--model", "nowhere/at/all", "--out", "a.png", "--people", "4"], "model: nowhere"),
         (["mask", "--model", "{model}", "--out", "a.png", "--data", "nowhere"], "nowhere"),
         (["mask", "--model", "{model}", "--out", "a.png", "--isc"], "--isc"),
+        (
+            ["mask", "--model", "{model}", "--out", "a.png", "--device", "cuda:99"],
+            "device: cuda:99 is not here",
+        ),
+        (["mask", "--model", "{model}", "--out", "a.png", "--device", "abacus"], "device: expected auto"),
         (["comparison", "--model", "{model}", "--out", "a.png", "--method", "x"], "NAME=DIR"),
     ],
 )
@@ -458,95 +487,4 @@ def test_documented_commands_run(model_dir, tmp_path, monkeypatch):
     for command in commands:
         main([*command.split(), "--people", "8", "--val-fraction", "0.5"])
         assert Path(command.split()[-1]).is_file()
-    assert all(f"`{name}`" in page for name in layout.MEASURED)
-
-
-# The page.
-
-
-def noise(side):
-    return torch.rand(3, side, side, generator=torch.Generator().manual_seed(side))
-
-
-@pytest.mark.parametrize(
-    ("side", "columns", "expected"),
-    [
-        (64, 5, 192),
-        (16, 3, 160),
-        (256, 8, 256),
-        (1024, 2, 1024),
-        (1024, 3, 512),
-        (1024, 8, 256),
-        (64, 20, 128),
-    ],
-)
-def test_side_of_the_cells(side, columns, expected):
-    assert cell_side(side, columns) == expected
-    assert columns * (expected + 8) + 8 <= 3000
-
-
-def test_large_pictures_are_reduced(out):
-    pictures = {f"{n}": cell(noise(1024)) for n in range(7)} | {"LR": cell(noise(16))}
-    (row,) = write_figure(out, [Row("x", pictures)])
-    page = Image.open(out)
-    assert page.width <= 3000
-    assert row.boxes["3"][2] - row.boxes["3"][0] == 256
-    lr = np.asarray(page.crop(row.boxes["LR"]))
-    np.testing.assert_array_equal(lr[::16, ::16], pictures["LR"].pixels)  # still whole pixels
-    reduced = np.asarray(page.crop(row.boxes["3"])).astype(float)
-    assert abs(reduced.mean() - pictures["3"].pixels.mean()) < 1
-
-
-def test_text_grows_with_large_cells(out):
-    (row,) = write_figure(out, [Row("x", {"A": cell(torch.ones(3, 1024, 1024), {"psnr": 20.0})})])
-    page = np.asarray(Image.open(out).convert("L"))
-    left, top, right, bottom = row.boxes["A"]
-    assert (top, page.shape) == (8 + 5 * (24 + 22), (top + 1024 + 5 * 16 + 8, 1040))
-    written = np.nonzero((page[bottom:] < 128).any(1))[0]
-    assert 30 < written.max() - written.min() < 80
-    assert (page[top:bottom, left:right] == 255).all()
-
-
-def test_too_many_columns(out):
-    with pytest.raises(ValueError, match=r"^100 columns do not fit"):
-        write_figure(out, [Row("x", {str(n): cell(noise(16)) for n in range(100)})])
-
-
-def test_text_stays_in_its_place(out):
-    """Long texts are cut; nothing is written over a picture, and blanks stay white."""
-    long = "a very long name of a photo " * 30
-    rows = [
-        Row(long, {long: cell(torch.zeros(3, 64, 64), {"psnr": 12.345, "isc": float("nan")}, long)}),
-        Row("second\nline", {"other": cell(torch.zeros(3, 64, 64))}),
-    ]
-    first, second = write_figure(out, rows)
-    page = np.asarray(Image.open(out).convert("RGB"))
-    assert page.shape[1] == 8 + 2 * (CELL + 8)
-    for row, title in ((first, long), (second, "other")):
-        left, top, right, bottom = row.boxes[title]
-        assert not page[top:bottom, left:right].any()
-    assert (page[:, :4] == 255).all()
-    assert (page[:, -4:] == 255).all()
-    left, _, right, bottom = first.boxes[long]
-    under = page[bottom : bottom + 48]
-    assert (under[:, right + 4 :] == 255).all()  # the second column has nothing under its blank
-    for line in range(3):
-        assert (under[16 * line : 16 * line + 16, left:right] < 128).any()
-    assert second.boxes["other"][1] >= bottom + 48
-    blank = page[second.boxes["other"][1] : second.boxes["other"][3], : CELL + 8]
-    assert (blank == 255).all()
-
-
-def test_texts_under_a_picture():
-    shown = cell(
-        noise(16), {"psnr": 12.3456, "ssim": 0.12345, "isc": float("nan"), "psnr_face": 100.0}, "note", "2"
-    )
-    assert layout._texts(shown) == [
-        "note", "2", "PSNR 12.35 dB", "SSIM 0.1235", "ISC -", "PSNR face 100.00 dB",
-    ]  # fmt: skip
-    assert set(layout.MEASURED) < set(layout.PRINTED)
-
-
-def test_a_cell_is_clamped_and_survives_nan():
-    image = torch.tensor([-1.0, 2.0, float("nan"), 0.5]).reshape(1, 2, 2).expand(3, 2, 2)
-    assert cell(image).pixels[..., 0].tolist() == [[0, 255], [0, 128]]
+    assert all(f"`{name}`" in page for name in subjects.MEASURED)

@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from rpf_lightning.baselines.gcfsr import GCFSR
-from rpf_lightning.evaluation.methods import EvaluationBatch, Fault, Folder, collate
-from rpf_lightning.evaluation.run import build_methods
-from rpf_lightning.model import RPFModel
+from rpf_lightning.evaluation.building import build_methods
+from rpf_lightning.evaluation.folder import Folder
+from rpf_lightning.evaluation.methods import RefinementChain
+from rpf_lightning.evaluation.protocol import protocol
+from rpf_lightning.evaluation.records import EvaluationBatch, Fault, collate
+from rpf_lightning.evaluation.statistics import summarise
+from rpf_lightning.model import RPFModel, storage
 from rpf_lightning.model.resize import resize
 
 
@@ -29,12 +34,17 @@ def batch(side: int = 64, names: tuple[str, ...] = ("a.png", "b.jpg")) -> Evalua
 
 def test_variants_of_a_model_get_their_references_and_share_it(model_dir: Path) -> None:
     methods = build_methods(
-        [f"{kind}:{kind}={model_dir}" for kind in ("model", "model-none", "model-swap", "model-gt")]
+        [
+            f"{kind}:{kind}={model_dir}"
+            for kind in ("model", "model-none", "model-swap", "model-unmasked", "model-gt")
+        ]
         + ["refinement:chain"],
         model_dir=str(model_dir),
     )
     assert len({id(method.model) for method in methods}) == 1
+    kinds = [method.kind for method in methods]
     given, model = batch(), RPFModel.from_pretrained(model_dir)
+    given = given._replace(unmasked=given.gt.flip(-1))
     with torch.no_grad():
         x = given.lr
         for block in model.blocks:
@@ -44,6 +54,7 @@ def test_variants_of_a_model_get_their_references_and_share_it(model_dir: Path) 
             model(given.lr, given.reference),
             model(given.lr),
             model(given.lr, given.other),
+            model(given.lr, given.unmasked),
             model(given.lr, given.gt, given.mask),
             x,
         ]
@@ -53,7 +64,8 @@ def test_variants_of_a_model_get_their_references_and_share_it(model_dir: Path) 
     for i, output in enumerate(outputs):
         for other in outputs[:i]:
             assert (output - other).abs().max() > 1e-4
-    assert [method.needs_other for method in methods] == [False, False, True, False, False]
+    assert [method.needs_other for method in methods] == [kind == "model-swap" for kind in kinds]
+    assert [method.needs_unmasked for method in methods] == [kind == "model-unmasked" for kind in kinds]
 
 
 def test_bicubic_reference_and_gcfsr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,13 +79,15 @@ def test_bicubic_reference_and_gcfsr(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert torch.equal(copied(given), given.reference)
     with pytest.raises(ValueError, match=r"g\.pth: does not fit GCFSR"):  # of reduced width
         build_methods([f"gcfsr:GCFSR={tmp_path / 'g.pth'}"])
-    monkeypatch.setattr(GCFSR, "from_checkpoint", lambda path: network)
+    monkeypatch.setattr(GCFSR, "from_checkpoint", lambda path, **readings: network)
     (published,) = build_methods(["gcfsr:GCFSR=some/g.pth"])
-    published.prepare(None, 32)
+    published.prepare(None, 16, 32)
     assert torch.equal(published(given), network.super_resolve(given.lr))
-    assert published.describe()["source"] == "g.pth"
+    assert published.describe() == {
+        "kind": "gcfsr", "source": "g.pth", "blend": "before_activation", "normalize": True,
+    }  # fmt: skip
     with pytest.raises(ValueError, match="GCFSR: gives faces of side 32"):
-        published.prepare(None, 64)
+        published.prepare(None, 16, 64)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +99,7 @@ def test_bicubic_reference_and_gcfsr(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["model:RPF"], "expected model:NAME=DIR"),
         (["model:"], "expected kind"),
         (["bicubic:b=x"], "takes no argument"),
+        (["reference-unmasked:b=x"], "reference-unmasked takes no argument"),
         (["bicubic", "reference:bicubic"], "bicubic is given twice"),
     ],
 )
@@ -111,7 +126,7 @@ def test_a_folder_gives_its_images_and_names_every_fault(tmp_path: Path) -> None
     (tmp_path / "broken.png").write_bytes((tmp_path / "good.png").read_bytes()[:500])
     (tmp_path / "log.txt").write_text("no image")
     folder = Folder("PULSE", tmp_path)
-    folder.prepare(names, 32)
+    folder.prepare(names, 16, 32)
     output = folder(batch(32, names))
     pixels = (output * 255).round().byte().permute(0, 2, 3, 1).numpy()
     assert np.array_equal(pixels[0], good)
@@ -127,6 +142,9 @@ def test_a_folder_gives_its_images_and_names_every_fault(tmp_path: Path) -> None
     assert faults["broken.jpg"].kind == "corrupt"
     assert "broken.png" in faults["broken.jpg"].text
     assert all(faults[name].fatal for name in ("small.jpg", "gone.jpg", "broken.jpg"))
+    save(tmp_path / "broken.png", good)
+    assert torch.equal(folder(batch(32, ("broken.jpg",))), output[:1])
+    assert folder.fault("broken.jpg") is None  # it was repaired
 
 
 def test_folders_that_cannot_be_right(tmp_path: Path) -> None:
@@ -134,7 +152,7 @@ def test_folders_that_cannot_be_right(tmp_path: Path) -> None:
         Folder("PULSE", tmp_path / "nothing")
     save(tmp_path / "x.png", np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(ValueError, match=r"none of the 2 images, such as a\.png; it holds x\.png"):
-        Folder("PULSE", tmp_path).prepare(["a.png", "b.png"], 4)
+        Folder("PULSE", tmp_path).prepare(["a.png", "b.png"], 2, 4)
     before = json.dumps(Folder("PULSE", tmp_path).describe())
     save(tmp_path / "x.png", np.ones((4, 4, 3), np.uint8))
     assert json.dumps(Folder("PULSE", tmp_path).describe()) != before
@@ -145,9 +163,75 @@ def test_folders_that_cannot_be_right(tmp_path: Path) -> None:
 
 def test_a_model_of_another_side_is_refused(model_dir: Path) -> None:
     (method,) = build_methods([f"model:RPF={model_dir}"])
-    method.prepare(None, 64)
+    method.prepare(None, 16, 64)
+    method.prepare(None, 32, 64)  # it enters at the second block
     with pytest.raises(ValueError, match="RPF: gives faces of side 64, but 128 was asked for"):
-        method.prepare(None, 128)
+        method.prepare(None, 16, 128)
+    with pytest.raises(ValueError, match="RPF: takes an LR of side 16, 32, but lr_size is 8"):
+        method.prepare(None, 8, 64)
+
+
+def test_the_chain_clamps_between_its_blocks(model_dir: Path) -> None:
+    """A refinement that triples the contrast: what leaves [0, 1] must not reach the next block."""
+
+    class Triple(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 3 * x - 1
+
+    model = RPFModel.from_pretrained(model_dir)
+    for block in model.blocks:
+        block.refinement = Triple()
+    given = batch()
+    x = given.lr
+    for block in model.blocks:
+        x = (3 * block.enlarge(x) - 1).clamp(0, 1)
+    assert torch.equal(RefinementChain("chain", model)(given), x)
+    assert (x == 0).any()
+    assert (x == 1).any()
+
+
+def test_own_minus_other_is_taken_within_one_model(model_dir: Path, tmp_path: Path) -> None:
+    RPFModel.from_pretrained(model_dir).save_pretrained(tmp_path / "second")
+    specs = [
+        "bicubic", f"model-swap:a_other={model_dir}", f"model:b={tmp_path / 'second'}", f"model:a={model_dir}",
+        f"model-swap:b_other={tmp_path / 'second'}", f"model-none:a_none={model_dir}",
+    ]  # fmt: skip
+    methods = build_methods(specs)
+    row = {
+        "id": "x", "reference_id": "r", "other_id": "o", "faults": {},
+        "metrics": {m.name: {"psnr": float(n), "isc_reference": 0.0} for n, m in enumerate(methods)},
+    }  # fmt: skip
+    gaps = summarise(methods, [row], {})["gaps"]
+    swaps = {
+        (gap["method"], gap["minus"]): gap["metrics"] for gap in gaps if gap["kind"] == "own_minus_other"
+    }
+    assert list(swaps) == [("b", "b_other"), ("a", "a_other")]
+    assert swaps["a", "a_other"]["psnr"]["mean"] == 3 - 1
+    assert swaps["b", "b_other"]["psnr"]["mean"] == 2 - 4
+    assert all("isc_reference" not in metrics for metrics in swaps.values())  # of two different references
+    assert [gap["method"] for gap in gaps if gap["kind"] == "to_first"] == [m.name for m in methods[1:]]
+
+
+def test_weights_that_methods_share_are_hashed_once(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+    real = storage.weights_hash
+
+    def counted(state: dict[str, torch.Tensor]) -> str:
+        hashed.append(len(state))
+        return real(state)
+
+    monkeypatch.setattr(storage, "weights_hash", counted)
+    methods = build_methods(["model:a", "model-none:b", "refinement:c", "bicubic"], str(model_dir))
+    said = protocol(methods, 16, 64, torch.device("cpu"))
+    assert len(hashed) == 1
+    wanted = real(RPFModel.from_pretrained(model_dir).state_dict())
+    assert {said["methods"][name]["weights_sha256"] for name in "abc"} == {wanted}
+
+
+def test_an_image_stands_for_one_photo_only(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"one image would stand for two photos, a\.png and a\.jpg"):
+        Folder("PULSE", tmp_path).prepare(["a.png", "a.jpg"], 2, 4)
 
 
 def test_collate_keeps_what_is_not_there() -> None:

@@ -1,6 +1,7 @@
 """`rpf evaluate` on a prepared folder."""
 
 import csv
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -9,45 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from evaluations import PLAIN, gts, noisy, run, write_folder
 from PIL import Image
 
 from rpf_lightning.cli import main
 from rpf_lightning.data import ReferencePairsDataModule
 from rpf_lightning.data.prepared import PreparedPhotos
 from rpf_lightning.evaluation.methods import Bicubic
-from rpf_lightning.evaluation.report import PAPER, table1_latex
-from rpf_lightning.evaluation.run import choose_pairs, evaluate_model_dir
+from rpf_lightning.evaluation.pairs import choose_pairs
+from rpf_lightning.evaluation.paper_tables import TABLE1, paper_latex
+from rpf_lightning.evaluation.run import evaluate_model_dir
 from rpf_lightning.faces.landmarks import Found
 from rpf_lightning.metrics import psnr
 from rpf_lightning.model import RPFModel
-
-PLAIN = ["--lr-size", "16", "--size", "64", "--method", "bicubic"]
-
-
-def run(prepared: Path, out: Path, *words: str, split: str = "all") -> dict[str, Any]:
-    main(["evaluate", "--data", str(prepared), "--split", split, *PLAIN, *words, "--out", str(out)])
-    return json.loads((out / "results.json").read_text(encoding="utf-8"))
-
-
-def gts(prepared: Path, split: str = "all") -> dict[str, np.ndarray]:
-    """The GTs by name, of 64 pixels as they were drawn."""
-    photos = PreparedPhotos(prepared)
-    return {photos.ids[pair.gt]: photos.photo(pair.gt).image for pair in photos.pairs(split)}
-
-
-def write_folder(folder: Path, images: dict[str, np.ndarray]) -> Path:
-    folder.mkdir()
-    for name, pixels in images.items():
-        Image.fromarray(pixels).save(folder / Path(name).with_suffix(".png").name)
-    return folder
-
-
-def noisy(images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {
-        name: np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
-        for name, image in images.items()
-    }
 
 
 def test_the_short_form(prepared: Path, model_dir: Path, tmp_path: Path) -> None:
@@ -125,15 +100,15 @@ def test_tables_hold_the_papers_numbers(prepared: Path, model_dir: Path, tmp_pat
     assert r"my\_net & " in tex
     assert r"& 23.16 & 0.6980 & 0.3591 & 0.7101 \\" in tex
     body = [line for line in tex.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
-    assert {line.count("&") for line in body} == {8}
+    assert {line.count("&") for line in body} == {4 + 1 + 4}
     assert not set(tex) & set("–↑→×")
     assert tex.count("{") == tex.count("}")
     assert tex.count(r"\begin") == tex.count(r"\end") == 2
 
     results["protocol"]["size"] = 32 * 16  # the paper's other factor
-    assert "25.03 & 0.6913 & 0.3003 & 0.8063" in table1_latex(results)
-    assert "none for our factor" not in table1_latex(results)
-    assert PAPER[32].keys() == PAPER[64].keys()
+    assert "25.03 & 0.6913 & 0.3003 & 0.8063" in paper_latex(results)
+    assert "none for our factor" not in paper_latex(results)
+    assert TABLE1.values[32].keys() == TABLE1.values[64].keys()
 
 
 def test_every_fault_of_a_folder_is_named(
@@ -235,6 +210,7 @@ def test_another_evaluation_starts_anew_and_says_why(
     assert len(seen) == 18
     assert "starts anew" in caplog.text
     assert "differs in: methods, weights_sha256" in caplog.text
+    assert len((out / "progress.1.jsonl").read_bytes().splitlines()) == 1 + 8  # kept, should it be wanted
     assert results["protocol"]["pairs"] == 18
 
 
@@ -274,29 +250,6 @@ def test_samples_are_those_of_the_training(prepared: Path, model_dir: Path, tmp_
     assert not (tmp_path / "grid.png").exists()
 
 
-def test_sheets_show_the_worst_and_the_best(prepared: Path, tmp_path: Path) -> None:
-    """Two images are copies of the GT and two are black: the sheets' cells have their colours."""
-    truth = gts(prepared)
-    images = noisy(truth)
-    names = list(images)
-    for name in names[:2]:
-        images[name] = np.zeros_like(images[name])
-    for name in names[2:4]:
-        images[name] = truth[name]
-    folder = write_folder(tmp_path / "p", images)
-    run(prepared, tmp_path / "out", "--method", f"folder:p={folder}", "--contact-images", "2")
-    cells = {}
-    for sheet in ("worst", "median", "best"):
-        pixels = np.asarray(Image.open(tmp_path / "out" / f"{sheet}.png")).astype(int)
-        left, top = 8 + 2 * 264, 8 + 26 + 26  # the third column is the folder's, the fourth the GT
-        cells[sheet] = [
-            [pixels[y : y + 256, x : x + 256] for x in (left, left + 264)] for y in (top, top + 256 + 34)
-        ]
-    assert all(output.max() == 0 and gt.mean() > 20 for output, gt in cells["worst"])
-    assert all(np.array_equal(output, gt) for output, gt in cells["best"])
-    assert all(0 < np.abs(output - gt).mean() < 20 for output, gt in cells["median"])
-
-
 def test_metrics_of_networks(
     prepared: Path, tmp_path: Path, alexnet_state: dict[str, torch.Tensor], make_pack: Any
 ) -> None:
@@ -309,11 +262,14 @@ def test_metrics_of_networks(
     assert copied["isc"] < 0.9999
     assert copied["lpips"] > 0
     assert results["protocol"]["isc_network"] == "b/x.onnx"
+    for key, file in (("lpips", "alexnet_features.pth"), ("isc", "insightface/models/b/x.onnx")):
+        digest = hashlib.sha256((weights / file).read_bytes()).hexdigest()
+        assert results["protocol"][f"{key}_sha256"] == digest
     assert list(copied)[-3:] == ["lpips", "isc", "isc_reference"]
 
 
 def test_landmark_distance_through_the_comparison(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_pack: Any
 ) -> None:
     """A model that finds all landmarks at (mean red, 0) of the picture, and none in black ones."""
 
@@ -321,21 +277,26 @@ def test_landmark_distance_through_the_comparison(
         reds = [float(image[..., 0].mean()) for image in images]
         return [Found(np.full((68, 2), (red, 0.0)) if red else None, []) for red in reds]
 
-    asked: list[tuple[str, str | None]] = []
+    asked: list[tuple[str, str, str | None]] = []
     monkeypatch.setattr(
         "rpf_lightning.faces.landmarks.landmark_model",
-        lambda spec, pack=None: asked.append((spec, pack)) or landmarks,
+        lambda spec, device, pack=None: asked.append((spec, str(device), pack)) or landmarks,
     )
     images = {name: np.clip(image, 0, 200) + 10 for name, image in gts(prepared).items()}
     black, *rest = images
+    pack, net = make_pack("mbf"), tmp_path / "net.onnx"
+    net.write_bytes(b"weights")
     images[black] = np.zeros_like(images[black])
     folder = write_folder(tmp_path / "p", images)
     results = run(
-        prepared, tmp_path / "out", "--method", f"folder:p={folder}", "--landmarks", "onnx:some/net.onnx",
-        "--isc-pack", "mbf",
+        prepared, tmp_path / "out", "--method", f"folder:p={folder}", "--landmarks", f"onnx:{net}",
+        "--isc-pack", "mbf", "--device", "cpu:0",
     )  # fmt: skip
-    assert asked == [("onnx:some/net.onnx", "mbf")]
+    assert asked == [(f"onnx:{net}", "cpu:0", "mbf")]
     assert results["protocol"]["landmark_network"] == "onnx:net.onnx"
+    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (net, pack)]
+    assert results["protocol"]["landmark_sha256"] == hashes
+    assert "landmark distance" in (tmp_path / "out" / "table.tex").read_text(encoding="utf-8")
     truth = gts(prepared)
     expected = [abs(images[n][..., 0].mean() - truth[n][..., 0].mean()) / 64 * 100 for n in rest]
     assert results["methods"]["p"]["landmark_distance"] == pytest.approx(np.mean(expected), rel=1e-3)
@@ -364,13 +325,35 @@ def test_the_kept_command_line(prepared: Path, model_dir: Path, tmp_path: Path) 
     assert list(results["methods"]) == ["bicubic", "best", "reference"]
 
 
-def test_what_cannot_work_says_so(prepared: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="prepare"):
-        run(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(ValueError, match="size is unknown"):
-        main(["evaluate", "--data", str(prepared), "--method", "bicubic", "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit):
-        main(["evaluate", "--method", "bicubic", "--out", str(tmp_path / "out")])
+def test_what_cannot_work_says_so_in_one_line(
+    prepared: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = ["--data", str(prepared), "--split", "all"], ["--out", str(tmp_path / "out")]
+    (tmp_path / "notes.txt").write_text("no checkpoint")
+    for words, message in [
+        (["--data", str(tmp_path / "nowhere"), *PLAIN], "prepare"),
+        ([*data, "--method", "bicubic"], "size is unknown"),
+        (PLAIN, "--data: expected a prepared folder"),
+        ([*data, *PLAIN, "--method", "bicubik"], "method 'bicubik': expected kind"),
+        ([*data, *PLAIN, "--method", "folder:a=nowhere"], "a: nowhere: no such folder"),
+        ([*data, *PLAIN, "--method", f"folder:a={tmp_path / 'prepared'}"], "holds none of the 18 images"),
+        ([*data, *PLAIN, "--method", "model:a=nowhere/at/all"], "nowhere/at/all"),
+        ([*data, *PLAIN, "--method", f"gcfsr:a={tmp_path / 'notes.txt'}"], "notes.txt"),
+        ([*data, *PLAIN, "--method", f"model:a={model_dir}", "--lr-size", "8"], "takes an LR of side 16, 32"),
+        ([*data, *PLAIN, "--batch-size", "0"], "batch_size >= 1"),
+        ([*data, *PLAIN, "--contact-images", "-1"], "contact_images: expected 0 or more, got -1"),
+        ([*data, *PLAIN, "--device", "abacus"], "device: expected auto, cpu, cuda or cuda:1, got 'abacus'"),
+        ([*data, *PLAIN, "--device", "cuda:99"], "device: cuda:99 is not here"),
+        ([*data, *PLAIN, "--lpips"], "alexnet"),
+        (["--data", str(prepared), "--split", "paper_test", *PLAIN], "no split 'paper_test'"),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            main(["evaluate", *words, *out])
+        said = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert "error: " in said
+        assert message in said
+        assert "Traceback" not in said
     assert not (tmp_path / "out").exists()
 
 

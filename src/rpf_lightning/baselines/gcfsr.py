@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from rpf_lightning.baselines.checkpoint import listed, misfits, read_weights
 from rpf_lightning.model.layers import FIR, Activate, EqualizedConv2d, EqualizedLinear, demodulation, modulate
 from rpf_lightning.model.refinement import LATENT, channels_at
 from rpf_lightning.model.resize import at_least_fp32, resize
@@ -339,15 +339,15 @@ class GCFSR(nn.Module):
             FileNotFoundError: If there is no such file.
             ValueError: If it is no GCFSR checkpoint, or a weight is missing, left over, or of another shape.
         """
-        state = _read(Path(path))
+        state = read_weights(Path(path))
         levels = [int(found[1]) for key in state if (found := re.match(r"to_rgbs\.(\d+)\.", key))]
         if not levels or max(levels) >= len(SIDES):
-            keys = _listed(state) or "none"
+            keys = listed(state) or "none"
             raise ValueError(
                 f"{path}: no GCFSR checkpoint, expected to_rgbs.0 to to_rgbs.5; its keys: {keys}"
             )
         model = cls(SIDES[max(levels)], width, blend, normalize)
-        problems = _misfits(model.state_dict(), state)
+        problems = misfits(model.state_dict(), state)
         if problems:
             raise ValueError(f"{path}: does not fit GCFSR of size {model.size}: {'; '.join(problems)}")
         model.load_state_dict(state, strict=True)
@@ -373,39 +373,3 @@ class GCFSR(nn.Module):
         shift = self.condition_shift[level](feature)
         a, b = (factor.to(shift.dtype)[:, :, None, None] for factor in (a, b))
         return a, b * shift
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    with path.open("rb") as file:  # an error of the file system names the file
-        try:
-            content: Any = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"{path}: not a whole file of weights alone: {error}") from error
-    for name in ("params_ema", "params"):
-        if isinstance(content, Mapping) and name in content:
-            content = content[name]
-            break
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: expected a dictionary of weights, got {type(content).__name__}")
-    others = [k for k, v in content.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
-    if others:
-        raise ValueError(f"{path}: expected weights alone, but these are no tensors: {_listed(others)}")
-    return dict(content)
-
-
-def _misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    missing = _listed(key for key in expected if key not in state)
-    unexpected = _listed(key for key in state if key not in expected)
-    misshapen = _listed(
-        f"{key} has {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
-    )
-    named = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    return [f"{name}: {keys}" for name, keys in named.items() if keys]
-
-
-def _listed(names: Iterable[object], shown: int = 8) -> str:
-    every = [str(name) for name in names]
-    rest = len(every) - shown
-    return ", ".join(every[:shown]) + (f" and {rest} more" if rest > 0 else "")

@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from rpf_lightning.callbacks.predictions import png
 from rpf_lightning.model.storage import write_atomically
+from rpf_lightning.pictures import png, to_uint8
 from rpf_lightning.stages.base import RPFStage
 
 KEY = "val/panel"  # the loggers' name of the picture
@@ -122,7 +122,7 @@ def draw_panel(pictures: Mapping[str, Tensor], captions: Sequence[str]) -> Image
         size = next((n for n in range(15, 7, -1) if _width(draw, title, n) <= cell), 7)
         middle = (x + cell // 2, GAP + TEXT // 2)
         draw.text(middle, title, fill="black", font=ImageFont.load_default(size), anchor="mm")
-        pixels = (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        pixels = to_uint8(images)
         for row in range(rows):
             filtering = Image.Resampling.NEAREST if cell >= side else Image.Resampling.LANCZOS
             picture = Image.fromarray(pixels[row]).resize((cell, cell), filtering)

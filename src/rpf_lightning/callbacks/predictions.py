@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from PIL import Image
 from torch import Tensor
 
 from rpf_lightning.model.storage import write_atomically
+from rpf_lightning.pictures import png, result_file, to_uint8
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes every prediction of a stage as `<id>.png`, batch by batch.
+    """Writes every prediction of a stage as `<id>.png`, batch by batch; ids with folders go into subfolders.
 
     Args:
         directory: Made if it is missing. None: `predictions/` in the trainer's default_root_dir.
@@ -41,13 +39,7 @@ class PredictionWriter(BasePredictionWriter):
         root = Path(self.directory) if self.directory else Path(trainer.default_root_dir) / "predictions"
         root.mkdir(parents=True, exist_ok=True)
         names, images = prediction
-        pixels = (images.float() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        for name, image in zip(names, pixels, strict=True):
-            write_atomically(root / f"{Path(name).stem}.png", png(image))
-
-
-def png(image: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    """Encode an (H, W, 3) uint8 image."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
+        for name, image in zip(names, to_uint8(images), strict=True):
+            file = root / result_file(name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, png(image))

@@ -10,13 +10,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rpf_lightning.evaluation.methods import EvaluationBatch, Method, collate
+from rpf_lightning.evaluation.methods import Method
+from rpf_lightning.evaluation.records import ENLARGED_LR, EvaluationBatch, collate
 from rpf_lightning.model.resize import resize
 from rpf_lightning.model.rpf import RPFModel
+from rpf_lightning.pictures import to_uint8
 
-PICTURE_TITLES = (
-    "LR (nearest)", "bicubic", "aligned reference", "synthesized", "output", "GT", "reference (masked)",
-)  # fmt: skip
+PICTURE_TITLES = ("LR (nearest)", "bicubic", "aligned reference", "synthesized", "output", "GT")
+"""Columns of the grid; the reference comes last, under `reference_title`."""
 SHEETS = ("worst", "median", "best")
 CELL = 256  # side of a picture
 GAP = 8
@@ -28,12 +29,21 @@ class PictureRow(NamedTuple):
 
     Attributes:
         caption: Names of the photos.
+        titles: Of the pictures, the same for all rows.
         pictures: One per title, of side `CELL`: enlarged, or reduced, at once, so that large faces do not pile
             up.
     """
 
     caption: str
+    titles: Sequence[str]
     pictures: Sequence[Image.Image]
+
+
+def reference_title(sample: EvaluationBatch) -> str:
+    """Say what the reference of a sample or a batch is."""
+    if ENLARGED_LR in (sample.reference_id, sample.reference_id[0]):
+        return f"reference ({ENLARGED_LR})"
+    return "reference (masked)" if sample.masked else "reference (unmasked)"
 
 
 def picture_row(model: RPFModel, sample: EvaluationBatch) -> PictureRow:
@@ -44,8 +54,8 @@ def picture_row(model: RPFModel, sample: EvaluationBatch) -> PictureRow:
         sample: One sample at full size, without batch dimension.
 
     Returns:
-        The pictures of `PICTURE_TITLES`; the aligned reference and the synthesized image are those of the last
-        block. The LR is enlarged without interpolation, the others with Lanczos.
+        The pictures of `PICTURE_TITLES` and the reference; the aligned reference and the synthesized image are
+        those of the last block. The LR is enlarged without interpolation, the others with Lanczos.
     """
     device = next(model.parameters()).device
     lr, reference = sample.lr[None].to(device), sample.reference[None].to(device)
@@ -55,13 +65,8 @@ def picture_row(model: RPFModel, sample: EvaluationBatch) -> PictureRow:
         bicubic = resize(lr, model.size)
         images = (lr, bicubic, last.aligned, last.synthesized, output, sample.gt[None], reference)
         pictures = [_picture(image, nearest=image is lr) for image in images]
-    return PictureRow(f"{sample.id}, reference {sample.reference_id}", pictures)
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """Choose places, evenly spread over all."""
-    shown = min(wanted, count)
-    return [i * count // shown for i in range(shown)]
+    titles = (*PICTURE_TITLES, reference_title(sample))
+    return PictureRow(f"{sample.id}, reference {sample.reference_id}", titles, pictures)
 
 
 def chosen_places(
@@ -72,7 +77,7 @@ def chosen_places(
     Args:
         results: The dictionary of `compare`.
         subject: The method whose values decide.
-        wanted: Images per sheet.
+        wanted: Images per sheet; with 0 all sheets are empty.
 
     Returns:
         The metric that decides, LPIPS or else PSNR; for each of `SHEETS` the images' places and values, the
@@ -102,7 +107,7 @@ def draw_sheet(
     Args:
         methods: On `device`.
         dataset: What they were compared on.
-        places: Places of the images and the values that are printed.
+        places: Places of the images and the values that are printed; at least one.
         metric: Name of the values.
         device: Where to compute.
 
@@ -120,21 +125,21 @@ def draw_sheet(
                 empty = fault is not None and fault.fatal
                 pictures.append(Image.new("RGB", (CELL, CELL), "white") if empty else _picture(output))
             pictures += [_picture(batch.gt), _picture(batch.reference)]
-        rows.append(PictureRow(f"{batch.id[0]}: {metric} {value:.4g}", pictures))
-    titles = ("LR (nearest)", *(method.name for method in methods), "GT", "reference (masked)")
-    return draw_grid(rows, titles)
+        titles = ("LR (nearest)", *(method.name for method in methods), "GT", reference_title(batch))
+        rows.append(PictureRow(f"{batch.id[0]}: {metric} {value:.4g}", titles, pictures))
+    return draw_grid(rows)
 
 
-def draw_grid(rows: Sequence[PictureRow], titles: Sequence[str] = PICTURE_TITLES) -> Image.Image:
+def draw_grid(rows: Sequence[PictureRow]) -> Image.Image:
     """Draw one row per face under titled columns, on white.
 
     Args:
-        rows: The faces.
-        titles: Of the columns.
+        rows: The faces, at least one.
 
     Returns:
         An RGB picture.
     """
+    titles = rows[0].titles
     width = len(titles) * (CELL + GAP) + GAP
     row_height = TEXT + CELL + GAP
     grid = Image.new("RGB", (width, GAP + TEXT + len(rows) * row_height), "white")
@@ -152,6 +157,5 @@ def draw_grid(rows: Sequence[PictureRow], titles: Sequence[str] = PICTURE_TITLES
 
 
 def _picture(image: Tensor, nearest: bool = False) -> Image.Image:
-    pixels = (image[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     filtering = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
-    return Image.fromarray(pixels).resize((CELL, CELL), filtering)
+    return Image.fromarray(to_uint8(image[0])).resize((CELL, CELL), filtering)

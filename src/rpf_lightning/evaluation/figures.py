@@ -28,19 +28,17 @@ from rpf_lightning.data.degradation import (
 from rpf_lightning.data.pairs import SOURCE
 from rpf_lightning.data.sample import make_face
 from rpf_lightning.data.thin_plate import warp
-from rpf_lightning.evaluation.layout import (
+from rpf_lightning.devices import place_of
+from rpf_lightning.evaluation.layout import FigureRow, Row, cell, write_figure
+from rpf_lightning.evaluation.subjects import (
     Figure,
-    FigureRow,
     Method,
     Model,
-    Row,
     blocks_of,
     caption,
-    cell,
     load,
     method_of,
     output_of,
-    write_figure,
 )
 from rpf_lightning.metrics import isc
 from rpf_lightning.metrics.faces import Identity
@@ -321,10 +319,8 @@ def main(args: list[str] | None = None) -> None:
     function = FIGURES[given.pop("figure").replace("-", "_")]
     seed = given["seed"]
     try:
-        data, device = _data(given), given.pop("device")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device: no CUDA device here")
-        given["model"] = load("model", given["model"]).to(device)
+        data, place = _data(given), place_of(given.pop("device"))
+        given["model"] = load("model", given["model"]).to(place)
         if given.pop("isc", False):
             from rpf_lightning.faces.identity import ArcFace
 
@@ -357,13 +353,13 @@ def _add_options(name: str, parser: argparse.ArgumentParser) -> None:
     add("--val-fraction", type=float, default=0.15, help="share of the people held out, as in training")
     add("--seed", type=int, default=0, help="of that split, of synthetic faces and of degradations")
     add("--degradation", choices=("bicubic", "dpsr", "realistic"), default="bicubic", help="of the LR")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where the model runs")
+    add("--device", default="cpu", help="where the model runs: a torch device, such as cuda:1, or auto")
     if name in ("comparison", "intermediates", "mask", "degradations"):
         add("--metrics", nargs="+", default=list(DEFAULT), help="printed under results")
     if name == "comparison":
         add(
             "--method", dest="methods", action="append", default=[], type=_named, metavar="NAME=DIR",
-            help="another method: a model directory, or a folder of PNG named after the photos; repeatable",
+            help="another method: a model directory, or a folder of images named after the photos; repeatable",
         )  # fmt: skip
     if name == "references":
         add("--same", type=int, default=3, help="references of the same person")

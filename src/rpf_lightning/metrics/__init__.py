@@ -13,7 +13,6 @@ from rpf_lightning.metrics.flow import EndPointError, FlowCorrelation, end_point
 from rpf_lightning.metrics.image import (
     detail_error,
     lr_consistency,
-    mean_and_count,
     psnr,
     psnr_face,
     ssim,
@@ -50,7 +49,6 @@ __all__ = [
     "isc",
     "landmark_distance",
     "lr_consistency",
-    "mean_and_count",
     "psnr",
     "psnr_face",
     "ssim",

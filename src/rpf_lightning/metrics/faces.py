@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from rpf_lightning.pictures import to_uint8
 
 if TYPE_CHECKING:
     from rpf_lightning.faces.landmarks import LandmarkModel
@@ -34,7 +36,12 @@ def isc(pred: Tensor, other: Tensor, identity: Identity) -> Tensor:
         ValueError: If the shapes differ or are not those of RGB images.
     """
     _check(pred, other)
-    return F.cosine_similarity(identity(pred.clamp(0, 1)), identity(other), dim=1)
+    return similarity(identity(pred.clamp(0, 1)), identity(other))
+
+
+def similarity(features: Tensor, others: Tensor) -> Tensor:
+    """Cosine of features (B, D) each: (B,), NaN where one is NaN."""
+    return F.cosine_similarity(features, others, dim=1)
 
 
 def landmark_distance(pred: Tensor, gt: Tensor, model: LandmarkModel) -> Tensor:
@@ -56,18 +63,24 @@ def landmark_distance(pred: Tensor, gt: Tensor, model: LandmarkModel) -> Tensor:
         ValueError: If the shapes differ or are not those of RGB images.
     """
     _check(pred, gt)
-    found = [face.landmarks for face in model([*_photos(pred), *_photos(gt)])]
+    found = find_landmarks(torch.cat([pred, gt]), model)
+    return distance_between(found[: len(pred)], found[len(pred) :], pred.shape[-1]).to(pred.device)
+
+
+def find_landmarks(images: Tensor, model: LandmarkModel) -> list[NDArray[np.float64] | None]:
+    """Find landmarks, in pixels, in images (B, 3, S, S) rounded to 8 bit; None where no face was found."""
+    return [face.landmarks for face in model(list(to_uint8(images)))]
+
+
+def distance_between(
+    landmarks: Sequence[NDArray[np.float64] | None], others: Sequence[NDArray[np.float64] | None], side: int
+) -> Tensor:
+    """Mean distance between landmarks, in percent of the side: (B,), NaN where one is missing."""
     values = [
-        math.nan if a is None or b is None else 100 * np.linalg.norm(a - b, axis=1).mean() / pred.shape[-1]
-        for a, b in zip(found[: len(pred)], found[len(pred) :], strict=True)
+        math.nan if a is None or b is None else 100 * np.linalg.norm(a - b, axis=1).mean() / side
+        for a, b in zip(landmarks, others, strict=True)
     ]
-    return torch.tensor(values, dtype=torch.float32, device=pred.device)
-
-
-def _photos(images: Tensor) -> list[NDArray[np.uint8]]:
-    # a prediction may hold NaN, which has no integer
-    pixels = (images.detach().float().nan_to_num().clamp(0, 1) * 255).round().byte()
-    return list(np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy()))
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def _check(pred: Tensor, other: Tensor) -> None:

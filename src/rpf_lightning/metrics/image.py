@@ -5,8 +5,8 @@ returns one value per image, because the convention is the mean of the images' v
 40 dB average to 30 dB, while pooling their squared errors would give 23 dB.
 
 PSNR of identical images is infinite, which no mean survives: squared errors have a floor of 1e-10, so 100 dB
-is the highest PSNR. A metric inside the face is NaN for an empty mask; `mean_and_count` leaves such images
-out and tells how many it averaged.
+is the highest PSNR. A metric inside the face is NaN for an empty mask; means leave
+such images out.
 """
 
 from __future__ import annotations
@@ -125,19 +125,6 @@ def lr_consistency(pred: Tensor, lr: Tensor) -> Tensor:
         ValueError: If the shapes do not fit.
     """
     return psnr(resize(pred.clamp(0, 1), lr.shape[-1]), lr)
-
-
-def mean_and_count(values: Tensor) -> tuple[float, int]:
-    """Average the images that have a value.
-
-    Args:
-        values: (N,) one value per image; NaN where there is none (an empty mask).
-
-    Returns:
-        The mean over the finite values, NaN without any, and their number.
-    """
-    valid = values.double()[values.isfinite()]
-    return valid.mean().item(), valid.numel()
 
 
 def _clamped(pred: Tensor, gt: Tensor) -> Tensor:

@@ -1,0 +1,84 @@
+"""Tensors as 8-bit pictures, PNG bytes, and which file belongs to which photo."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+"""Suffixes of names of photos, in lower case."""
+
+
+def to_uint8(images: Tensor) -> NDArray[np.uint8]:
+    """Round images to 8 bit, clamped to [0, 1]; NaN becomes 0.
+
+    Args:
+        images: (3, H, W) or (B, 3, H, W) on any device, of any floating type.
+
+    Returns:
+        (H, W, 3) or (B, H, W, 3).
+    """
+    pixels = (images.detach().float().nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(pixels.movedim(-3, -1).cpu().numpy())
+
+
+def png(image: NDArray[np.uint8] | Image.Image, texts: Mapping[str, str] | None = None) -> bytes:
+    """Encode an (H, W, 3) uint8 image or a picture.
+
+    Args:
+        image: The pixels.
+        texts: Written into the file beside them, by key.
+    """
+    notes = PngInfo()
+    for key, text in (texts or {}).items():
+        notes.add_text(key, text)
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=notes)
+    return buffer.getvalue()
+
+
+def stem(photo: str) -> str:
+    """Return a photo's name without the suffix of an image, subfolders kept: what names a result."""
+    path = PurePosixPath(photo)
+    return (path.with_suffix("") if path.suffix.lower() in IMAGES else path).as_posix()
+
+
+def result_file(photo: str) -> str:
+    """Return where the result for a photo lies in a folder of results: `a/1.jpg` -> `a/1.png`.
+
+    Raises:
+        ValueError: If it would lie outside of the folder: the name is absolute, empty, or has `..` in it.
+    """
+    path = PurePosixPath(photo)
+    if path.is_absolute() or ".." in path.parts or not path.name:
+        raise ValueError(f"{photo!r}: expected a relative name without '..'")
+    return f"{stem(photo)}.png"
+
+
+def results_in(root: Path) -> dict[str, Path]:
+    """Find the images of a folder of results and its subfolders; hidden files are no results.
+
+    Returns:
+        `stem` of the path below `root` -> file: what belongs to the photo of that stem.
+
+    Raises:
+        ValueError: If two images have one name.
+    """
+    files: dict[str, Path] = {}
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() not in IMAGES or not path.is_file() or path.name.startswith("."):
+            continue
+        key = stem(path.relative_to(root).as_posix())
+        if key in files:
+            raise ValueError(f"two images of one name, {files[key]} and {path}")
+        files[key] = path
+    return files

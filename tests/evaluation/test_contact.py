@@ -1,0 +1,120 @@
+"""The grid and the contact sheets of an evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from evaluations import gts, noisy, run, write_folder
+from PIL import Image
+
+from rpf_lightning.data import ReferencePairsDataModule
+from rpf_lightning.evaluation import evaluate
+from rpf_lightning.evaluation.contact import chosen_places, draw_grid, draw_sheet
+from rpf_lightning.evaluation.run import evaluate_model_dir
+
+
+def test_sheets_show_the_worst_and_the_best(prepared: Path, tmp_path: Path) -> None:
+    """Two images are copies of the GT and two are black: the sheets' cells have their colours."""
+    truth = gts(prepared)
+    images = noisy(truth)
+    names = list(images)
+    for name in names[:2]:
+        images[name] = np.zeros_like(images[name])
+    for name in names[2:4]:
+        images[name] = truth[name]
+    folder = write_folder(tmp_path / "p", images)
+    run(prepared, tmp_path / "out", "--method", f"folder:p={folder}", "--contact-images", "2")
+    cells = {}
+    for sheet in ("worst", "median", "best"):
+        pixels = np.asarray(Image.open(tmp_path / "out" / f"{sheet}.png")).astype(int)
+        left, top = 8 + 2 * 264, 8 + 26 + 26  # the third column is the folder's, the fourth the GT
+        cells[sheet] = [
+            [pixels[y : y + 256, x : x + 256] for x in (left, left + 264)] for y in (top, top + 256 + 34)
+        ]
+    assert all(output.max() == 0 and gt.mean() > 20 for output, gt in cells["worst"])
+    assert all(np.array_equal(output, gt) for output, gt in cells["best"])
+    assert all(0 < np.abs(output - gt).mean() < 20 for output, gt in cells["median"])
+
+
+def test_sheets_begin_with_the_worst_and_with_the_best() -> None:
+    """A small PSNR is bad, a small LPIPS good."""
+    names = [f"{n}" for n in range(7)]
+    for metric in ("psnr", "lpips"):
+        values = [3.0, 1.0, None, 6.0, 2.0, 5.0, 4.0]
+        rows = [
+            {"id": name, "metrics": {"it": {metric: value, "psnr": value}, "not": {metric: 0, "psnr": 0}}}
+            for name, value in zip(names, values, strict=True)
+        ]
+        found, places = chosen_places({"per_image": rows}, "it", 2)
+        assert found == metric
+        low, high = [(1, 1.0), (4, 2.0)], [(3, 6.0), (5, 5.0)]
+        assert places["worst"] == (low if metric == "psnr" else high)
+        assert places["best"] == (high if metric == "psnr" else low)
+        assert places["median"] == [(0, 3.0), (6, 4.0)][:: 1 if metric == "psnr" else -1]
+        assert chosen_places({"per_image": rows}, "it", 0)[1] == {"worst": [], "median": [], "best": []}
+
+
+def test_pictures_of_an_earlier_evaluation_do_not_stay(
+    prepared: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    pictures = ["best.png", "grid.png", "median.png", "worst.png"]
+    run(prepared, out, "--method", f"model:RPF={model_dir}", "--contact-images", "1", "--grid-images", "1")
+    assert sorted(path.name for path in out.glob("*.png")) == pictures
+    first = {name: (out / name).read_bytes() for name in pictures}
+    run(prepared, out, "--contact-images", "1")  # no model: no grid, and other sheets
+    assert sorted(path.name for path in out.glob("*.png")) == ["best.png", "median.png", "worst.png"]
+    assert all((out / name).read_bytes() != first[name] for name in ("best.png", "worst.png"))
+    run(prepared, out, "--contact-images", "0")
+    assert not list(out.glob("*.png"))
+
+
+def test_a_comparison_without_any_value_has_no_sheets(prepared: Path, tmp_path: Path) -> None:
+    images = {name: image[:32, :32] for name, image in gts(prepared).items()}
+    folder = write_folder(tmp_path / "small", images)
+    results = run(prepared, tmp_path / "out", "--method", f"folder:small={folder}")
+    assert results["counts"]["small"]["psnr"] == 0
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_sheets_are_drawn_on_the_device_that_was_named(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The protocol says "cuda" for "cuda:1"; the methods are on the latter."""
+    seen: list[torch.device] = []
+
+    def noted(methods: Any, dataset: Any, places: Any, metric: str, device: torch.device) -> Image.Image:
+        seen.append(device)
+        return draw_sheet(methods, dataset, places, metric, device)
+
+    monkeypatch.setattr("rpf_lightning.evaluation.run.draw_sheet", noted)
+    results = run(prepared, tmp_path / "out", "--device", "cpu:0", "--contact-images", "1")
+    assert results["protocol"]["device"] == "cpu"
+    assert seen == [torch.device("cpu", 0)] * 3
+
+
+def test_pictures_say_what_the_reference_is(
+    prepared: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[tuple[str, ...]] = []
+
+    def noted(rows: Any) -> Image.Image:
+        titles.append(tuple(rows[0].titles))
+        return draw_grid(rows)
+
+    monkeypatch.setattr("rpf_lightning.evaluation.contact.draw_grid", noted)
+    monkeypatch.setattr("rpf_lightning.evaluation.report.draw_grid", noted)
+    for masked, said in ((True, "reference (masked)"), (False, "reference (unmasked)")):
+        data = ReferencePairsDataModule(str(prepared), val_fraction=0.34, mask_reference=masked)
+        results = evaluate_model_dir(
+            str(model_dir), data, str(tmp_path / said), grid_images=1, contact_images=1
+        )
+        assert results["protocol"]["mask_reference"] is masked
+        assert len(titles) == 4
+        own, others = data.val_dataset(), data.val_dataset(other_person=True)
+        evaluate(model_dir, own, others, tmp_path / "function", grid_images=1)
+        assert len(titles) == 5
+        assert {of[-1] for of in titles} == {said}
+        titles.clear()
