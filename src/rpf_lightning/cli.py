@@ -36,6 +36,7 @@ def main(args: list[str] | None = None) -> None:
         commands.add_parser(name, help=text)
     _add_curriculum(commands)
     commands.add_parser("prepare", help="turn photos into hashed reference pairs", add_help=False)
+    commands.add_parser("enhance", help="sharpen a small face in a photo with a portrait", add_help=False)
     commands.add_parser("evaluate", help="compare models, baselines and folders of images", add_help=False)
     commands.add_parser("figure", help="draw one of the paper's figures as a PNG", add_help=False)
     commands.add_parser("export", help="write a model as ONNX or as a torch.export program", add_help=False)
@@ -78,6 +79,12 @@ def _curriculum(known: argparse.Namespace, rest: list[str]) -> None:
     run_curriculum(curriculum, options, known.model_dir, known.dry_run, only=known.only, start=known.start)
 
 
+def _enhance(_: argparse.Namespace, rest: list[str]) -> None:
+    from rpf_lightning.enhancing.command import main
+
+    main(rest)
+
+
 def _export(_: argparse.Namespace, rest: list[str]) -> None:
     from rpf_lightning.export import main
 
@@ -110,6 +117,7 @@ def _evaluate(_: argparse.Namespace, rest: list[str]) -> None:
 
 COMMANDS = {
     "curriculum": _curriculum,
+    "enhance": _enhance,
     "evaluate": _evaluate,
     "export": _export,
     "figure": _figure,

@@ -336,11 +336,13 @@ class RPFModel(nn.Module):
         """Load a model in fp32 and eval mode, strictly: no weight missing, none left over.
 
         Args:
-            name: A model directory, or a repository of the Hugging Face hub such as ``"owner/name"``.
+            name: A model directory; a model that comes with the package, ``"celeba-hq-16to128"``; or a repository of
+                the Hugging Face hub such as ``"owner/name"``.
             **overrides: Arguments of the constructor that change no weight, such as ``validate=False``.
 
         Raises:
-            FileNotFoundError: If neither a directory nor a hub repository of that name can be read.
+            FileNotFoundError: If neither a directory, nor a model of the package, nor a hub repository of that name can
+                be read.
             ValueError: If the files do not fit each other.
         """
         config, state = storage.load(name)

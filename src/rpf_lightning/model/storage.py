@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
+"""Model directories that come with the package."""
 
 
 def save(directory: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
@@ -32,7 +34,10 @@ def save(directory: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]
 
 
 def load(name: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read the configuration and the weights of a model directory or a hub repository.
+    """Read the configuration and the weights of a model directory, of a model of the package, or of a hub repository.
+
+    Args:
+        name: Tried in this order; the last needs a network.
 
     Raises:
         FileNotFoundError: If there is neither a directory nor a hub repository of that name.
@@ -40,7 +45,7 @@ def load(name: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     directory = Path(name)
     if not directory.is_dir():
-        directory = _from_hub(str(name))
+        directory = PRETRAINED / name if str(name) in pretrained_names() else _from_hub(str(name))
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (directory / file).is_file():
             raise FileNotFoundError(f"{directory} is no model directory: it has no {file}")
@@ -54,6 +59,11 @@ def load(name: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return config, safetensors.torch.load_file(directory / WEIGHTS_FILE)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{directory / WEIGHTS_FILE}: not a whole safetensors file: {error}") from error
+
+
+def pretrained_names() -> list[str]:
+    """Names of the models that come with the package: `RPFModel.from_pretrained` finds them offline."""
+    return sorted(path.parent.name for path in PRETRAINED.glob(f"*/{CONFIG_FILE}"))
 
 
 def restore(model: nn.Module, state: Mapping[str, Tensor], name: str | Path) -> None:
@@ -99,6 +109,9 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
     except HFValidationError as error:
-        raise FileNotFoundError(f"{name} is neither a model directory nor a name on the hub") from error
+        raise FileNotFoundError(
+            f"{name} is neither a model directory, nor a model of the package ({', '.join(pretrained_names())}), nor a "
+            "name on the hub"
+        ) from error
     except Exception as error:
         raise FileNotFoundError(f"{name} is no model directory, and the hub gave none: {error}") from error

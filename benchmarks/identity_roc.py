@@ -1,0 +1,136 @@
+"""How small may a face be for ArcFace to tell people apart? The tables of docs/enhance.md.
+
+    python benchmarks/identity_roc.py --data prepared --people 200    # a folder of `rpf prepare`; a quarter of an hour
+    python benchmarks/identity_roc.py --folders people                # a folder for each person, photos of any kind
+
+Photos are reduced until their face has each side, and go through what `rpf enhance` does with a photo: the face is
+found, aligned by its five points and compared with references of full size. Of a prepared folder two photos of each
+person are drawn, near-duplicates left out: one is reduced, the other one is the reference. Of folders every photo is
+both. For each side are printed:
+
+- the share of photos in which a face is found;
+- the share of the pairs of one person above the cosine that 1 % (0.1 %) of the pairs of two people exceed, and that
+  cosine;
+- the shares of both kinds of pairs below OTHER.
+
+SMALLEST_SIDE, SAME and OTHER of `rpf_lightning.enhancing.identity_check` were chosen by it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rpf_lightning.data.preparation.sources import list_photos
+from rpf_lightning.data.prepared import PreparedPhotos
+from rpf_lightning.data.reading import read_photo
+from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks
+from rpf_lightning.enhancing.identity_check import OTHER
+
+Photo = NDArray[np.uint8]
+SIDES = (16, 24, 32, 48, 64, 96, 128, 256)
+COLUMNS = (
+    "side", "found", "same at 1 %", "cosine", "same at 0.1 %", "cosine",
+    f"same below {OTHER}", f"others below {OTHER}",
+)  # fmt: skip
+
+
+def drawn_pairs(prepared: PreparedPhotos, people: int, seed: int) -> list[tuple[int, int]]:
+    """Draw people, and of each of them two photos that are not the same photo twice."""
+    photos = defaultdict(list)
+    for index, name in enumerate(prepared.identities):
+        if name:
+            photos[name].append(index)
+    twins = {frozenset(pair) for pair in prepared.near_duplicates()}
+    pairs = {
+        name: [pair for pair in combinations(members, 2) if frozenset(pair) not in twins]
+        for name, members in sorted(photos.items())
+    }
+    names = [name for name in pairs if pairs[name]]
+    rng = np.random.default_rng(seed)
+    chosen = [names[i] for i in rng.permutation(len(names))[:people]]
+    return [pairs[name][rng.integers(len(pairs[name]))] for name in chosen]
+
+
+def largest_face(image: Photo, networks: FaceNetworks) -> AlignedFace | None:
+    """The largest face that is found, if any."""
+    faces = networks.detector.detect(image)
+    return AlignedFace.found(image, faces[0]) if faces else None
+
+
+def reduced(image: Photo, face_side: float, side: int) -> Photo:
+    """The photo at a size where its face has `side` pixels; never enlarged."""
+    factor = min(1.0, side / face_side)
+    size = [max(1, round(length * factor)) for length in image.shape[1::-1]]
+    return np.asarray(Image.fromarray(image).resize((size[0], size[1]), Image.Resampling.BICUBIC))
+
+
+def row(side: int, own: NDArray[np.float64], other: NDArray[np.float64], found: float) -> list[str]:
+    """One line of the table, from the cosines of the pairs of one person and of two."""
+    cells = [str(side), f"{found:.1%}"]
+    for rate in (0.01, 0.001):
+        threshold = np.quantile(other, 1 - rate)
+        cells += [f"{(own > threshold).mean():.1%}", f"{threshold:.3f}"]
+    return [*cells, f"{(own < OTHER).mean():.1%}", f"{(other < OTHER).mean():.1%}"]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Print the table as Markdown."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", help="a prepared folder of photos of known people")
+    source.add_argument("--folders", help="a folder with a folder of photos for each person")
+    parser.add_argument("--pack", help="insightface pack; left out as in `rpf enhance`")
+    parser.add_argument("--people", type=int, default=200, help="drawn from the prepared folder")
+    parser.add_argument("--sides", type=int, nargs="+", default=SIDES)
+    parser.add_argument("--seed", type=int, default=0)
+    known = parser.parse_args(args)
+    networks = FaceNetworks(known.pack)
+    # of every photo the image, its person and its own name; probes are reduced, the gallery is not
+    gallery: list[tuple[Photo, str, str]]
+    if known.data:
+        prepared = PreparedPhotos(known.data)
+        pairs = drawn_pairs(prepared, known.people, known.seed)
+        probes, gallery = (
+            [(prepared.photo(i).image, prepared.identities[i], prepared.ids[i]) for i in column]
+            for column in zip(*pairs, strict=True)
+        )
+    else:
+        files = list_photos(known.folders, Path(known.folders) / "none")
+        probes = gallery = [(read_photo(path), path.parent.name, file) for file, path in files.items()]
+    references = [largest_face(image, networks) for image, _, _ in gallery]
+    full = [(face, *entry[1:]) for face, entry in zip(references, gallery, strict=True) if face is not None]
+    against = np.stack([networks.features(face).double().numpy() for face, _, _ in full])
+    people, names = (np.array(column) for column in list(zip(*full, strict=True))[1:])
+    own_sides = [face.side if (face := largest_face(image, networks)) else 0.0 for image, _, _ in probes]
+    pack = f"pack {networks.detector.pack} ({networks.arcface.file})"
+    print(f"{datetime.date.today()}, {pack}, {len(set(people))} people, seed {known.seed}\n")
+    print("| " + " | ".join(COLUMNS) + " |\n|" + "---:|" * len(COLUMNS), flush=True)
+    for side in known.sides:
+        own, other, found, tried = [], [], 0, 0
+        for (image, person, name), own_side in zip(probes, own_sides, strict=True):
+            if not own_side:
+                continue
+            tried += 1
+            face = largest_face(reduced(image, own_side, side), networks)
+            if face is not None:
+                found += 1
+                cosines = against @ networks.features(face).double().numpy()
+                own.append(cosines[(people == person) & (names != name)])
+                other.append(cosines[people != person])
+        cells = row(side, np.concatenate(own), np.concatenate(other), found / tried)
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

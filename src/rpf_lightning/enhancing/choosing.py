@@ -1,0 +1,97 @@
+"""Which face of the photo, which face of a reference, and which reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rpf_lightning.data.preparation.annotate import face_count_problem
+from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks, RefusedError, find_faces
+from rpf_lightning.enhancing.identity_check import SMALLEST_SIDE, Comparison, comparable, compare
+
+
+def reference_face(image: NDArray[np.uint8], name: str, networks: FaceNetworks) -> AlignedFace:
+    """Find the one face of a reference; faces below a quarter of its area are people in the background.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        name: Of the photo, for messages.
+        networks: The detector.
+
+    Raises:
+        RefusedError: If no face is found, or a second one that is not clearly smaller.
+    """
+    faces = networks.detector.detect(image)
+    if problem := face_count_problem(faces):
+        raise RefusedError(f"{name}: {problem}; a reference shows one large face")
+    return AlignedFace.found(image, faces[0])
+
+
+def photo_face(
+    image: NDArray[np.uint8],
+    name: str,
+    index: int | None,
+    references: Sequence[AlignedFace],
+    networks: FaceNetworks,
+) -> tuple[int, AlignedFace]:
+    """Choose the face of the photo: the one that is named, the only one, or the one that the references match.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        name: Of the photo, for messages.
+        index: Which face, 0 is the largest; None: the only one or the best match.
+        references: Faces that one of several is compared with.
+        networks: The detector and ArcFace.
+
+    Returns:
+        Its index and the face.
+
+    Raises:
+        RefusedError: If there is no face, no such index, or none of several faces is known to match.
+    """
+    faces = [AlignedFace.found(image, face) for face in find_faces(image, networks.detector)]
+    if not faces:
+        raise RefusedError(f"{name}: no face found, neither in the photo nor in its enlargement")
+    if index is not None:
+        if not 0 <= index < len(faces):
+            raise RefusedError(f"{name}: --face {index} is not there. {_listed(faces)}")
+        return index, faces[index]
+    if len(faces) == 1:
+        return 0, faces[0]
+    matches: list[tuple[Comparison, int]] = []
+    for place, face in enumerate(faces):
+        if not comparable(face):
+            continue
+        compared = [found for reference in references if (found := compare(face, reference, networks))]
+        matches += [(found, place) for found in compared if found.matches]
+    if not matches:
+        raise RefusedError(
+            f"{name}: several faces, and none of those of at least {SMALLEST_SIDE} pixels is known to be the "
+            f"reference's person: choose with --face. {_listed(faces)}"
+        )
+    _, place = max(matches)
+    return place, faces[place]
+
+
+def _listed(faces: Sequence[AlignedFace]) -> str:
+    lines = []
+    for place, face in enumerate(faces):
+        x, y = face.matrix @ (0.5, 0.5, 1)
+        lines.append(f"--face {place}: {face.side:.0f} pixels, around x {x:.0f}, y {y:.0f}")
+    return "Faces found: " + "; ".join(lines)
+
+
+def nearest_reference(face: AlignedFace, references: Sequence[AlignedFace]) -> int:
+    """Choose the reference whose pose is nearest, as training pairs are chosen by their 68 points.
+
+    Compared are the detector's five points in the aligned squares: the mean of ``|dx| + |dy|``. The 68 points of a
+    tiny face would not be better known.
+
+    Returns:
+        Its place; the first of equal ones.
+    """
+    own = face.own_points()
+    distances = [np.abs(own - reference.own_points()).sum(1).mean() for reference in references]
+    return int(np.argmin(distances))

@@ -1,0 +1,148 @@
+"""`rpf enhance`: a small face in a photo and a portrait of the same person -> a sharp face, pasted back."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from rpf_lightning.data.preparation.options import MaskModel
+from rpf_lightning.enhancing.faces import FaceNetworks
+from rpf_lightning.enhancing.run import Enhanced, enhance_aligned, enhance_photo
+from rpf_lightning.evaluation.layout import Row, cell, write_figure
+from rpf_lightning.model import RPFModel
+from rpf_lightning.model.storage import write_atomically
+from rpf_lightning.pictures import png
+
+DEFAULT_MODEL = "celeba-hq-16to128"
+SURROUNDINGS = 1.5  # of the aligned square's side: what the side-by-side picture shows of the photo
+
+
+def write_enhanced(result: Enhanced, out: str | Path) -> tuple[Path, Path]:
+    """Write the enhanced photo, and beside it what changed; each file appears whole or not at all.
+
+    Args:
+        result: What `enhance_photo` or `enhance_aligned` gave.
+        out: A name that ends in .png; its folder is made if it is missing.
+
+    Returns:
+        `out`, and `<name>_side_by_side.png`: the face in the enlarged photo before and after, the LR, the model's
+        output and the masked reference.
+
+    Raises:
+        ValueError: If the name ends otherwise.
+    """
+    out = checked_out(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, png(result.image))
+    masked = result.reference * result.mask[..., None]
+    side = len(result.lr)
+    cells = {
+        "photo, enlarged": _around_face(result.before, result),
+        "enhanced": _around_face(result.image, result),
+        f"input {side} x {side}": result.lr,
+        "output": result.face,
+        "reference (masked)": masked,
+    }
+    pictures = {title: cell(torch.tensor(pixels).permute(2, 0, 1) / 255) for title, pixels in cells.items()}
+    beside = _beside(out)
+    write_figure(beside, [Row(summary(result), pictures)])
+    return out, beside
+
+
+def checked_out(out: str | Path) -> Path:
+    """The name of the result.
+
+    Raises:
+        ValueError: If it does not end in .png.
+    """
+    if Path(out).suffix.lower() != ".png":
+        raise ValueError(f"out: expected the name of a .png file, got {str(out)!r}")
+    return Path(out)
+
+
+def _beside(out: Path) -> Path:
+    return out.with_name(f"{out.stem}_side_by_side.png")
+
+
+def _refuse_to_overwrite(inputs: Sequence[str], out: Path) -> None:
+    for file in inputs:
+        if Path(file).resolve() in (out.resolve(), _beside(out).resolve()):
+            raise ValueError(f"out: {out} would overwrite {file}; take another name")
+
+
+def summary(result: Enhanced) -> str:
+    """What was done, in a line."""
+    alike = "not compared" if result.identity is None else f"cosine {result.identity.cosine:.2f}"
+    return (
+        f"face {result.face_index}: {result.face_side:.0f} -> {len(result.face)} pixels, entering at {len(result.lr)}, "
+        f"photo enlarged {result.factor} times, identity {alike}"
+    )
+
+
+def _around_face(image: NDArray[np.uint8], result: Enhanced) -> NDArray[np.uint8]:
+    """The largest square around the face that has at most 1.5 times its side and lies in the photo."""
+    side = min(round(SURROUNDINGS * float(np.hypot(*result.matrix[:, 0]))), *image.shape[:2])
+    middle = result.matrix @ (0.5, 0.5, 1)
+    left, top = np.rint(middle - side / 2).astype(int).clip(0, (image.shape[1] - side, image.shape[0] - side))
+    square = Image.fromarray(image[top : top + side, left : left + side])
+    # so that the figure enlarges its other pictures by whole factors, without interpolation
+    shown = 2 * len(result.face)
+    return np.asarray(square.resize((shown, shown), Image.Resampling.BICUBIC))
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run `rpf enhance`.
+
+    Args:
+        args: The command line after `rpf enhance`; None takes the process's.
+
+    Raises:
+        SystemExit: After a message on stderr, if nothing was written.
+    """
+    parser = argparse.ArgumentParser("rpf enhance", description=__doc__)
+    parser.add_argument("photo", help="a photo with a small face; with --aligned an aligned square crop")
+    parser.add_argument(
+        "--reference", required=True, action="extend", nargs="+", metavar="PORTRAIT",
+        help="one large face of the same person; of several, the one whose pose is nearest is used",
+    )  # fmt: skip
+    parser.add_argument("--out", required=True, help="the PNG to write; beside it NAME_side_by_side.png")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a model's name or directory")
+    parser.add_argument("--face", type=int, help="which face of the photo; 0 is the largest")
+    parser.add_argument("--aligned", action="store_true", help="both are aligned squares: detect nothing")
+    parser.add_argument(
+        "--mask-model", choices=get_args(MaskModel), default="bisenet", help="of the reference"
+    )
+    parser.add_argument(
+        "--landmark-model", default="face-alignment", help="for --mask-model hull; or onnx:PATH"
+    )
+    parser.add_argument("--pack", help="insightface pack of the detector and of ArcFace")
+    parser.add_argument("--force", action="store_true", help="also with a reference of another person")
+    parser.add_argument("--device", default="auto", help="a torch device; auto: the GPU where there is one")
+    known = parser.parse_args(args)
+    if known.aligned and (known.face is not None or len(known.reference) > 1):
+        parser.error("--aligned: expected one --reference and no --face, since nothing is detected")
+    try:
+        _refuse_to_overwrite([known.photo, *known.reference], checked_out(known.out))
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(auto if known.device == "auto" else known.device)
+        networks = FaceNetworks(known.pack, known.mask_model, known.landmark_model, device)
+        model = RPFModel.from_pretrained(known.model).to(device)
+        if known.aligned:
+            result = enhance_aligned(known.photo, known.reference[0], model, networks, known.force)
+        else:
+            result = enhance_photo(known.photo, known.reference, model, networks, known.face, known.force)
+        files = write_enhanced(result, known.out)
+    except (OSError, ValueError, RuntimeError) as error:
+        parser.error(str(error))
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{summary(result)}; reference {known.reference[result.reference_index]}")
+    print(" and ".join(map(str, files)))

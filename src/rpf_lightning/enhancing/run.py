@@ -1,0 +1,259 @@
+"""The road from a photo and portraits to the enhanced photo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rpf_lightning.data.reading import read_photo
+from rpf_lightning.enhancing.choosing import nearest_reference, photo_face, reference_face
+from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks, MaskOf, RefusedError
+from rpf_lightning.enhancing.identity_check import (
+    OTHER,
+    SAME,
+    SMALLEST_SIDE,
+    Comparison,
+    comparable,
+    compare,
+)
+from rpf_lightning.enhancing.paste import enlarge, enlargement, paste
+from rpf_lightning.model import RPFModel
+
+Photo = str | Path | NDArray[np.uint8]
+"""A file, or (H, W, 3) uint8 RGB."""
+
+
+@dataclass(frozen=True, eq=False)
+class Enhanced:
+    """An enhanced photo and how it came about.
+
+    Attributes:
+        image: (H factor, W factor, 3) uint8 RGB: the photo, enlarged, with the face; of an aligned crop the face alone.
+        before: The same size: the enlarged photo without the face; of an aligned crop its enlargement.
+        face: (S, S, 3) uint8, what the model made.
+        lr: (l, l, 3) uint8, what it was given, l = L * 2^k.
+        reference: (S, S, 3) uint8, the aligned reference.
+        mask: (S, S) uint8, 1 on the reference's face and 0 elsewhere.
+        matrix: (2, 3) float64: fractions of the face's aligned square -> pixels of `image`.
+        face_index: Which face of the photo, 0 is the largest.
+        face_side: Side of the aligned square in pixels of the photo: the resolution that the face had.
+        reference_index: Which reference.
+        factor: How much the photo was enlarged; 1 of an aligned crop.
+        identity: How alike face and reference are; None where it was not compared.
+        warnings: What the user should know, as sentences.
+    """
+
+    image: NDArray[np.uint8]
+    before: NDArray[np.uint8]
+    face: NDArray[np.uint8]
+    lr: NDArray[np.uint8]
+    reference: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    matrix: NDArray[np.float64]
+    face_index: int
+    face_side: float
+    reference_index: int
+    factor: int
+    identity: Comparison | None
+    warnings: tuple[str, ...]
+
+
+def enhance_photo(
+    photo: Photo,
+    references: Sequence[Photo],
+    model: RPFModel,
+    networks: FaceNetworks | None = None,
+    face: int | None = None,
+    force: bool = False,
+) -> Enhanced:
+    """Super-resolve one face of a photo with a portrait of the same person, and paste it back.
+
+    Args:
+        photo: Where a face is smaller than the model's output.
+        references: One or more portraits of the person, one large face each; the one whose pose is nearest is used.
+        model: On any device; it is put into eval mode.
+        networks: Detector, ArcFace and mask; None: `FaceNetworks()`.
+        face: Which face of the photo, 0 is the largest; None: the only one, or the one that the references match.
+        force: Enhance although the references clearly show another person.
+
+    Raises:
+        RefusedError: If a photo shows no face, or several without a choice; if the face is as large as the model's
+            output already; if every reference clearly shows another person.
+        FileNotFoundError: If a photo or weights are missing.
+        ValueError: If a photo cannot be read, or there is no reference.
+    """
+    networks = networks or FaceNetworks()
+    names = [_name(reference, f"reference {i}") for i, reference in enumerate(references)]
+    if not names:
+        raise ValueError("references: expected one portrait at least, got none")
+    name, image = _name(photo, "the photo"), _read(photo)
+    mask_of = networks.mask  # first of all: searching a photo takes a while
+    portraits = [
+        reference_face(_read(reference), name, networks)
+        for reference, name in zip(references, names, strict=True)
+    ]
+    index, found = photo_face(image, name, face, portraits, networks)
+    label = f"face {index} of {name}"
+    _refuse_large(found, label, model)
+    warnings: list[str] = []
+    compared = [compare(found, portrait, networks) for portrait in portraits]
+    allowed = _same_person(compared, label, found, names, force, warnings)
+    chosen = allowed[nearest_reference(found, [portraits[i] for i in allowed])]
+    lr, sharp, reference, mask = _super_resolve(
+        found, label, portraits[chosen], names[chosen], model, mask_of, warnings
+    )
+    factor, limited = enlargement(image, found.side, model.size)
+    if limited:
+        warnings.append(
+            f"{name}: enlarged {factor} times only, since it is large; the face loses detail. Cut the photo to "
+            "the surroundings of the face to keep it"
+        )
+    before = enlarge(image, factor)
+    matrix = found.matrix * factor
+    return Enhanced(
+        paste(before, sharp, matrix), before, sharp, lr, reference, mask, matrix, index, found.side, chosen,
+        factor, compared[chosen], tuple(warnings),
+    )  # fmt: skip
+
+
+def enhance_aligned(
+    photo: Photo,
+    reference: Photo,
+    model: RPFModel,
+    networks: FaceNetworks | None = None,
+    force: bool = False,
+) -> Enhanced:
+    """Super-resolve a crop that is aligned as in CelebA-HQ and FFHQ, with an aligned reference; detects nothing.
+
+    Args:
+        photo: Square, smaller than the model's output.
+        reference: Square, of any size.
+        model: On any device; it is put into eval mode.
+        networks: ArcFace and mask; None: `FaceNetworks()`. Without ArcFace's weights the identity is not compared.
+        force: Enhance although the reference clearly shows another person.
+
+    Raises:
+        RefusedError: If the crop is as large as the model's output already, or the reference is another person.
+        FileNotFoundError: If a photo or the mask's weights are missing.
+        ValueError: If a photo cannot be read or is not square.
+    """
+    networks = networks or FaceNetworks()
+    name, reference_name = _name(photo, "the photo"), _name(reference, "the reference")
+    found, portrait = (
+        AlignedFace.whole(_read(file), label) for file, label in ((photo, name), (reference, reference_name))
+    )
+    _refuse_large(found, name, model)
+    warnings: list[str] = []
+    try:
+        compared = compare(found, portrait, networks)
+    except FileNotFoundError as error:
+        compared = None
+        warnings.append(f"whether {reference_name} shows the same person was not compared: {error}")
+    else:
+        _same_person([compared], name, found, [reference_name], force, warnings)
+    lr, sharp, square, mask = _super_resolve(
+        found, name, portrait, reference_name, model, networks.mask, warnings
+    )
+    matrix = np.array([[model.size, 0, 0], [0, model.size, 0]], np.float64)
+    return Enhanced(
+        sharp, found.crop(model.size), sharp, lr, square, mask, matrix, 0, found.side, 0, 1, compared,
+        tuple(warnings),
+    )  # fmt: skip
+
+
+def entry_side(model: RPFModel, face_side: float) -> int:
+    """Side at which a face enters the model: L * 2^k, as far as the face has it, L at least."""
+    sides = [model.lr_size, *model.sides[:-1]]
+    return max([side for side in sides if side <= face_side], default=model.lr_size)
+
+
+def _name(photo: Photo, otherwise: str) -> str:
+    return otherwise if isinstance(photo, np.ndarray) else str(photo)
+
+
+def _read(photo: Photo) -> NDArray[np.uint8]:
+    return photo if isinstance(photo, np.ndarray) else read_photo(Path(photo))
+
+
+def _refuse_large(face: AlignedFace, label: str, model: RPFModel) -> None:
+    if face.side >= model.size:
+        raise RefusedError(
+            f"{label} has {face.side:.0f} pixels already, and the model makes {model.size}: nothing to gain"
+        )
+
+
+def _same_person(
+    compared: Sequence[Comparison | None],
+    label: str,
+    face: AlignedFace,
+    names: Sequence[str],
+    force: bool,
+    warnings: list[str],
+) -> list[int]:
+    """Places of the references that may be used."""
+    if not comparable(face):
+        warnings.append(
+            f"{label} has {face.side:.0f} pixels, too few to tell people apart (from {SMALLEST_SIDE} on): make "
+            "sure yourself that the reference shows the same person"
+        )
+        return list(range(len(names)))
+    others = {}
+    for place, found in enumerate(compared):
+        if found is None:
+            warnings.append(f"{names[place]}: its face is below {SMALLEST_SIDE} pixels, too small to compare")
+        elif found.differs:
+            others[place] = (
+                f"{names[place]} is clearly another person than {label}: their cosine is {found.cosine:.3f}, and that "
+                f"of two photos of one person hardly ever below {OTHER}"
+            )
+        elif not found.matches:
+            warnings.append(
+                f"{names[place]} may be another person than {label}: their cosine is {found.cosine:.3f}, a sure match "
+                f"has {SAME} or more"
+            )
+    if len(others) == len(names) and not force:
+        raise RefusedError("; ".join(others.values()) + ". --force enhances nevertheless")
+    warnings += others.values()
+    return [place for place in range(len(names)) if place not in others] or list(others)
+
+
+def _super_resolve(
+    face: AlignedFace,
+    label: str,
+    portrait: AlignedFace,
+    name: str,
+    model: RPFModel,
+    mask_of: MaskOf,
+    warnings: list[str],
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+    """LR, output, aligned reference and its mask."""
+    if face.side < model.lr_size:
+        warnings.append(
+            f"{label} has {face.side:.0f} pixels, less than the {model.lr_size} that the model was made for: expect "
+            "little likeness"
+        )
+    if portrait.side < model.size:
+        warnings.append(
+            f"{name}: its face has {portrait.side:.0f} pixels, less than the {model.size} of the output; a larger "
+            "portrait gives more detail"
+        )
+    lr, reference = face.crop(entry_side(model, face.side)), portrait.crop(model.size)
+    try:
+        mask = mask_of(reference)
+    except ValueError as error:
+        raise RefusedError(f"{name}: {error}") from error
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        m = torch.from_numpy(mask.astype(np.float32))[None, None].to(device)
+        output = model.eval()(_tensor(lr).to(device), _tensor(reference).to(device), m)[0]
+    sharp = (output.float() * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return lr, sharp, reference, mask
+
+
+def _tensor(image: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None]

@@ -1,0 +1,263 @@
+"""From a photo and portraits to the enhanced photo, with drawn faces and a model that enlarges bicubically."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from rpf_lightning.enhancing import FaceNetworks, RefusedError, enhance_aligned, enhance_photo
+from rpf_lightning.enhancing.paste import enlarge
+from rpf_lightning.enhancing.run import entry_side
+from rpf_lightning.faces.parsing import template_mask
+from rpf_lightning.model import RPFModel
+from rpf_lightning.model.resize import resize
+
+Draw = Callable[..., NDArray[np.uint8]]
+Portraits = Sequence[NDArray[np.uint8]]
+FACE = (70, 40, 24, 0)
+
+
+def test_what_comes_out(drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits) -> None:
+    photo = drawn(160, 120, FACE)
+    result = enhance_photo(photo, portraits[1:], bicubic, networks)
+    assert result.image.shape == result.before.shape == (360, 480, 3)  # 24 -> 64 pixels: three times
+    assert result.factor == 3
+    assert result.face.shape == result.reference.shape == (64, 64, 3)
+    assert result.lr.shape == (16, 16, 3)
+    assert result.face_side == pytest.approx(24)
+    assert (result.face_index, result.reference_index) == (0, 0)
+    np.testing.assert_allclose(result.matrix, [[72, 0, 210], [0, 72, 120]], atol=1e-6)
+    np.testing.assert_array_equal(result.mask, template_mask(64))
+    np.testing.assert_array_equal(result.before, enlarge(photo, 3))
+    changed = np.argwhere((result.image != result.before).any(2))
+    assert changed.min(0)[0] >= 120
+    assert changed.min(0)[1] >= 210
+    assert (changed.max(0) < (192, 282)).all()  # inside of the aligned square
+    assert (result.image[140:170, 230:260] == (255, 0, 0)).all()
+    assert result.image.dtype == np.uint8
+
+
+def test_the_model_gets_face_reference_and_mask(
+    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits
+) -> None:
+    """The output is the model's own for these inputs, rounded."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for block in bicubic.blocks:
+            block.synthesis.to_rgb.weight.normal_(0, 0.05)
+    result = enhance_photo(drawn(160, 120, FACE), portraits, bicubic, networks)
+    lr, reference = (
+        torch.tensor(image).permute(2, 0, 1)[None] / 255 for image in (result.lr, result.reference)
+    )
+    with torch.no_grad():
+        wanted = bicubic(lr, reference, torch.tensor(result.mask).float()[None, None])[0]
+        other = bicubic(lr, reference)[0]
+    got = torch.tensor(result.face).permute(2, 0, 1) / 255
+    assert (got - wanted).abs().max() <= 0.5 / 255 + 1e-5
+    assert (got - other).abs().max() > 1 / 255
+    enlarged = resize(lr, 64).clamp(0, 1)[0]
+    assert (got - enlarged).abs().max() > 1 / 255
+
+
+def test_enters_at_the_resolution_that_the_face_has() -> None:
+    model = RPFModel(lr_size=16, scale=8, channels=2, width=1 / 64)
+    assert [entry_side(model, side) for side in (5, 16, 31.9, 32, 63, 64, 127)] == [
+        16, 16, 16, 32, 32, 64, 64,
+    ]  # fmt: skip
+    single = RPFModel(lr_size=16, scale=8, channels=2, width=1 / 64, progressive=False)
+    assert entry_side(single, 100) == 16
+
+
+def test_faces_as_large_as_the_output_are_refused(
+    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits
+) -> None:
+    with pytest.raises(
+        RefusedError, match="face 0 of the photo has 70 pixels already, and the model makes 64"
+    ):
+        enhance_photo(drawn(160, 120, (20, 20, 70, 0)), portraits, bicubic, networks, force=True)
+    with pytest.raises(RefusedError, match="the photo has 64 pixels already"):
+        enhance_aligned(drawn(64, 64), portraits[0], bicubic, networks)
+
+
+def test_tiny_faces_are_enlarged_with_a_warning(
+    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits
+) -> None:
+    result = enhance_photo(drawn(160, 120, (70, 40, 13, 0)), portraits, bicubic, networks)
+    assert result.lr.shape == (16, 16, 3)
+    assert result.factor == 5
+    assert any("13 pixels, less than the 16" in text for text in result.warnings)
+
+
+def test_people_are_not_compared_in_tiny_faces(
+    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits
+) -> None:
+    result = enhance_photo(drawn(160, 120, (70, 40, 24, 255)), portraits, bicubic, networks)
+    assert result.identity is None
+    assert networks.compared == 0
+    (warning,) = result.warnings
+    assert "face 0 of the photo has 24 pixels, too few to tell people apart" in warning
+
+
+def test_another_person_is_refused_unless_forced(
+    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits
+) -> None:
+    photo = drawn(160, 120, (70, 40, 52, 255))
+    with pytest.raises(RefusedError, match=r"reference 0 is clearly another person than face 0.*--force"):
+        enhance_photo(photo, portraits[:1], bicubic, networks)
+    forced = enhance_photo(photo, portraits[:1], bicubic, networks, force=True)
+    assert "clearly another person" in forced.warnings[0]
+    assert forced.identity is not None
+    assert forced.identity.cosine == pytest.approx(0, abs=0.05)
+    same = enhance_photo(drawn(160, 120, (70, 40, 52, 0)), portraits[:1], bicubic, networks)
+    assert same.identity is not None
+    assert same.identity.matches
+    assert same.warnings == ()
+    assert same.lr.shape == (32, 32, 3)
+
+
+def test_doubt_is_a_warning(drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits) -> None:
+    """Neither surely one person nor clearly two: a shade of blue with cosine 0.2."""
+    result = enhance_photo(drawn(160, 120, (70, 40, 52, 222)), portraits[:1], bicubic, networks)
+    assert result.identity is not None
+    assert result.identity.cosine == pytest.approx(0.2, abs=0.03)
+    (warning,) = result.warnings
+    assert warning.startswith(
+        "reference 0 may be another person than face 0 of the photo: their cosine is 0.2"
+    )
+
+
+def test_references_of_another_person_are_left_out(
+    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits
+) -> None:
+    stranger = drawn(120, 120, (10, 10, 100, 255))
+    photo = drawn(160, 120, (70, 40, 52, 0))
+    for force in (False, True):
+        result = enhance_photo(photo, [stranger, portraits[0]], bicubic, networks, force=force)
+        assert result.reference_index == 1
+        (warning,) = result.warnings
+        assert warning.startswith("reference 0 is clearly another person")
+
+
+@pytest.mark.parametrize(("green", "wanted"), [(0, 1), (50, 0)])
+def test_the_reference_of_the_nearest_pose(
+    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits, green: int, wanted: int
+) -> None:
+    result = enhance_photo(drawn(160, 120, FACE, green=green), portraits, bicubic, networks)
+    assert result.reference_index == wanted
+
+
+def test_several_faces(drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits) -> None:
+    """The match is taken where people can be told apart; else, the faces are listed."""
+    photo = drawn(300, 120, (10, 10, 55, 255), (90, 20, 50, 0), (200, 40, 20, 0))
+    result = enhance_photo(photo, portraits, bicubic, networks)
+    assert result.face_index == 1
+    strangers = drawn(300, 120, (10, 10, 55, 255), (200, 40, 20, 0))
+    listed = r"choose with --face\. Faces found: --face 0: 55 pixels, around x 38, y 38; --face 1: 20 pixels"
+    with pytest.raises(RefusedError, match=listed):
+        enhance_photo(strangers, portraits, bicubic, networks)
+    chosen = enhance_photo(strangers, portraits, bicubic, networks, face=1)
+    assert chosen.face_side == pytest.approx(20)
+    for index in (2, -1):
+        with pytest.raises(RefusedError, match=rf"--face {index} is not there\. Faces found: --face 0"):
+            enhance_photo(strangers, portraits, bicubic, networks, face=index)
+
+
+def test_no_face(drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits) -> None:
+    with pytest.raises(RefusedError, match="the photo: no face found"):
+        enhance_photo(drawn(100, 100), portraits, bicubic, networks)
+    with pytest.raises(RefusedError, match="reference 1: no face found"):
+        enhance_photo(drawn(100, 100, FACE), [portraits[0], drawn(100, 100)], bicubic, networks)
+    with pytest.raises(ValueError, match="expected one portrait at least"):
+        enhance_photo(drawn(100, 100, FACE), [], bicubic, networks)
+
+
+def test_missing_weights_of_the_mask_are_known_before_anything_is_searched(
+    drawn: Draw, bicubic: RPFModel
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"parsing_bisenet\.pth.*--mask-model hull"):
+        enhance_photo(drawn(100, 100), [drawn(100, 100)], bicubic, FaceNetworks())
+
+
+def test_two_faces_in_a_reference(
+    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits
+) -> None:
+    background = drawn(300, 120, (10, 10, 100, 0), (200, 40, 40, 255))
+    assert enhance_photo(drawn(100, 100, FACE), [background], bicubic, networks).reference[32, 32, 2] == 0
+    couple = drawn(300, 120, (10, 10, 100, 0), (150, 10, 90, 255))
+    with pytest.raises(RefusedError, match="reference 0: 2 faces found; expected one person"):
+        enhance_photo(drawn(100, 100, FACE), [couple], bicubic, networks)
+
+
+def test_small_references(drawn: Draw, networks: Any, bicubic: RPFModel) -> None:
+    result = enhance_photo(
+        drawn(160, 120, (70, 40, 52, 0)), [drawn(60, 60, (5, 5, 40, 0))], bicubic, networks
+    )
+    assert any("too small to compare" in text for text in result.warnings)
+    assert any("its face has 40 pixels, less than the 64" in text for text in result.warnings)
+
+
+def test_huge_photos_are_enlarged_less(
+    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rpf_lightning.enhancing.paste.MAX_PIXELS", 4 * 160 * 120)
+    result = enhance_photo(drawn(160, 120, FACE), portraits, bicubic, networks)
+    assert result.factor == 2
+    assert result.image.shape == (240, 320, 3)
+    assert any("enlarged 2 times only" in text for text in result.warnings)
+    assert (result.image[93:113, 153:173] == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("kind", ["grey", "transparent", "turned"])
+def test_files_of_all_kinds(
+    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits, tmp_path: Path, kind: str
+) -> None:
+    photo = Image.fromarray(drawn(160, 120, FACE))
+    path = tmp_path / "photo.png"
+    if kind == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by 90 degrees
+        photo.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    elif kind == "transparent":
+        photo.putalpha(255)
+        photo.save(path)
+    else:
+        photo.convert("L").save(path)
+        with pytest.raises(RefusedError, match=r"photo\.png: no face found"):  # grey squares are no faces
+            enhance_photo(path, portraits, bicubic, networks)
+        return
+    result = enhance_photo(str(path), portraits, bicubic, networks)
+    assert result.image.shape == (360, 480, 3)
+
+
+def test_unreadable_files_are_named(
+    networks: Any, bicubic: RPFModel, portraits: Portraits, tmp_path: Path, drawn: Draw
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"broken\.png: cannot be read"):
+        enhance_photo(tmp_path / "broken.png", portraits, bicubic, networks)
+    with pytest.raises(ValueError, match=r"broken\.png: cannot be read"):
+        enhance_photo(drawn(160, 120, FACE), [tmp_path / "broken.png"], bicubic, networks)
+    with pytest.raises(FileNotFoundError, match=r"none\.png: no such file"):
+        enhance_aligned(tmp_path / "none.png", portraits[0], bicubic, networks)
+
+
+def test_aligned_crops(drawn: Draw, networks: Any, bicubic: RPFModel) -> None:
+    crop, reference = drawn(40, 40, (0, 0, 40, 0)), drawn(100, 100, (0, 0, 100, 0))
+    result = enhance_aligned(crop, reference, bicubic, networks)
+    assert result.lr.shape == (32, 32, 3)
+    assert result.factor == 1
+    assert result.identity is None  # 40 pixels
+    np.testing.assert_array_equal(result.image, result.face)
+    assert result.before.shape == (64, 64, 3)
+    np.testing.assert_allclose(result.matrix @ (1, 1, 1), 64)
+    with pytest.raises(RefusedError, match="the reference: expected a square, aligned photo, got 60 x 40"):
+        enhance_aligned(crop, drawn(60, 40), bicubic, networks)
+    stranger = drawn(100, 100, (0, 0, 100, 255))
+    with pytest.raises(RefusedError, match="the reference is clearly another person than the photo"):
+        enhance_aligned(drawn(60, 60, (0, 0, 60, 0)), stranger, bicubic, networks)
+    assert enhance_aligned(drawn(60, 60, (0, 0, 60, 0)), stranger, bicubic, networks, force=True).warnings

@@ -1,0 +1,153 @@
+"""Finding faces, tiny ones too; crops, masks and features."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks, RefusedError, find_faces
+from rpf_lightning.faces.detection import Face
+from rpf_lightning.faces.parsing import template_mask
+
+Draw = Callable[..., NDArray[np.uint8]]
+
+
+def boxes(faces: list[Face]) -> list[list[float]]:
+    return [np.round(face.box).tolist() for face in faces]
+
+
+def test_tiny_faces_are_found_in_the_enlarged_photo(drawn: Draw, networks: Any) -> None:
+    photo = drawn(700, 500, (300, 200, 9, 0), (50, 60, 40, 0))
+    assert len(networks.detector.detect(photo)) == 1
+    faces = find_faces(photo, networks.detector)
+    assert boxes(faces) == [[50, 60, 90, 100], [300, 200, 309, 209]]  # largest first, each once
+    assert AlignedFace.found(photo, faces[1]).side == pytest.approx(9, abs=0.6)
+
+
+def test_four_times_only_where_nothing_is_found(drawn: Draw, networks: Any) -> None:
+    tiny = (401, 303, 5, 0)
+    (face,) = find_faces(drawn(700, 500, tiny), networks.detector)
+    np.testing.assert_allclose(face.box, [401, 303, 406, 308], atol=0.6)
+    assert boxes(find_faces(drawn(700, 500, tiny, (50, 60, 40, 0)), networks.detector)) == [[50, 60, 90, 100]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tiles_lose_nothing_and_cut_nothing(drawn: Draw, networks: Any, seed: int) -> None:
+    """Wherever tiles end, every face is found whole and once."""
+    rng = np.random.default_rng(seed)
+    squares = [
+        (int(x * 90 + rng.integers(45)), int(y * 90 + rng.integers(45)), int(rng.integers(8, 44)), 0)
+        for x in range(9)
+        for y in range(7)
+    ]
+    faces = find_faces(drawn(810, 631, *squares), networks.detector)
+    found = sorted((*map(round, face.box[:2]), round(face.box[2] - face.box[0])) for face in faces)
+    np.testing.assert_allclose(found, sorted(square[:3] for square in squares), atol=1)
+
+
+@pytest.mark.parametrize("left", [228, 300])  # tiles reach from 0 to 320 and from 240 to 560
+def test_cut_faces_do_not_count_however_sure_the_detector_is(drawn: Draw, networks: Any, left: int) -> None:
+    class SureOfParts:
+        def detect(self, image: NDArray[np.uint8]) -> list[Face]:
+            return [
+                replace(face, score=1 - face.box[2:].max() / 1e4 + (face.box[0] <= 0) + (face.area < 3000))
+                for face in networks.detector.detect(image)
+            ]
+
+    assert boxes(find_faces(drawn(810, 300, (left, 80, 30, 0)), SureOfParts())) == [
+        [left, 80, left + 30, 110]
+    ]
+
+
+def test_small_and_huge_photos_are_not_enlarged(drawn: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+
+    class Nothing:
+        def detect(self, image: NDArray[np.uint8]) -> list[Face]:
+            shapes.append(image.shape[:2])
+            return []
+
+    assert find_faces(drawn(160, 100), Nothing()) == []
+    assert shapes == [(100, 160)]  # the detector's own input is four times as large
+    monkeypatch.setattr("rpf_lightning.enhancing.faces.MAX_PIXELS", 4 * 700 * 500)
+    find_faces(drawn(700, 500), Nothing())
+    assert len(shapes) == 2 + 3 * 2  # twice, in 3 x 2 tiles; not four times
+
+
+def test_no_photo_is_refused(networks: Any) -> None:
+    with pytest.raises(ValueError, match="expected an RGB photo"):
+        find_faces(np.zeros((8, 8), np.uint8), networks.detector)
+
+
+def test_crops_of_found_and_of_aligned_faces(drawn: Draw, networks: Any) -> None:
+    photo = drawn(200, 160, (60, 40, 64, 255))
+    (face,) = find_faces(photo, networks.detector)
+    found = AlignedFace.found(photo, face)
+    np.testing.assert_allclose(found.matrix, [[64, 0, 60], [0, 64, 40]], atol=1e-9)
+    assert found.side == pytest.approx(64)
+    whole = AlignedFace.whole(photo[40:104, 60:124], "crop.png")
+    assert whole.side == 64
+    inner = np.s_[2:-2, 2:-2]
+    np.testing.assert_allclose(found.crop(64)[inner], whole.crop(64)[inner], atol=1)
+    assert found.crop(16).shape == whole.crop(16).shape == (16, 16, 3)
+    np.testing.assert_allclose(found.own_points()[:2, 0], [0.375, 0.625])
+    with pytest.raises(ValueError, match="no points"):
+        whole.own_points()
+    with pytest.raises(RefusedError, match=r"tall\.png: expected a square, aligned photo, got 20 x 30"):
+        AlignedFace.whole(np.zeros((30, 20, 3), np.uint8), "tall.png")
+
+
+def test_features_are_those_of_arcface_and_computed_once(
+    make_pack: Callable[..., Any], drawn: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_pack()
+    networks = FaceNetworks()
+    face = AlignedFace.whole(drawn(40, 40, (5, 5, 20, 99)), "")
+    features = networks.features(face)
+    pixels = torch.tensor(face.image).permute(2, 0, 1)[None] / 255
+    wanted = torch.nn.functional.normalize(networks.arcface(pixels)[0], dim=0)
+    torch.testing.assert_close(features, wanted)
+    monkeypatch.setattr(networks, "_compute", None)
+    assert networks.features(face) is features
+
+
+def test_masks(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    face = np.zeros((64, 64, 3), np.uint8)
+    np.testing.assert_array_equal(FaceNetworks(mask_model="template").mask(face), template_mask(64))
+    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"parsing_bisenet\.pth.*--mask-model hull.*template"):
+        FaceNetworks().mask(face)
+    with pytest.raises(FileNotFoundError, match=r"s3fd.*--landmark-model onnx:PATH.*--mask-model template"):
+        FaceNetworks(mask_model="hull").mask(face)
+    with pytest.raises(ValueError, match="mask_model: expected bisenet or hull or template, got 'oval'"):
+        FaceNetworks(mask_model="oval")
+
+
+def test_masks_of_networks() -> None:
+    """BiSeNet's 512 pixels are brought to the face's side with nearest; the hull is that of the landmarks."""
+    face = np.zeros((64, 64, 3), np.uint8)
+    half = np.zeros((512, 512), np.uint8)
+    half[:, 200:] = 1
+    networks = FaceNetworks()
+    networks.__dict__["_parser"] = lambda images: [half for _ in images]  # a cached property
+    np.testing.assert_array_equal(networks.mask(face), np.repeat(half[:1, 4::8], 64, 0))
+    half[:] = 0
+    with pytest.raises(ValueError, match=r"finds no face.*template"):
+        networks.mask(face)
+
+    found = SimpleNamespace(landmarks=None)
+    hull = FaceNetworks(mask_model="hull")
+    hull.__dict__["_find_landmarks"] = lambda images: [found]
+    with pytest.raises(ValueError, match=r"no landmarks found.*template"):
+        hull.mask(face)
+    angles = np.linspace(0, 2 * np.pi, 68, endpoint=False)
+    found.landmarks = np.stack([32 + 20 * np.cos(angles), 40 + 20 * np.sin(angles)], axis=1)
+    mask = hull.mask(face)
+    assert mask.shape == (64, 64)
+    assert mask[40, 32] == 1
+    assert mask[:4].max() == mask[:, :4].max() == 0

@@ -1,0 +1,33 @@
+"""Comparing people only where it was measured that they can be told apart."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rpf_lightning.enhancing.faces import AlignedFace
+from rpf_lightning.enhancing.identity_check import OTHER, SAME, SMALLEST_SIDE, Comparison, comparable, compare
+
+
+def test_verdicts() -> None:
+    assert -1 < OTHER < SAME < 1
+    assert Comparison(SAME).matches
+    assert not Comparison(SAME - 0.01).matches
+    assert Comparison(OTHER - 0.01).differs
+    assert not Comparison(OTHER).differs
+
+
+def test_both_faces_must_be_large_enough(drawn: Callable[..., NDArray[np.uint8]], networks: Any) -> None:
+    large = AlignedFace.whole(drawn(100, 100, (0, 0, 100, 0)), "")
+    small = AlignedFace.whole(drawn(50, 50, (0, 0, 50, 255)), "")
+    tiny = AlignedFace.whole(drawn(30, 30, (0, 0, 30, 255)), "")
+    for pair in ((large, small), (small, large)):
+        found = compare(*pair, networks)
+        assert found is not None
+        assert found.cosine == pytest.approx(0, abs=0.05)
+    assert [comparable(face) for face in (large, small, tiny)] == [True, True, False]
+    assert tiny.side < SMALLEST_SIDE <= small.side
+    assert compare(large, tiny, networks) is None
+    assert compare(tiny, large, networks) is None

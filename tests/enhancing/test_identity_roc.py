@@ -1,0 +1,86 @@
+"""The benchmark behind the identity check measures what it says, and the page says what the code does."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rpf_lightning.enhancing.identity_check import OTHER, SAME, SMALLEST_SIDE
+from rpf_lightning.faces.detection import Face
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def roc(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import identity_roc
+
+    return identity_roc
+
+
+def test_row(roc: Any) -> None:
+    other = np.linspace(-0.5, 0.5, 100_001)  # 1 % above 0.49
+    own = np.array([0.0, 0.495, 0.4995, 0.8])
+    assert roc.row(48, own, other, 0.5) == [
+        "48", "50.0%", "75.0%", "0.490", "50.0%", "0.499", "25.0%", "55.0%",
+    ]  # fmt: skip
+
+
+def test_pairs_are_of_one_person_and_no_near_duplicates(roc: Any) -> None:
+    prepared = SimpleNamespace(
+        identities=["a", "a", "b", "", "b", "c", "c", "c"], near_duplicates=lambda: [(1, 0), (5, 6)]
+    )
+    for seed in range(5):
+        pairs = roc.drawn_pairs(prepared, 9, seed)
+        assert len(pairs) == 2  # both photos of a are one
+        assert (2, 4) in pairs
+        assert {(5, 7), (6, 7)} & set(pairs)
+        assert pairs == roc.drawn_pairs(prepared, 9, seed)
+    assert len(roc.drawn_pairs(prepared, 1, 0)) == 1
+
+
+def test_people_in_folders(
+    roc: Any, networks: Any, drawn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Two people that differ wholly, a photo without a face, and sides at which the detector sees nothing."""
+    for person, blue in (("a", 0), ("b", 255)):
+        (tmp_path / person).mkdir()
+        for number in range(2):
+            image = drawn(200, 150, (20 + number, 30, 100, blue))
+            Image.fromarray(image).save(tmp_path / person / f"{number}.png")
+    Image.fromarray(drawn(200, 150)).save(tmp_path / "a" / "nobody.png")
+    networks.arcface = SimpleNamespace(file="arcface.onnx")
+    monkeypatch.setattr(roc, "FaceNetworks", lambda pack: networks)
+    roc.main(["--folders", str(tmp_path), "--sides", "64"])
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert "pack squares (arcface.onnx), 2 people" in first
+    assert re.sub(r"0\.0\d\d", "0", last) == "| 64 | 100.0% | 100.0% | 0 | 100.0% | 0 | 0.0% | 100.0% |"
+
+
+def test_prepared_photos(
+    roc: Any, networks: Any, face_points: Any, prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Every photo is its person's face as a whole."""
+
+    def detect(image: Any) -> list[Face]:
+        return [Face(np.array([0, 0, *image.shape[1::-1]], float), 1.0, face_points(0, 0, len(image)))]
+
+    networks.detector = SimpleNamespace(pack="whole", detect=detect)
+    networks.arcface = SimpleNamespace(file="arcface.onnx")
+    monkeypatch.setattr(roc, "FaceNetworks", lambda pack: networks)
+    roc.main(["--data", str(prepared), "--sides", "32", "--people", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "3 people" in lines[0]
+    assert lines[-1].startswith("| 32 | 100.0% |")
+
+
+def test_the_page_states_the_constants() -> None:
+    page = (ROOT / "docs" / "enhance.md").read_text()
+    assert f"| {SAME} and more | the same person |" in page
+    assert f"| below {OTHER} | refused as clearly another person" in page
+    assert f"compared by ArcFace from {SMALLEST_SIDE} pixels on" in page

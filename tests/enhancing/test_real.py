@@ -1,0 +1,99 @@
+"""The real detector and ArcFace: the example of docs/enhance.md, and unaligned photos of real people."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from rpf_lightning.cli import main
+from rpf_lightning.data.reading import read_photo
+from rpf_lightning.enhancing import FaceNetworks, enhance_photo
+from rpf_lightning.enhancing.faces import AlignedFace, find_faces
+from rpf_lightning.enhancing.paste import paste
+from rpf_lightning.faces.alignment import align_face
+from rpf_lightning.model import RPFModel
+
+PAGE = Path(__file__).parents[2] / "docs" / "enhance.md"
+
+pytestmark = pytest.mark.weights
+
+
+@pytest.fixture(scope="module")
+def networks() -> FaceNetworks:
+    return FaceNetworks(mask_model="template")
+
+
+def shrunk(photo: NDArray[np.uint8], networks: FaceNetworks, side: float) -> NDArray[np.uint8]:
+    """The photo at a size where its largest face has about `side` pixels."""
+    factor = side / AlignedFace.found(photo, networks.detector.detect(photo)[0]).side
+    size = round(photo.shape[1] * factor), round(photo.shape[0] * factor)
+    return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BICUBIC))
+
+
+def test_the_example_of_the_page(
+    real_weights: Path, bicubic: RPFModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A person of the group photo is found among six by the portrait, and the face lands where it was."""
+    monkeypatch.chdir(tmp_path)
+    bicubic.save_pretrained("model")
+    page = PAGE.read_text()
+    (code,) = re.findall(r"```python\n(.*?get_image.*?)```", page, flags=re.DOTALL)
+    exec(code, {})
+    (command,) = re.findall(r"^    rpf (enhance group.png .*?)$", page, flags=re.MULTILINE)
+    main([*command.split(), "--model", "model", "--mask-model", "template"])
+    assert re.match(r"face \d: 5\d -> 64 pixels, entering at 32", capsys.readouterr().out)
+    with Image.open("sharp.png") as image, Image.open("group.png") as group:
+        assert image.width == 2 * group.width
+        before = group.resize(image.size, Image.Resampling.BICUBIC)
+        difference = np.abs(np.asarray(image).astype(int) - np.asarray(before))
+    rows, columns = np.nonzero(difference.max(2))
+    # the man at the top: around x 935, y 125 of 1280
+    assert np.hypot(columns.mean() - 935 / 2, rows.mean() - 125 / 2) < 15
+    assert difference.mean(2)[difference.max(2) > 0].mean() < 8  # the bicubic model only blurs
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_people(real_weights: Path, shared: Path, networks: FaceNetworks, bicubic: RPFModel) -> None:
+    """At 60 pixels another photo of the person is accepted; of somebody else, it is not, or with a warning."""
+    people = sorted((shared / "data" / "wild_photos").iterdir())[:5]
+    photos = [[read_photo(path) for path in sorted(person.iterdir())[:2]] for person in people]
+    accepted, refused = 0, 0
+    for (photo, own), (_, others) in zip(photos, photos[1:] + photos[:1], strict=True):
+        small = shrunk(photo, networks, 60)
+        result = enhance_photo(small, [own], bicubic, networks)
+        assert 54 < result.face_side < 64
+        assert result.identity is not None
+        accepted += result.identity.matches
+        forced = enhance_photo(small, [others], bicubic, networks, force=True)
+        assert "another person than" in forced.warnings[0]
+        refused += "clearly another person" in forced.warnings[0]
+    assert accepted >= 4
+    assert refused >= 2
+
+
+@pytest.mark.realdata
+def test_faces_sit_exactly(real_weights: Path, shared: Path, networks: FaceNetworks) -> None:
+    """The true face pasted into the blurred photo is nearer to the true photo than one displaced by a pixel."""
+    path = sorted((shared / "data" / "wild_photos" / "7204").iterdir())[0]
+    photo = read_photo(path)
+    points = find_faces(photo, networks.detector)[0].points
+    face = AlignedFace(photo, points, np.eye(2, 3))
+    small = Image.fromarray(photo).resize(
+        (photo.shape[1] // 6, photo.shape[0] // 6), Image.Resampling.BICUBIC
+    )
+    blurred = np.asarray(small.resize(photo.shape[1::-1], Image.Resampling.BICUBIC))
+    matrix = AlignedFace.found(photo, find_faces(photo, networks.detector)[0]).matrix
+    pasted = paste(blurred, align_face(photo, face.points, 256), matrix)
+    middle = np.rint(matrix @ (0.5, 0.55, 1)).astype(int)
+    inside = np.s_[middle[1] - 50 : middle[1] + 50, middle[0] - 40 : middle[0] + 40]
+
+    def error(image: NDArray[np.uint8]) -> float:
+        return float(np.abs(image[inside].astype(float) - photo[inside]).mean())
+
+    assert error(pasted) < 0.5 * error(blurred)
+    assert error(pasted) < 0.5 * min(error(np.roll(pasted, 1, axis)) for axis in (0, 1))
