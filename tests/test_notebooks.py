@@ -54,7 +54,9 @@ def test_super_resolve_runs_on_any_model(tmp_path: Path, monkeypatch: pytest.Mon
     assert "16 -> 32 pixels" in text
     for method in ("bicubic", "without reference", "with reference"):
         assert re.search(rf"^{method} +PSNR \d+\.\d\d dB, inside the face \d+\.\d\d dB$", text, re.MULTILINE)
-    assert pictures == 3  # the result, one block, the flow
+    assert pictures == 4  # the result, one block, the flow, the enhanced crop
+    assert "too few to tell people apart" in text
+    assert text.rstrip().endswith("16 -> 32 pixels")
 
 
 def test_super_resolve_says_what_to_do_without_a_model(

@@ -188,3 +188,65 @@ def test_lpips_equals_taps_and_heads_by_hand() -> None:
     torch.testing.assert_close(metric(prediction, target), expected, rtol=1e-3, atol=1e-5)
     assert expected.min() > 0.01
     assert metric(target, target).tolist() == [0, 0]
+
+
+def shifted(image: Tensor, right: int, down: int) -> Tensor:
+    """Independent of the code: each pixel comes from `right` to the left and `down` above, mirrored at the edge."""
+    rows = (torch.arange(image.shape[-2]) - down).abs()
+    columns = (torch.arange(image.shape[-1]) - right).abs()
+    return image[..., rows[:, None], columns]
+
+
+def test_jitter_shifts_both_images_alike(
+    alexnet_state: dict[str, Tensor], save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(alexnet_state)
+    plain, jittered = PerceptualLoss(), PerceptualLoss(jitter=4)
+    image, target = images()
+    asked = []
+
+    def drawn(high: int, size: tuple[int, ...]) -> Tensor:
+        asked.append((high, size))
+        return torch.tensor([3, 1])
+
+    monkeypatch.setattr(torch, "randint", drawn)
+    expected = plain(shifted(image, 3, 1), shifted(target, 3, 1))
+    assert not asked  # without jitter nothing is drawn: the random state is as it was
+    torch.testing.assert_close(jittered(image, target), expected)
+    assert asked == [(4, (2,))]
+    assert not torch.isclose(expected, plain(image, target), rtol=1e-4)
+    assert jittered(image, image) == 0
+
+
+def test_jitter_draws_anew_and_follows_the_seed(alexnet_state: dict[str, Tensor], save: Save) -> None:
+    save(alexnet_state)
+    loss, (image, target) = PerceptualLoss(jitter=4), images(32)
+    torch.manual_seed(0)
+    values = [loss(image, target).item() for _ in range(12)]
+    assert len(set(values)) > 4
+    torch.manual_seed(0)
+    assert [loss(image, target).item() for _ in range(12)] == values
+
+
+def test_jitter_takes_the_grid_out_of_the_gradient(alexnet_state: dict[str, Tensor], save: Save) -> None:
+    """With a stride of 4 some places of the grid get larger gradients, always the same ones; shifts make them equal."""
+    save(alexnet_state)
+    generator = torch.Generator().manual_seed(0)
+    image, target = (torch.rand(48, 3, 64, 64, generator=generator) for _ in range(2))
+
+    def unevenness(loss: PerceptualLoss) -> float:
+        energy = torch.zeros(64, 64)
+        for one, other in zip(image.split(1), target.split(1), strict=True):
+            x = one.clone().requires_grad_(True)
+            energy += torch.autograd.grad(loss(x, other), x)[0][0].square().sum(0)
+        places = energy[16:48, 16:48].reshape(8, 4, 8, 4).mean((0, 2))
+        return (places.std() / places.mean()).item()
+
+    torch.manual_seed(0)
+    assert unevenness(PerceptualLoss(jitter=4)) < 0.6 * unevenness(PerceptualLoss())
+
+
+def test_jitter_is_a_number_of_pixels(alexnet_state: dict[str, Tensor], save: Save) -> None:
+    save(alexnet_state)
+    with pytest.raises(ValueError, match="perceptual_jitter"):
+        PerceptualLoss(jitter=0)

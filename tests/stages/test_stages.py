@@ -187,6 +187,16 @@ def test_penalty_weight_and_norm_reach_the_critic(model_dir: Path, fit: Fit, bat
     assert results[0][0] != pytest.approx(results[2][0], rel=0.01)
 
 
+@pytest.mark.parametrize("stage", [SynthesisStage, RefinementStage])
+def test_the_perceptual_term_is_shifted_where_it_is_wanted(
+    stage: type[RPFStage], model_dir: Path, alexnet_state: dict[str, Tensor], make_pack: Callable[..., Path]
+) -> None:
+    torch.save(alexnet_state, make_pack().parents[3] / "alexnet_features.pth")
+    given = {**OFF, "perceptual_weight": 1.0}
+    assert stage(str(model_dir), 2, perceptual_jitter=4, **given).perceptual.jitter == 4
+    assert stage(str(model_dir), 2, **given).perceptual.jitter == 1
+
+
 def test_perceptual_and_identity_terms_are_weighted(
     model_dir: Path,
     fit: Fit,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rpf_lightning.faces.weights import alexnet_file
@@ -78,20 +79,31 @@ class PerceptualLoss(nn.Module):
         norm: ``"mse"``, or ``"l2"``: the root of each sample's mean square, nearer to the L2 norm that eq. 8
             prints.
         weights: See `AlexNetFeatures`.
+        jitter: Both images are shifted by the same random number of pixels below this, in each direction anew. The
+            first convolution has a stride of 4: without a shift it always sees a pixel at the same place of its
+            window, and stripes of that period grow in the images. Not in the paper; 1 shifts nothing.
 
     Raises:
         FileNotFoundError: If no weights are found: says how to get them and how to switch the term off.
-        ValueError: See `AlexNetFeatures`.
+        ValueError: See `AlexNetFeatures`; or if `jitter` is not positive.
     """
 
-    def __init__(self, norm: Literal["mse", "l2"] = "mse", weights: str | None = None) -> None:
+    def __init__(
+        self, norm: Literal["mse", "l2"] = "mse", weights: str | None = None, jitter: int = 1
+    ) -> None:
         super().__init__()
+        if jitter < 1:
+            raise ValueError(f"perceptual_jitter: expected a positive number of pixels, got {jitter}")
         self.norm = norm
+        self.jitter = jitter
         with optional_term("perceptual_weight"):
             self.features = AlexNetFeatures(weights)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Two batches (B, 3, S, S), RGB nominally in [0, 1] -> a scalar."""
+        if self.jitter > 1:
+            right, down = torch.randint(self.jitter, (2,)).tolist()
+            prediction, target = _shifted(prediction, right, down), _shifted(target, right, down)
         with torch.no_grad():
             wanted = self.features(target)
         total = prediction.new_zeros(())
@@ -101,3 +113,9 @@ class PerceptualLoss(nn.Module):
                 squares = (squares + 1e-12).sqrt()  # the root alone has no gradient at zero
             total = total + squares.mean()
         return total
+
+
+def _shifted(image: Tensor, right: int, down: int) -> Tensor:
+    """Move the content by some pixels; what moves in is mirrored, what moves out is lost."""
+    height, width = image.shape[-2:]
+    return F.pad(image, (right, 0, down, 0), mode="reflect")[..., :height, :width]

@@ -54,6 +54,7 @@ class RPFStage(DirectoryStage):
         identity_weight: Weight of the ArcFace term (eq. 9); 0 loads no ArcFace. insightface's models are for
             non-commercial research only.
         perceptual_norm: See `PerceptualLoss`.
+        perceptual_jitter: See `PerceptualLoss`.
         critic: ``"srntt"``: Wasserstein with gradient penalty, as in the paper; ``"stylegan2"``: StyleGAN2's
             discriminator with the logistic loss and R1, GCFSR's recipe for the refinement.
         critic_learning_rate: Adam's learning rate for the critic, 1e-4 in the paper; betas (0, 0.9), or (0, 0.99)
@@ -88,6 +89,7 @@ class RPFStage(DirectoryStage):
         perceptual_weight: float = 0.0,
         identity_weight: float = 0.0,
         perceptual_norm: Literal["mse", "l2"] = "mse",
+        perceptual_jitter: int = 1,
         critic: CriticKind = "srntt",
         critic_learning_rate: float = 1e-4,
         penalty_weight: float = 10.0,
@@ -108,7 +110,9 @@ class RPFStage(DirectoryStage):
         self.critic_learning_rate = critic_learning_rate
         self.adversary = ADVERSARIES[critic](penalty_weight, penalty_norm)
         self.critic = self.adversary.critic(self.model, self.side) if adversarial_weight else None
-        self.perceptual = PerceptualLoss(perceptual_norm) if perceptual_weight else None
+        self.perceptual = (
+            PerceptualLoss(perceptual_norm, jitter=perceptual_jitter) if perceptual_weight else None
+        )
         self.identity = IdentityLoss() if identity_weight else None
         self.val_metrics = MetricCollection(dict(self.metrics()), prefix="val/")
         self.test_metrics = self.val_metrics.clone(prefix="test/")

@@ -41,6 +41,7 @@ class WarpingStage(RPFStage):
         super().__init__(
             model_dir, block, network,
             adversarial_weight=0.0, perceptual_weight=0.0, identity_weight=0.0, perceptual_norm="mse",
+            perceptual_jitter=1,
             critic="srntt", critic_learning_rate=0.0, penalty_weight=0.0, penalty_norm="rms", **kwargs,
         )  # fmt: skip
         self.flow_weight = flow_weight
