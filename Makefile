@@ -25,7 +25,7 @@ table2: setup
 	$(TABLE2)/curriculum.yaml
 	$(TABLE2)/curriculum.yaml --config configs/table2/without_reference.yaml --model_dir runs/table2/without_reference
 	$(TABLE2)/curriculum.yaml --config configs/table2/without_mask.yaml --model_dir runs/table2/without_mask
-	$(TABLE2)/without_progressive.yaml --trainer.limit_train_batches 200
+	$(TABLE2)/without_progressive.yaml
 	$(BIN)/rpf evaluate --config configs/table2/evaluation.yaml --data.init_args.root $(DATA)
 
 # two processes with one thread each: small tensors gain nothing from more

@@ -3,15 +3,17 @@
     python benchmarks/identity_roc.py --data prepared --people 200    # a folder of `rpf prepare`; a quarter of an hour
     python benchmarks/identity_roc.py --folders people                # a folder for each person, photos of any kind
 
-Photos are reduced until their face has each side, and go through what `rpf enhance` does with a photo: the face is
-found, aligned by its five points and compared with references of full size. Of a prepared folder two photos of each
-person are drawn, near-duplicates left out: one is reduced, the other one is the reference. Of folders every photo is
-both. For each side are printed:
+Photos are reduced until their face has each side, never enlarged, and go through what `rpf enhance` does with a photo:
+the face is found in it and its enlargements, aligned by its five points and compared with references of full size. Of a
+prepared folder two photos of each person are drawn, near-duplicates left out: one is reduced, the other one is the
+reference. Of folders every photo is both. For each side are printed:
 
-- the share of photos in which a face is found;
+- the share of photos in which a face is found, among those whose face has at least that side;
 - the share of the pairs of one person above the cosine that 1 % (0.1 %) of the pairs of two people exceed, and that
   cosine;
 - the shares of both kinds of pairs below OTHER.
+
+A dash: there are no such pairs, or no such photos.
 
 SMALLEST_SIDE, SAME and OTHER of `rpf_lightning.enhancing.identity_check` were chosen by it.
 """
@@ -32,7 +34,7 @@ from PIL import Image
 from rpf_lightning.data.preparation.sources import list_photos
 from rpf_lightning.data.prepared import PreparedPhotos
 from rpf_lightning.data.reading import read_photo
-from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks
+from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks, find_faces
 from rpf_lightning.enhancing.identity_check import OTHER
 
 Photo = NDArray[np.uint8]
@@ -61,7 +63,13 @@ def drawn_pairs(prepared: PreparedPhotos, people: int, seed: int) -> list[tuple[
 
 
 def largest_face(image: Photo, networks: FaceNetworks) -> AlignedFace | None:
-    """The largest face that is found, if any."""
+    """The largest face that is found as `rpf enhance` finds faces, if any."""
+    faces = find_faces(image, networks.detector)
+    return AlignedFace.found(image, faces[0]) if faces else None
+
+
+def reference(image: Photo, networks: FaceNetworks) -> AlignedFace | None:
+    """The largest face that is found as `rpf enhance` finds those of references, if any."""
     faces = networks.detector.detect(image)
     return AlignedFace.found(image, faces[0]) if faces else None
 
@@ -73,13 +81,21 @@ def reduced(image: Photo, face_side: float, side: int) -> Photo:
     return np.asarray(Image.fromarray(image).resize((size[0], size[1]), Image.Resampling.BICUBIC))
 
 
-def row(side: int, own: NDArray[np.float64], other: NDArray[np.float64], found: float) -> list[str]:
-    """One line of the table, from the cosines of the pairs of one person and of two."""
-    cells = [str(side), f"{found:.1%}"]
+def row(side: int, own: NDArray[np.float64], other: NDArray[np.float64], found: float | None) -> list[str]:
+    """One line of the table, from the cosines of the pairs of one person and of two; a dash for what there is not."""
+    cells = [str(side), "-" if found is None else f"{found:.1%}"]
     for rate in (0.01, 0.001):
-        threshold = np.quantile(other, 1 - rate)
-        cells += [f"{(own > threshold).mean():.1%}", f"{threshold:.3f}"]
-    return [*cells, f"{(own < OTHER).mean():.1%}", f"{(other < OTHER).mean():.1%}"]
+        if len(other):
+            threshold = np.quantile(other, 1 - rate)
+            cells += [share(own > threshold), f"{threshold:.3f}"]
+        else:
+            cells += ["-", "-"]
+    return [*cells, share(own < OTHER), share(other < OTHER)]
+
+
+def share(true: NDArray[np.bool_]) -> str:
+    """The share of true ones in percent, or a dash."""
+    return f"{true.mean():.1%}" if len(true) else "-"
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -108,7 +124,7 @@ def main(args: Sequence[str] | None = None) -> None:
     else:
         files = list_photos(known.folders, Path(known.folders) / "none")
         probes = gallery = [(read_photo(path), path.parent.name, file) for file, path in files.items()]
-    references = [largest_face(image, networks) for image, _, _ in gallery]
+    references = [reference(image, networks) for image, _, _ in gallery]
     full = [(face, *entry[1:]) for face, entry in zip(references, gallery, strict=True) if face is not None]
     against = np.stack([networks.features(face).double().numpy() for face, _, _ in full])
     people, names = (np.array(column) for column in list(zip(*full, strict=True))[1:])
@@ -117,10 +133,10 @@ def main(args: Sequence[str] | None = None) -> None:
     print(f"{datetime.date.today()}, {pack}, {len(set(people))} people, seed {known.seed}\n")
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---:|" * len(COLUMNS), flush=True)
     for side in known.sides:
-        own, other, found, tried = [], [], 0, 0
+        own, other, found, tried = [np.zeros(0)], [np.zeros(0)], 0, 0
         for (image, person, name), own_side in zip(probes, own_sides, strict=True):
-            if not own_side:
-                continue
+            if own_side < side:
+                continue  # it cannot be reduced to that side
             tried += 1
             face = largest_face(reduced(image, own_side, side), networks)
             if face is not None:
@@ -128,7 +144,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 cosines = against @ networks.features(face).double().numpy()
                 own.append(cosines[(people == person) & (names != name)])
                 other.append(cosines[people != person])
-        cells = row(side, np.concatenate(own), np.concatenate(other), found / tried)
+        cells = row(side, np.concatenate(own), np.concatenate(other), found / tried if tried else None)
         print("| " + " | ".join(cells) + " |", flush=True)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from rpf_lightning.model import strips
+from rpf_lightning.model import RPFModel, strips
 from rpf_lightning.model.summary import count
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -224,3 +224,19 @@ def test_gradient_norms_and_rounding_print_a_table(
     changed, apart = re.search(r"at most ([\d.]+) dB; .* differ by ([\d.]+) dB", lines[-1]).groups()
     assert float(changed) < 0.1
     assert 40 < float(apart) < 90
+
+
+def test_evaluation_is_timed_beside_the_network(prepared, tmp_path, capsys, monkeypatch):
+    import evaluation
+
+    RPFModel(lr_size=16, scale=8, channels=4, width=1 / 64).save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(evaluation, "BATCH", 2)
+    monkeypatch.setattr(
+        sys, "argv", ["evaluation.py", str(prepared), "--model", str(tmp_path / "model"), "--pairs", "2"]
+    )
+    evaluation.main()
+    text = capsys.readouterr().out
+    assert re.search(r"\| network alone, 2 pairs \| \d+\.\d \| 1 \|", text)
+    ratio = re.search(r"\| evaluation \| (\d+\.\d) \| (\d+\.\d\d) \|", text)
+    assert float(ratio[2]) > 1
+    assert [int(pairs) for pairs in re.findall(r"^\| (\d+) \| \d+ \|$", text, re.MULTILINE)] == [2, 10]

@@ -67,6 +67,23 @@ def test_super_resolve_says_what_to_do_without_a_model(
         execute(read(NOTEBOOKS[0]), tmp_path)
 
 
+def test_train_and_inspect_removes_nothing_but_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder may be a user's, with other files: only an older model and older logs go."""
+    monkeypatch.setenv("RPF_NOTEBOOK_DIR", "out")
+    for name in ("mine.txt", "model/old.txt", "warping/version_0/metrics.csv", "synthesis/a", "other/a"):
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("kept")
+    notebook = read(NOTEBOOKS[1])
+    notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code"][:2]
+    execute(notebook, tmp_path)
+    left = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    assert left == ["mine.txt", "model/config.json", "model/model.safetensors"]
+    assert (tmp_path / "out" / "other" / "a").is_file()
+    assert not any((tmp_path / "out" / name).exists() for name in ("warping", "synthesis"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("real", [False, True])
 def test_train_and_inspect_trains(

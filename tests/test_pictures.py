@@ -51,12 +51,14 @@ def test_no_result_lies_outside_of_its_folder(photo: str) -> None:
 
 
 def test_results_are_found_in_subfolders(tmp_path: Path) -> None:
-    for name in ("a.png", "sub/a.jpg", "sub/p1.5.png", ".hidden.png", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert results_in(tmp_path) == {
-        "a": tmp_path / "a.png", "sub/a": tmp_path / "sub" / "a.jpg", "sub/p1.5": tmp_path / "sub" / "p1.5.png",
+    root = tmp_path / ".runs" / "results"  # only what is hidden below it does not count
+    hidden = (".hidden.png", ".ipynb_checkpoints/a-checkpoint.png", "sub/.thumbs/deep/a.png")
+    for name in ("a.png", "sub/a.jpg", "sub/p1.5.png", "notes.txt", *hidden):
+        (root / name).parent.mkdir(exist_ok=True, parents=True)
+        (root / name).touch()
+    assert results_in(root) == {
+        "a": root / "a.png", "sub/a": root / "sub" / "a.jpg", "sub/p1.5": root / "sub" / "p1.5.png",
     }  # fmt: skip
-    (tmp_path / "a.jpeg").touch()
+    (root / "a.jpeg").touch()
     with pytest.raises(ValueError, match=r"two images of one name, .*a\.jpeg and .*a\.png"):
-        results_in(tmp_path)
+        results_in(root)

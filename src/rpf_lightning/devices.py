@@ -19,4 +19,6 @@ def place_of(device: str) -> torch.device:
         raise ValueError(f"device: expected auto, cpu, cuda or cuda:1, got {device!r}") from error
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: {device} is not here; CUDA devices: {torch.cuda.device_count()}")
+    if place.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device: mps is not here")
     return place

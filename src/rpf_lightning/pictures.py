@@ -65,7 +65,7 @@ def result_file(photo: str) -> str:
 
 
 def results_in(root: Path) -> dict[str, Path]:
-    """Find the images of a folder of results and its subfolders; hidden files are no results.
+    """Find the images of a folder of results and its subfolders; nothing hidden is a result.
 
     Returns:
         `stem` of the path below `root` -> file: what belongs to the photo of that stem.
@@ -75,9 +75,11 @@ def results_in(root: Path) -> dict[str, Path]:
     """
     files: dict[str, Path] = {}
     for path in sorted(root.rglob("*")):
-        if path.suffix.lower() not in IMAGES or not path.is_file() or path.name.startswith("."):
+        inside = path.relative_to(root)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if hidden or path.suffix.lower() not in IMAGES or not path.is_file():
             continue
-        key = stem(path.relative_to(root).as_posix())
+        key = stem(inside.as_posix())
         if key in files:
             raise ValueError(f"two images of one name, {files[key]} and {path}")
         files[key] = path

@@ -1,16 +1,22 @@
 """FaceMetrics: values of validation and testing equal those computed by hand, and training does not notice."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from rpf_lightning.callbacks import FaceMetrics, face_metrics
 from rpf_lightning.cli import main
 from rpf_lightning.data import SyntheticFacesDataModule
+from rpf_lightning.data.dataset import collate
 from rpf_lightning.metrics import ISC, LPIPSDistance, ReferenceISC
 from rpf_lightning.metrics.per_image import NetworkMetric
 from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage
@@ -67,36 +73,120 @@ def test_values_are_means_over_images(model_dir: Path, phase: str) -> None:
     assert logged[f"{phase}/landmark_distance"] == logged[f"{phase}/lpips"]
 
 
+def stage_1(model_dir: Path, **kwargs: Any) -> RefinementStage:
+    return RefinementStage(
+        str(model_dir), 1, input="lr", adversarial_weight=0, perceptual_weight=0, identity_weight=0, **kwargs
+    )
+
+
 @pytest.mark.usefixtures("fakes")
-def test_every_epoch_begins_anew_and_stage_1_has_no_reference(model_dir: Path) -> None:
-    seen: list[dict[str, Any]] = []
+def test_every_epoch_begins_anew(model_dir: Path) -> None:
+    seen: list[float] = []
 
     class Keep(FaceMetrics):
         def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
             super().on_validation_epoch_end(trainer, pl_module)
-            seen.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")})
+            seen.append(trainer.callback_metrics["val/lpips"].item())
 
-    stage = RefinementStage(
-        str(model_dir), 1, input="lr", learning_rate=0.0,
-        adversarial_weight=0, perceptual_weight=0, identity_weight=0,
-    )  # fmt: skip
+    stage = stage_1(model_dir, learning_rate=0.01)
     data = SyntheticFacesDataModule(**FACES["init_args"])
-    trainer = Trainer(callbacks=[Keep(isc=True)], max_epochs=2, **QUIET)
-    trainer.fit(stage, data)
-    assert seen[0]["val/isc"] == seen[1]["val/isc"]
-    assert not {"val/lpips", "val/landmark_distance"} & seen[0].keys()
+    Trainer(callbacks=[Keep(lpips=True)], max_epochs=2, **QUIET).fit(stage, data)
+    (fresh,) = Trainer(callbacks=[FaceMetrics(lpips=True)], **QUIET).validate(stage, data, verbose=False)
+    assert seen[1] == pytest.approx(fresh["val/lpips"], rel=1e-6)
+    assert seen[0] != pytest.approx(seen[1], rel=1e-3)
 
 
 @pytest.mark.usefixtures("fakes")
-def test_batches_without_a_reference_have_no_isc_to_it(model_dir: Path) -> None:
-    callback, data = FaceMetrics(isc=True), SyntheticFacesDataModule(lr_size=16, size=64, side=32)
-    data.setup()
-    batch = next(iter(data.val_dataloader()))
-    face = type("Face", (), {"gt": batch.gt})()
-    callback.setup(Trainer(**QUIET), SynthesisStage(str(model_dir), 1, adversarial_weight=0), "validate")
-    callback.on_validation_batch_end(None, None, {"output": batch.gt}, face, 0)
-    assert callback._metrics["isc"].update_called
-    assert not callback._metrics["isc_reference"].update_called
+@pytest.mark.parametrize("phase", ["validate", "test"])
+def test_an_interrupted_epoch_leaves_nothing_for_the_next(model_dir: Path, phase: str) -> None:
+    class Stop(Callback):
+        def on_validation_batch_end(self, *args: Any) -> None:
+            raise RuntimeError("stopped")
+
+        on_test_batch_end = on_validation_batch_end
+
+    def run(*callbacks: Callback) -> float:
+        (logged,) = getattr(Trainer(callbacks=list(callbacks), **QUIET), phase)(stage, data, verbose=False)
+        return float(next(value for name, value in logged.items() if name.endswith("/lpips")))
+
+    stage, data = SynthesisStage(str(model_dir), 1), SyntheticFacesDataModule(**FACES["init_args"])
+    callback = FaceMetrics(lpips=True)
+    with pytest.raises(RuntimeError, match="stopped"):
+        run(callback, Stop())
+    assert callback._metrics["lpips"].update_called
+    assert run(callback) == run(FaceMetrics(lpips=True))
+
+
+@pytest.mark.usefixtures("fakes")
+def test_only_what_is_wanted_and_what_the_stage_reads_is_measured(model_dir: Path) -> None:
+    """Pairs give stage 1 a reference as well, but it looks at none."""
+    data = SyntheticFacesDataModule(**FACES["init_args"])
+    for stage, expected in (
+        (stage_1(model_dir), {"isc"}),
+        (SynthesisStage(str(model_dir), 1), {"isc", "isc_reference"}),
+    ):
+        (logged,) = Trainer(callbacks=[FaceMetrics(isc=True)], **QUIET).validate(stage, data, verbose=False)
+        names = {name.removeprefix("val/") for name in logged}
+        assert names & {"lpips", "isc", "isc_reference", "landmark_distance"} == expected
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch
+from lightning import Trainer
+from torch.utils.data import DataLoader
+from rpf_lightning.callbacks import FaceMetrics, face_metrics
+from rpf_lightning.metrics import ISC
+from rpf_lightning.stages import SynthesisStage
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    face_metrics.ISC = lambda: ISC(lambda image: image.flatten(2).mean(2) - 0.3)
+    trainer = Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, default_root_dir=out,
+        callbacks=[FaceMetrics(isc=True)],
+    )
+    batches = torch.load(out / "batches.pt", weights_only=False)[trainer.global_rank]
+    stage = SynthesisStage(sys.argv[2], 1, adversarial_weight=0)
+    (logged,) = trainer.validate(stage, DataLoader(batches, batch_size=None), verbose=False)
+    (out / f"rank{trainer.global_rank}.json").write_text(json.dumps([len(batch.id) for batch in batches] + [logged]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fakes")
+def test_two_processes_with_unequal_shares_give_what_one_gives(model_dir: Path, tmp_path: Path) -> None:
+    data = SyntheticFacesDataModule(people=6, photos_each=2, val_fraction=0.5, lr_size=16, size=64)
+    faces = list(data.val_dataset(side=32))
+    assert len(faces) == 6
+    shares = [[collate(faces[:2]), collate(faces[2:4])], [collate(faces[4:5]), collate(faces[5:])]]
+    torch.save(shares, tmp_path / "batches.pt")
+    (tmp_path / "measure.py").write_text(SCRIPT)
+    # another test's `seed_everything` leaves its seed there
+    environment = {name: value for name, value in os.environ.items() if name != "PL_GLOBAL_SEED"}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "measure.py"), str(tmp_path), str(model_dir)],
+        capture_output=True, text=True, timeout=120, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    stage, trainer = (
+        SynthesisStage(str(model_dir), 1, adversarial_weight=0),
+        Trainer(callbacks=[FaceMetrics(isc=True)], **QUIET),
+    )
+    (one,) = trainer.validate(stage, DataLoader([collate(faces)], batch_size=None), verbose=False)
+    for rank in range(2):
+        *sizes, logged = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert sizes == [2 - rank, 2 - rank]
+        for name in ("val/isc", "val/isc_reference"):
+            assert logged[name] == pytest.approx(one[name], abs=1e-6)
+    # unequal shares: the mean of the processes' means is another
+    means = []
+    for share in shares:
+        (alone,) = trainer.validate(stage, DataLoader(share, batch_size=None), verbose=False)
+        means.append(alone["val/isc"])
+    assert abs(sum(means) / 2 - one["val/isc"]) > 1e-4
 
 
 @pytest.mark.usefixtures("fakes")

@@ -60,6 +60,22 @@ def test_names(tmp_path: Path) -> None:
         write(folder, ["../1.jpg"], torch.zeros(1, 3, 4, 4))
 
 
+@pytest.mark.parametrize("batches", [[["a.jpg", "b.jpg"], ["a.png"]], [["a.jpg", "b.jpg", "a.png"]]])
+def test_no_prediction_overwrites_that_of_another_photo(tmp_path: Path, batches: list[list[str]]) -> None:
+    writer, trainer = PredictionWriter(str(tmp_path)), SimpleNamespace(default_root_dir=str(tmp_path))
+
+    def run(batches: list[list[str]], value: float) -> None:
+        writer.on_predict_start(trainer, None)
+        for number, names in enumerate(batches):
+            images = torch.full((len(names), 3, 4, 4), value)
+            writer.write_on_batch_end(trainer, None, (names, images), None, None, number, 0)
+
+    with pytest.raises(ValueError, match=r"a\.png would stand for two photos, a\.jpg and a\.png"):
+        run(batches, 0.0)
+    run([["a.png"], ["a.png", "sub/a.jpg"]], 1.0)  # another run, and a sampler that repeats a photo
+    assert np.asarray(Image.open(tmp_path / "a.png")).min() == 255
+
+
 def test_default_folder(tmp_path: Path) -> None:
     PredictionWriter().write_on_batch_end(
         SimpleNamespace(default_root_dir=str(tmp_path)), None, (["a"], torch.zeros(1, 3, 4, 4)), None, None, 0, 0

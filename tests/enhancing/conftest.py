@@ -1,6 +1,7 @@
 """Drawn photos whose faces are coloured squares, and networks that see them: no weights are needed."""
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks
+from rpf_lightning.enhancing.identity_check import MEASURED
 from rpf_lightning.faces.detection import Face
 from rpf_lightning.model import RPFModel
 
@@ -60,6 +62,7 @@ class Networks(FaceNetworks):
         self.compared = 0
 
     detector = SquareDetector()
+    arcface = SimpleNamespace(file=MEASURED)
 
     def features(self, face: AlignedFace) -> torch.Tensor:
         self.compared += 1

@@ -135,3 +135,15 @@ def test_the_picture_stays_inside_of_the_photo(
 
     result = enhance_photo(drawn(160, 30, (1, 2, 26, 0)), portraits, bicubic, networks)
     assert command._around_face(result.image, result).shape == (128, 128, 3)
+
+
+def test_an_error_of_the_second_picture_leaves_nothing(
+    enhance: Callable[..., None], files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("cannot be drawn")
+
+    monkeypatch.setattr(command, "write_figure", broken)
+    with pytest.raises(SystemExit):
+        enhance("photo.png --reference ahead.png --out out/new/a.png")
+    assert list((files / "out").iterdir()) == []

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from PIL import Image
 from rpf_lightning.enhancing import FaceNetworks, RefusedError, enhance_aligned, enhance_photo
 from rpf_lightning.enhancing.paste import enlarge
 from rpf_lightning.enhancing.run import entry_side
+from rpf_lightning.faces.detection import Face
 from rpf_lightning.faces.parsing import template_mask
 from rpf_lightning.model import RPFModel
-from rpf_lightning.model.resize import resize
+from rpf_lightning.model.resize import resize, resize_mask
 
 Draw = Callable[..., NDArray[np.uint8]]
 Portraits = Sequence[NDArray[np.uint8]]
@@ -32,7 +34,8 @@ def test_what_comes_out(drawn: Draw, networks: Any, bicubic: RPFModel, portraits
     assert result.face_side == pytest.approx(24)
     assert (result.face_index, result.reference_index) == (0, 0)
     np.testing.assert_allclose(result.matrix, [[72, 0, 210], [0, 72, 120]], atol=1e-6)
-    np.testing.assert_array_equal(result.mask, template_mask(64))
+    wanted = resize_mask(torch.tensor(template_mask(512))[None, None], 64)[0, 0]
+    np.testing.assert_array_equal(result.mask, wanted)
     np.testing.assert_array_equal(result.before, enlarge(photo, 3))
     changed = np.argwhere((result.image != result.before).any(2))
     assert changed.min(0)[0] >= 120
@@ -151,6 +154,87 @@ def test_the_reference_of_the_nearest_pose(
     assert result.reference_index == wanted
 
 
+def test_a_match_comes_before_a_nearer_pose(drawn: Draw, networks: Any, bicubic: RPFModel) -> None:
+    """Neither a reference in doubt nor one that is too small to compare is taken because of its pose."""
+    photo = drawn(160, 120, (70, 40, 52, 0))
+    match = drawn(120, 120, (10, 10, 100, 0), green=50)
+    doubtful = drawn(120, 120, (10, 10, 100, 222))
+    small_stranger = drawn(120, 120, (10, 10, 40, 255))
+    for nearer, told in ((doubtful, "may be another person"), (small_stranger, "too small to compare")):
+        result = enhance_photo(photo, [nearer, match], bicubic, networks)
+        assert result.reference_index == 1
+        assert result.identity is not None
+        assert result.identity.matches
+        assert [told in warning for warning in result.warnings] == [True]
+    # without a match, one that was compared
+    turned = drawn(120, 120, (10, 10, 100, 222), green=50)
+    assert enhance_photo(photo, [small_stranger, turned], bicubic, networks).reference_index == 1
+    # among matches, the pose
+    ahead = drawn(120, 120, (10, 10, 100, 0))
+    assert enhance_photo(photo, [match, ahead, doubtful], bicubic, networks).reference_index == 1
+
+
+def test_nobody_is_refused_by_a_network_that_was_not_measured(
+    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits
+) -> None:
+    networks.arcface = SimpleNamespace(file="w600k_r50.onnx")
+    photo = drawn(160, 120, (70, 40, 52, 255))
+    result = enhance_photo(photo, portraits[:1], bicubic, networks)
+    assert result.warnings[0].startswith("the limits were not measured for w600k_r50.onnx")
+    assert result.warnings[1].startswith("reference 0 may be another person")
+    crop = drawn(60, 60, (0, 0, 60, 255))
+    aligned = enhance_aligned(crop, drawn(100, 100, (0, 0, 100, 0)), bicubic, networks)
+    assert aligned.warnings[0].startswith("the limits were not measured for w600k_r50.onnx")
+
+
+def test_the_mask_is_made_and_reduced_as_in_training(
+    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits
+) -> None:
+    """From 512 pixels by area: stripes of 3 of 8 pixels vanish, of 5 of 8 fill the mask."""
+    for width, value in ((3, 0), (5, 1)):
+        sides = []
+
+        def stripes(
+            face: NDArray[np.uint8], width: int = width, sides: list[int] = sides
+        ) -> NDArray[np.uint8]:
+            sides.append(len(face))
+            mask = np.zeros(face.shape[:2], np.uint8)
+            for column in range(width):
+                mask[:, column + 1 :: 8] = 1
+            return mask
+
+        networks.__dict__["mask"] = stripes
+        result = enhance_photo(drawn(160, 120, FACE), portraits, bicubic, networks)
+        assert sides == [512]
+        assert result.mask.shape == (64, 64)
+        assert (result.mask == value).all()
+
+
+def test_what_was_not_searched_is_said(
+    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    area = 300 * 700
+    monkeypatch.setattr("rpf_lightning.enhancing.faces.MAX_PIXELS", {1: area, 2: 4 * area, 4: 15 * area})
+    monkeypatch.setattr("rpf_lightning.enhancing.faces.MAX_PIXELS_OF_NOTHING", 15 * area)
+    several = drawn(700, 300, (10, 10, 55, 255), (200, 40, 20, 0))
+    left_out = "ot searched: its enlargement by 4; cut the photo to the surroundings of a tiny face"
+    with pytest.raises(RefusedError, match=f"choose with --face.*N{left_out}"):
+        enhance_photo(several, portraits, bicubic, networks)
+    with pytest.raises(RefusedError, match=f"--force enhances nevertheless. N{left_out}"):
+        enhance_photo(drawn(700, 300, (10, 10, 55, 255)), portraits, bicubic, networks)
+    with pytest.raises(RefusedError, match=f"nothing to gain; n{left_out}"):
+        enhance_photo(drawn(700, 300, (10, 10, 80, 255)), portraits, bicubic, networks)
+    nothing = f"no face found; searched: the photo, and its enlargement by 2; n{left_out}"
+    with pytest.raises(RefusedError, match=nothing):
+        enhance_photo(drawn(700, 300), portraits, bicubic, networks)
+    assert enhance_photo(several, portraits, bicubic, networks, face=1).factor == 4
+    monkeypatch.setattr("rpf_lightning.enhancing.faces.MAX_PIXELS", {1: area, 2: 3 * area, 4: 15 * area})
+    alone = drawn(700, 300, (10, 10, 55, 0))
+    (warning,) = enhance_photo(alone, portraits, bicubic, networks).warnings
+    assert warning.startswith("the photo: not searched: its enlargement by 2 and 4; cut the photo")
+    assert enhance_photo(alone, portraits, bicubic, networks, face=0).warnings == ()
+
+
 def test_several_faces(drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits) -> None:
     """The match is taken where people can be told apart; else, the faces are listed."""
     photo = drawn(300, 120, (10, 10, 55, 255), (90, 20, 50, 0), (200, 40, 20, 0))
@@ -214,9 +298,16 @@ def test_huge_photos_are_enlarged_less(
 
 @pytest.mark.parametrize("kind", ["grey", "transparent", "turned"])
 def test_files_of_all_kinds(
-    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits, tmp_path: Path, kind: str
+    drawn: Draw,
+    networks: Any,
+    bicubic: RPFModel,
+    portraits: Portraits,
+    tmp_path: Path,
+    kind: str,
+    face_points: Any,
 ) -> None:
-    photo = Image.fromarray(drawn(160, 120, FACE))
+    pixels = drawn(160, 120, FACE)
+    photo = Image.fromarray(pixels)
     path = tmp_path / "photo.png"
     if kind == "turned":
         exif = Image.Exif()
@@ -224,14 +315,26 @@ def test_files_of_all_kinds(
         photo.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
     elif kind == "transparent":
         photo.putalpha(255)
+        photo.paste((0, 0, 0, 0), (0, 0, 30, 120))
         photo.save(path)
+        pixels[:, :30] = 255  # over white
     else:
         photo.convert("L").save(path)
-        with pytest.raises(RefusedError, match=r"photo\.png: no face found"):  # grey squares are no faces
-            enhance_photo(path, portraits, bicubic, networks)
-        return
-    result = enhance_photo(str(path), portraits, bicubic, networks)
+        grey = np.asarray(photo.convert("L"))
+        pixels = np.repeat(grey[..., None], 3, axis=2)
+        box = np.array([70, 40, 94, 64], np.float64)
+        found = [Face(box, 1.0, face_points(70, 40, 24))]  # grey squares are no faces
+        own = networks.detector.detect
+        networks.detector = SimpleNamespace(
+            detect=lambda image: found if image.shape[:2] == (120, 160) else own(image)
+        )
+    result = enhance_photo(str(path), portraits[1:], bicubic, networks)
     assert result.image.shape == (360, 480, 3)
+    np.testing.assert_array_equal(result.before, enlarge(pixels, 3))
+    if kind == "grey":
+        assert np.ptp(result.face.astype(int), axis=2).max() == 0
+        assert np.ptp(result.lr, axis=2).max() == 0
+        assert result.lr[8, 8, 0] == grey[52, 82] == 76
 
 
 def test_unreadable_files_are_named(

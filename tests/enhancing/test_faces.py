@@ -1,6 +1,6 @@
 """Finding faces, tiny ones too; crops, masks and features."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -10,30 +10,116 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks, RefusedError, find_faces
+from rpf_lightning.enhancing import faces
+from rpf_lightning.enhancing.faces import (
+    AlignedFace,
+    FaceNetworks,
+    RefusedError,
+    find_faces,
+    search_faces,
+)
 from rpf_lightning.faces.detection import Face
 from rpf_lightning.faces.parsing import template_mask
 
 Draw = Callable[..., NDArray[np.uint8]]
 
 
-def boxes(faces: list[Face]) -> list[list[float]]:
-    return [np.round(face.box).tolist() for face in faces]
+def boxes(found: Sequence[Face]) -> list[list[float]]:
+    return [np.round(face.box).tolist() for face in found]
 
 
 def test_tiny_faces_are_found_in_the_enlarged_photo(drawn: Draw, networks: Any) -> None:
     photo = drawn(700, 500, (300, 200, 9, 0), (50, 60, 40, 0))
     assert len(networks.detector.detect(photo)) == 1
-    faces = find_faces(photo, networks.detector)
-    assert boxes(faces) == [[50, 60, 90, 100], [300, 200, 309, 209]]  # largest first, each once
-    assert AlignedFace.found(photo, faces[1]).side == pytest.approx(9, abs=0.6)
+    found = find_faces(photo, networks.detector)
+    assert boxes(found) == [[50, 60, 90, 100], [300, 200, 309, 209]]  # largest first, each once
+    assert AlignedFace.found(photo, found[1]).side == pytest.approx(9, abs=0.6)
 
 
-def test_four_times_only_where_nothing_is_found(drawn: Draw, networks: Any) -> None:
-    tiny = (401, 303, 5, 0)
+def test_four_times_beside_a_large_face(drawn: Draw, networks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to a limit; beyond it only where nothing else is found, and it is said that it was left out."""
+    tiny, large = (401, 303, 5, 0), (50, 60, 40, 0)
+    both = search_faces(drawn(700, 500, tiny, large), networks.detector)
+    assert len(both.faces) == 2
+    assert (both.scales, both.left_out, both.hint) == ((1, 2, 4), (), "")
+    np.testing.assert_allclose(both.faces[1].box, [401, 303, 406, 308], atol=0.6)
+    monkeypatch.setitem(faces.MAX_PIXELS, 4, 16 * 700 * 500 - 1)
     (face,) = find_faces(drawn(700, 500, tiny), networks.detector)
     np.testing.assert_allclose(face.box, [401, 303, 406, 308], atol=0.6)
-    assert boxes(find_faces(drawn(700, 500, tiny, (50, 60, 40, 0)), networks.detector)) == [[50, 60, 90, 100]]
+    beside = search_faces(drawn(700, 500, tiny, large), networks.detector)
+    assert boxes(beside.faces) == [[50, 60, 90, 100]]
+    assert beside.left_out == (4,)
+    assert beside.hint.startswith("not searched: its enlargement by 4; cut the photo")
+    assert beside.searched == "the photo, and its enlargement by 2"
+
+
+class Reducing:
+    """Sees photos at up to 1920 pixels only, as the real detector; boxes and points are as coarse."""
+
+    def __init__(self, detector: Any, longest: int = 1920) -> None:
+        self.detector = detector
+        self.longest = longest
+        self.largest = 0
+
+    def detect(self, image: NDArray[np.uint8]) -> list[Face]:
+        step = -(-max(image.shape) // self.longest)
+        self.largest = max(self.largest, image.size if step == 1 else 0)
+        return [
+            replace(face, box=face.box * step, points=face.points * step)
+            for face in self.detector.detect(image[::step, ::step])
+        ]
+
+
+def test_large_photos_are_searched_at_their_own_size(
+    drawn: Draw, networks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the enlargement by 2 is beyond its limit. Faces of 20 pixels have 10 in the reduced photo: too few."""
+    assert faces.MAX_PIXELS[1] > 8000 * 6000
+    monkeypatch.setitem(faces.MAX_PIXELS, 2, 4 * 2400 * 1500 - 1)
+    detector = Reducing(networks.detector)
+    photo = drawn(2400, 1500, (2003, 1001, 21, 0), (17, 1470, 19, 0), (501, 503, 151, 0))
+    assert len(detector.detect(photo)) == 1
+    search = search_faces(photo, detector)
+    assert boxes(search.faces) == [
+        [501, 503, 652, 654], [2003, 1001, 2024, 1022], [17, 1470, 36, 1489],
+    ]  # fmt: skip
+    assert (search.scales, search.left_out) == ((1,), (2, 4))
+    assert search.hint.startswith("not searched: its enlargement by 2 and 4; cut the photo")
+    assert detector.largest <= 3 * 640 * 640  # one tile, or one cut, at a time
+
+
+def test_photos_beyond_every_limit_are_searched_reduced(
+    drawn: Draw, networks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is found there is found again in the photo itself, so that its points are exact."""
+    monkeypatch.setattr(faces, "MAX_PIXELS", dict.fromkeys((1, 2, 4), 1))
+    monkeypatch.setattr(faces, "MAX_PIXELS_OF_NOTHING", 1)
+    detector = Reducing(networks.detector)
+    photo = drawn(3000, 2000, (1001, 1003, 151, 0), (2500, 100, 20, 0))
+    search = search_faces(photo, detector)
+    assert [face.box.tolist() for face in search.faces] == [[1001, 1003, 1152, 1154]]
+    assert AlignedFace.found(photo, search.faces[0]).side == pytest.approx(151)
+    assert search.searched == "the photo, reduced"
+    assert search.hint.startswith(
+        "not searched: the photo at its own size and its enlargement by 2 and 4; cut"
+    )
+    # what is not found again stays as it was
+    monkeypatch.setattr(faces, "CUT", 10**5)
+    (coarse,) = search_faces(photo, detector).faces
+    np.testing.assert_allclose(coarse.box, [1001, 1003, 1152, 1154], atol=2)
+
+
+def test_panoramas_are_searched_at_their_own_size_too(
+    drawn: Draw, networks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A face too large for the overlap of the enlargement's tiles is tiny in the reduced photo."""
+    monkeypatch.setattr(faces, "MAX_INPUT_SIDE", 640)
+    detector = Reducing(networks.detector, 640)
+    # tiles of the enlargement reach from 0 to 320 and from 240 to 560; an eighth of 82 is too few
+    photo = drawn(4600, 200, (239, 100, 82, 0))
+    assert detector.detect(photo) == []
+    (face,) = find_faces(photo, detector)
+    assert np.round(face.box).tolist() == [239, 100, 321, 182]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -45,8 +131,8 @@ def test_tiles_lose_nothing_and_cut_nothing(drawn: Draw, networks: Any, seed: in
         for x in range(9)
         for y in range(7)
     ]
-    faces = find_faces(drawn(810, 631, *squares), networks.detector)
-    found = sorted((*map(round, face.box[:2]), round(face.box[2] - face.box[0])) for face in faces)
+    kept = find_faces(drawn(810, 631, *squares), networks.detector)
+    found = sorted((*map(round, face.box[:2]), round(face.box[2] - face.box[0])) for face in kept)
     np.testing.assert_allclose(found, sorted(square[:3] for square in squares), atol=1)
 
 
@@ -74,7 +160,8 @@ def test_small_and_huge_photos_are_not_enlarged(drawn: Draw, monkeypatch: pytest
 
     assert find_faces(drawn(160, 100), Nothing()) == []
     assert shapes == [(100, 160)]  # the detector's own input is four times as large
-    monkeypatch.setattr("rpf_lightning.enhancing.faces.MAX_PIXELS", 4 * 700 * 500)
+    monkeypatch.setattr(faces, "MAX_PIXELS", {1: 1e6, 2: 4 * 700 * 500, 4: 1e6})
+    monkeypatch.setattr(faces, "MAX_PIXELS_OF_NOTHING", 1e6)
     find_faces(drawn(700, 500), Nothing())
     assert len(shapes) == 2 + 3 * 2  # twice, in 3 x 2 tiles; not four times
 

@@ -1,6 +1,7 @@
 """Comparing people only where it was measured that they can be told apart."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,15 @@ import pytest
 from numpy.typing import NDArray
 
 from rpf_lightning.enhancing.faces import AlignedFace
-from rpf_lightning.enhancing.identity_check import OTHER, SAME, SMALLEST_SIDE, Comparison, comparable, compare
+from rpf_lightning.enhancing.identity_check import (
+    OTHER,
+    SAME,
+    SMALLEST_SIDE,
+    Comparison,
+    comparable,
+    compare,
+    not_measured,
+)
 
 
 def test_verdicts() -> None:
@@ -31,3 +40,11 @@ def test_both_faces_must_be_large_enough(drawn: Callable[..., NDArray[np.uint8]]
     assert tiny.side < SMALLEST_SIDE <= small.side
     assert compare(large, tiny, networks) is None
     assert compare(tiny, large, networks) is None
+
+
+def test_the_limits_belong_to_one_file(networks: Any) -> None:
+    assert not_measured(networks) == ""
+    networks.arcface = SimpleNamespace(file="w600k_r50.onnx")
+    assert not_measured(networks).startswith(
+        "the limits were not measured for w600k_r50.onnx, only for rec_mbf"
+    )

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpf_lightning.enhancing.identity_check import OTHER, SAME, SMALLEST_SIDE
+from rpf_lightning.enhancing.faces import MAX_PIXELS, MAX_PIXELS_OF_NOTHING
+from rpf_lightning.enhancing.identity_check import MEASURED, OTHER, SAME, SMALLEST_SIDE
 from rpf_lightning.faces.detection import Face
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +30,12 @@ def test_row(roc: Any) -> None:
     assert roc.row(48, own, other, 0.5) == [
         "48", "50.0%", "75.0%", "0.490", "50.0%", "0.499", "25.0%", "55.0%",
     ]  # fmt: skip
+
+
+def test_a_row_without_pairs_has_dashes(roc: Any) -> None:
+    nothing = np.zeros(0)
+    assert roc.row(16, nothing, nothing, None) == ["16", *["-"] * 7]
+    assert roc.row(16, nothing, np.linspace(-0.5, 0.5, 101), 1.0)[1:4] == ["100.0%", "-", "0.490"]
 
 
 def test_pairs_are_of_one_person_and_no_near_duplicates(roc: Any) -> None:
@@ -60,6 +67,25 @@ def test_people_in_folders(
     first, *_, last = capsys.readouterr().out.splitlines()
     assert "pack squares (arcface.onnx), 2 people" in first
     assert re.sub(r"0\.0\d\d", "0", last) == "| 64 | 100.0% | 100.0% | 0 | 100.0% | 0 | 0.0% | 100.0% |"
+    # no photo has a face of 128 pixels
+    roc.main(["--folders", str(tmp_path), "--sides", "128"])
+    assert capsys.readouterr().out.splitlines()[-1] == "| 128 |" + " - |" * 7
+
+
+def test_faces_are_found_as_by_the_command(
+    roc: Any, networks: Any, drawn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """In the enlargement too: at 9 pixels the detector itself sees nothing."""
+    for person, blue in (("a", 0), ("b", 255)):
+        (tmp_path / person).mkdir()
+        for number in range(2):
+            image = drawn(1500, 1200, (600 + number, 300, 36, blue))
+            Image.fromarray(image).save(tmp_path / person / f"{number}.png")
+    networks.arcface = SimpleNamespace(file="arcface.onnx")
+    monkeypatch.setattr(roc, "FaceNetworks", lambda pack: networks)
+    # 375 pixels wide, which the enlargement by 2 makes 750
+    roc.main(["--folders", str(tmp_path), "--sides", "9"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| 9 | 100.0% |")
 
 
 def test_prepared_photos(
@@ -84,3 +110,8 @@ def test_the_page_states_the_constants() -> None:
     assert f"| {SAME} and more | the same person |" in page
     assert f"| below {OTHER} | refused as clearly another person" in page
     assert f"compared by ArcFace from {SMALLEST_SIDE} pixels on" in page
+    assert f"`{MEASURED}`" in page
+    for scale, pixels in MAX_PIXELS.items():
+        line = ("else the photo at its own size", "the enlargement by 2", "the enlargement by 4")[scale // 2]
+        assert f"| {line} | {pixels / 1e6:.0f} million" in page
+    assert f"where no face was found so far {MAX_PIXELS_OF_NOTHING / 1e6:.0f} million" in page

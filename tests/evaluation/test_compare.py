@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rpf_lightning.data.records import ReferenceBatch
-from rpf_lightning.evaluation.compare import METHODS, evaluate
+from rpf_lightning.evaluation.compare import evaluate
 from rpf_lightning.evaluation.contact import PICTURE_TITLES
 from rpf_lightning.evaluation.tables import table_for_console
 from rpf_lightning.metrics import psnr, ssim
@@ -21,6 +21,8 @@ from rpf_lightning.model.rpf import BlockOutput, RPFModel
 from rpf_lightning.model.storage import weights_hash
 
 METRICS = ["psnr", "ssim", "psnr_face", "detail_error", "lr_consistency"]
+
+METHODS = ("bicubic", "without_reference", "with_reference", "other_person")
 
 
 class ListDataset(Dataset[ReferenceBatch]):
@@ -159,7 +161,7 @@ def test_results_file_is_strict_json_with_its_protocol(tmp_path: Path) -> None:
     protocol = stored["protocol"]
     assert (protocol["lr_size"], protocol["size"], protocol["pairs"]) == (16, 32, 5)
     assert protocol["data"] == "random"
-    assert protocol["lpips"] == protocol["isc"] == "off: no weights"
+    assert protocol["lpips"] == protocol["isc"] == "off: not given"
     assert protocol["torch"] == torch.__version__
     assert protocol["weights_sha256"] == weights_hash(model.state_dict())
     names = [[f"gt{i}", f"own{i}", f"other{i}"] for i in range(5)]

@@ -14,7 +14,7 @@ from rpf_lightning import metrics
 from rpf_lightning.data import Degradation, ReferencePairsDataModule, SyntheticFacesDataModule
 from rpf_lightning.data.dataset import collate
 from rpf_lightning.data.sample import full_reference, gt_at, image_tensor, lr_of
-from rpf_lightning.evaluation import layout, subjects
+from rpf_lightning.evaluation import figures, layout, subjects
 from rpf_lightning.evaluation.figures import (
     FIGURES,
     _strength,
@@ -406,13 +406,74 @@ def test_command_with_embedded_faces_and_another_method(model_dir, tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_command_computes_on_the_named_device(model_dir, tmp_path, monkeypatch):
-    moved = []
-    real = RPFModel.to
-    monkeypatch.setattr(RPFModel, "to", lambda self, place: moved.append(place) or real(self, place))
-    args = ["mask", "--model", str(model_dir), "--people", "8", "--rows", "1", "--device", "cpu:0"]
+@pytest.mark.parametrize(
+    ("args", "computing"),
+    [
+        (["comparison"], 1),
+        (["comparison", "--method", "twin={model}", "--method", "third={model}"], 3),
+        (["intermediates"], 1),
+        (["thin-plate"], 1),
+        (["references", "--same", "1", "--others", "1"], 1),
+        (["mask"], 1),
+        (["mask", "--unmasked-model", "{model}"], 2),
+        (["degradations", "--strengths", "1"], 1),
+    ],
+)
+def test_command_computes_on_the_named_device(args, computing, model_dir, tmp_path, monkeypatch):
+    """With every model; "meta" stands for a GPU, and the models are asked there for where they are only."""
+    places, twin = {}, RPFModel.from_pretrained(model_dir)
+
+    def forward(self, lr, reference, **kwargs):
+        assert lr.device == reference.device
+        places[id(self)] = (next(self.parameters()).device.type, lr.device.type)
+        return twin.forward(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 64, 64), **kwargs)
+
+    monkeypatch.setattr(RPFModel, "__call__", forward)
+    monkeypatch.setattr(figures, "place_of", {"cuda:1": torch.device("meta")}.__getitem__)
+    args = [word.replace("{model}", str(model_dir)) for word in args]
+    args += ["--model", str(model_dir), "--people", "8", "--val-fraction", "0.5", "--rows", "1"]
+    args += ["--device", "cuda:1"]
     main([*args, "--out", str(tmp_path / "a.png")])
-    assert moved == [torch.device("cpu", 0)]
+    assert list(places.values()) == [("meta", "meta")] * computing
+
+
+def test_the_enlarged_lr_as_reference(model, model_dir, out, pairs):
+    """Where the data say so: what the model makes is what it makes without a reference."""
+
+    def alone(lr):
+        with torch.no_grad():
+            return model(lr, None, return_intermediates=True)
+
+    rows = figure_comparison(
+        model, faces(reference="lr"), out, rows=2, methods={"given": lambda b: b.reference}
+    )
+    for row, batch in zip(rows, pairs, strict=True):
+        assert row.caption == f"{batch.id[0]}, reference enlarged LR"
+        shows(out, row.boxes["RPF"], alone(batch.lr)[0])
+        for title in ("reference", "given"):
+            shows(out, row.boxes[title], resize(batch.lr, 64).clamp(0, 1))
+    rows = figure_intermediates(model, faces(reference="lr"), out, rows=1)
+    for row, block, reference in zip(
+        rows, alone(pairs[0].lr)[1], model.encode_reference(resize(pairs[0].lr, 64).clamp(0, 1)), strict=True
+    ):
+        shows(out, row.boxes["reference"], reference)
+        shows(out, row.boxes["refined"], block.output)
+    data = faces(reference="lr", degradation="dpsr")
+    above, below = figure_degradations(model, data, out, rows=1, strengths=1)
+    assert list(above.boxes) == ["GT", "bicubic", "dpsr 1", "realistic 1"]
+    assert list(below.boxes) == ["bicubic", "dpsr 1", "realistic 1"]
+    shows(out, below.boxes["bicubic"], alone(pairs[0].lr)[0])
+    (row,) = figure_comparison(model, data, out, rows=1)
+    degraded = collate([data.val_dataset()[0]]).lr
+    assert not torch.equal(degraded, pairs[0].lr)
+    shows(out, row.boxes["reference"], resize(degraded, 64).clamp(0, 1))
+
+
+@pytest.mark.parametrize("name", ["thin_plate", "references", "mask"])
+def test_figures_of_references_refuse_the_lr_in_their_place(name, model, out):
+    with pytest.raises(ValueError, match=r"^data: its reference is lr, .* take reference: photo"):
+        FIGURES[name](model, faces(reference="lr"), out, rows=1)
+    assert not out.exists()
 
 
 def test_command_draws_degradations_with_its_seed(model_dir, tmp_path):

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,3 +241,32 @@ def test_collate_keeps_what_is_not_there() -> None:
     assert stacked.other is stacked.other_id is None
     assert stacked.id == ["a", "a"]
     assert stacked.lr.shape == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("argument", "path", "readings"),
+    [
+        ("a,b/g.pth", "a,b/g.pth", {"blend": "before_activation", "normalize": True}),
+        ("g.pth,blend=after_activation", "g.pth", {"blend": "after_activation", "normalize": True}),
+        (
+            "g.pth,normalize=false,blend=after_activation",
+            "g.pth",
+            {"blend": "after_activation", "normalize": False},
+        ),
+    ],
+)
+def test_gcfsr_can_be_read_in_other_ways(
+    argument: str, path: str, readings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load(path: str, **readings: Any) -> GCFSR:
+        asked.append((path, readings))
+        return GCFSR(32, width=1 / 64)
+
+    monkeypatch.setattr(GCFSR, "from_checkpoint", load)
+    (method,) = build_methods([f"gcfsr:GCFSR={argument}"])
+    assert asked == [(path, readings)]
+    assert readings.items() <= method.describe().items()
+    with pytest.raises(ValueError, match="expected blend=before_activation or after_activation"):
+        build_methods(["gcfsr:GCFSR=g.pth,blend=never"])

@@ -202,6 +202,7 @@ def test_table_1_runs_on_the_papers_test_pairs(prepared: Path, model_dir: Path, 
     config = Path(__file__).parents[2] / "configs" / "eval" / "table1_x64.yaml"
     out = tmp_path / "out"
     words = ["--model_dir", str(model_dir), "--data.init_args.root", str(prepared), "--out", str(out)]
+    words += ["--lpips", "false", "--isc", "false"]
     main(["evaluate", "--config", str(config), *words])
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert results["protocol"]["split"] == "paper_test"
@@ -220,3 +221,20 @@ def test_documented_commands_evaluate_models_on_people_that_were_held_out() -> N
         with_models = [line for line in commands if "model:" in line]
         assert with_models
         assert all("--split val" in line for line in with_models)
+
+
+def test_the_fingerprint_knows_how_the_lr_is_made(prepared: Path) -> None:
+    prints = set()
+    for degradation, seed in (("bicubic", 0), ("dpsr", 0), ("dpsr", 1), ("realistic", 0)):
+        data = prepared_data(prepared, degradation=degradation)
+        dataset = pairs_for(data, build_methods(["bicubic"]))
+        if dataset.base.degrade is not None:
+            dataset.base.degrade.seed = seed
+        prints.add(dataset.fingerprint())
+    assert len(prints) == 4
+
+
+def test_the_protocol_names_the_split_of_the_data(prepared: Path) -> None:
+    assert choose_pairs(prepared_data(prepared))[1] == "val"
+    data = ReferencePairsDataModule(str(prepared), split="disjoint", lr_size=16, size=64)
+    assert choose_pairs(data, "val")[1] == "disjoint val"

@@ -230,3 +230,34 @@ def test_the_lock_leaves_nothing_behind(tmp_path: Path) -> None:
             (tmp_path / "out" / "x").touch()
     with sole_evaluation(tmp_path), pytest.raises(FileExistsError), sole_evaluation(tmp_path):
         raise AssertionError("both at once")
+
+
+def brightness(factor: float) -> Networks:
+    return Networks(perceptual=lambda output, gt: (output - gt).abs().flatten(1).mean(1) * factor)
+
+
+def test_values_of_two_networks_are_never_mixed(tmp_path: Path) -> None:
+    """A network that nothing identifies may be another one now; one whose hash is known may not."""
+    for name, extra in (("unknown", {}), ("changed", {"lpips_sha256": "a"})):
+        out = tmp_path / name
+        with pytest.raises(Stop):
+            run(out, Faulty("a4"), Pairs(), brightness(1), **extra)
+        extra = dict.fromkeys(extra, "b")
+        method = Faulty()
+        results = run(out, method, Pairs(), brightness(100), **extra)
+        assert method.asked == [f"a{i}" for i in range(6)]
+        values = [row["metrics"]["bicubic"]["lpips"] for row in results["per_image"]]
+        assert min(values) > 1
+    with pytest.raises(Stop):
+        run(tmp_path / "same", Faulty("a4"), Pairs(), brightness(1), lpips_sha256="a")
+    method = Faulty()
+    run(tmp_path / "same", method, Pairs(), brightness(1), lpips_sha256="a")
+    assert method.asked == ["a3", "a4", "a5"]
+
+
+def test_another_set_of_metrics_starts_anew(tmp_path: Path) -> None:
+    """Or their values would be missing for the pairs that were measured before."""
+    half(tmp_path, lpips="given")
+    results = run(tmp_path, Faulty(), Pairs(), brightness(1), lpips="given", lpips_sha256="a")
+    assert all("lpips" in row["metrics"]["bicubic"] for row in results["per_image"])
+    assert results["counts"]["bicubic"]["lpips"] == 6

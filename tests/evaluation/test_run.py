@@ -268,6 +268,22 @@ def test_metrics_of_networks(
     assert list(copied)[-3:] == ["lpips", "isc", "isc_reference"]
 
 
+@pytest.mark.parametrize("here", [True, False])
+def test_without_a_word_what_has_its_weights_here_is_measured(
+    here: bool, prepared: Path, tmp_path: Path, alexnet_state: dict[str, torch.Tensor], make_pack: Any
+) -> None:
+    """The short form of the command gives the means of LPIPS and ISC; nothing is downloaded for them."""
+    if here:
+        torch.save(alexnet_state, make_pack().parents[3] / "alexnet_features.pth")
+    results = run(prepared, tmp_path / "out")
+    means, protocol = results["methods"]["bicubic"], results["protocol"]
+    assert ({"lpips", "isc"} <= means.keys()) is here
+    assert protocol["lpips"] == protocol["isc"] == ("on" if here else "off: no weights here")
+    results = run(prepared, tmp_path / "off", "--lpips", "false", "--isc", "false")
+    assert not {"lpips", "isc"} & results["methods"]["bicubic"].keys()
+    assert results["protocol"]["lpips"] == "off: not asked for"
+
+
 def test_landmark_distance_through_the_comparison(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_pack: Any
 ) -> None:

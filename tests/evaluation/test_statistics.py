@@ -1,9 +1,10 @@
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from rpf_lightning.evaluation.statistics import estimate, gap
+from rpf_lightning.evaluation.statistics import CHUNK, estimate, gap
 
 
 def test_the_interval_is_that_of_the_mean() -> None:
@@ -37,5 +38,12 @@ def test_a_gap_is_measured_in_pairs() -> None:
 
 
 def test_memory_is_bounded_for_many_images() -> None:
-    found = estimate(np.arange(200_000, dtype=float).tolist(), resamples=20)
+    values = np.arange(200_000, dtype=float).tolist()
+    tracemalloc.start()
+    try:
+        found = estimate(values, resamples=50)  # 10 million draws, 80 MB of places and 80 MB of values
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * 8 * CHUNK
     assert found["low"] < found["mean"] < found["high"]

@@ -105,6 +105,19 @@ def test_rows_of_table_2_are_trained_models() -> None:
     assert theirs["without reference (paper)"] == ["22.90", "0.3623", "0.6631"]
 
 
+def test_rows_of_table_2_may_be_folders_without_weights() -> None:
+    kinds = dict.fromkeys(("RPF", "without_progressive"), "folder")
+    theirs = {name: paper for name, _, paper in table_rows(made_up(kinds), TABLE2)[1]}
+    assert theirs["without_progressive"] == ["22.58", "0.3659", "0.6649"]
+
+
+def test_the_first_model_that_has_no_name_of_the_papers_stands_beside_rpf() -> None:
+    kinds = {"without_progressive": "model", "mine": "model", "other": "model"}
+    theirs = {name: paper for name, _, paper in table_rows(made_up(kinds), TABLE2)[1]}
+    assert theirs["mine"] == ["23.16", "0.3591", "0.7101"]
+    assert theirs["other"] == ["–"] * 3
+
+
 def test_table_2_has_its_own_columns_and_caption() -> None:
     results = made_up({"RPF": "model"})
     text, tex = paper_markdown(results, TABLE2), paper_latex(results, TABLE2)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning import Callback
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
 from rpf_lightning.callbacks import FreezeEarlierBlocks
@@ -19,6 +20,7 @@ from rpf_lightning.metrics import psnr
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize
 from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, WarpingStage
+from small_fits import QUIET
 
 Fit = Callable[..., Any]
 BatchOf = Callable[..., Any]
@@ -741,3 +743,15 @@ def test_every_random_state_is_restored(model_dir: Path, tmp_path: Path, fit: Fi
         drawn.append((torch.rand(()).item(), random.random(), np.random.rand()))  # noqa: NPY002
     assert drawn[0] == drawn[1]
     assert drawn[0] != (torch.rand(()).item(), random.random(), np.random.rand())  # noqa: NPY002
+
+
+@pytest.mark.parametrize("phase", ["validate", "test"])
+def test_an_interrupted_validation_leaves_no_values(phase: str, model_dir: Path, batch_of: BatchOf) -> None:
+    stage, trainer = make("lr", model_dir, **OFF), Trainer(**QUIET)
+    run = getattr(trainer, phase)
+    (expected,) = run(stage, DataLoader([batch_of(2)], batch_size=None), verbose=False)
+    metrics = stage.val_metrics if phase == "validate" else stage.test_metrics
+    black = torch.zeros(1, 3, 64, 64)
+    metrics.update(output=black, gt=black + 1, mask=black[:, :1] + 1, lr=torch.zeros(1, 3, 16, 16))
+    (again,) = run(stage, DataLoader([batch_of(2)], batch_size=None), verbose=False)
+    assert again == expected

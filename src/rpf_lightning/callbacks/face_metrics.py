@@ -10,13 +10,15 @@ from torchmetrics import Metric
 from rpf_lightning.data.records import FaceBatch, ReferenceBatch
 from rpf_lightning.faces.landmarks import landmark_model
 from rpf_lightning.metrics import ISC, LandmarkDistance, LPIPSDistance, ReferenceISC
+from rpf_lightning.stages.base import RPFStage
 
 
 class FaceMetrics(Callback):
     """Logs `val/lpips`, `val/isc`, `val/isc_reference` and `val/landmark_distance` (`test/...`), as far as wanted.
 
     They are measured on what the stage makes (the warping stage: the aligned reference), clamped, and are means
-    over all images and processes. Without a reference (stage 1) there is no `isc_reference`.
+    over all images and processes. Where the stage reads no reference (stage 1), there is no `isc_reference`, whatever
+    the data hold.
 
     Args:
         lpips: LPIPS (AlexNet); needs AlexNet's weights.
@@ -48,6 +50,15 @@ class FaceMetrics(Callback):
                 landmark_model(self.landmarks, trainer.strategy.root_device)
             )
 
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew: an epoch that was interrupted has left its images."""
+        for metric in self._metrics.values():
+            metric.reset()
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        self.on_validation_epoch_start(trainer, pl_module)
+
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -58,12 +69,14 @@ class FaceMetrics(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Add a batch."""
+        assert isinstance(pl_module, RPFStage)
         output = outputs["output"].clamp(0, 1)
         for name, metric in self._metrics.items():
             other = batch.gt
             if name == "isc_reference":
-                if not isinstance(batch, ReferenceBatch):
+                if not pl_module.needs_references:
                     continue
+                assert isinstance(batch, ReferenceBatch)  # or the stage has refused it
                 other = batch.reference
             metric.to(other.device).update(output, other)
 
@@ -84,4 +97,3 @@ class FaceMetrics(Callback):
             if metric.update_called:
                 # `compute` has brought the processes together; `sync_dist` only tells Lightning so
                 pl_module.log(f"{phase}/{name}", metric.compute(), sync_dist=True)
-                metric.reset()

@@ -17,13 +17,23 @@ from rpf_lightning.pictures import png, result_file, to_uint8
 class PredictionWriter(BasePredictionWriter):
     """Writes every prediction of a stage as `<id>.png`, batch by batch; ids with folders go into subfolders.
 
+    Files of an earlier run are overwritten.
+
     Args:
         directory: Made if it is missing. None: `predictions/` in the trainer's default_root_dir.
+
+    Raises:
+        ValueError: When a process comes to a second photo for one file, such as `a.png` after `a.jpg`.
     """
 
     def __init__(self, directory: str | None = None) -> None:
         super().__init__("batch")
         self.directory = directory
+        self._photos: dict[str, str] = {}  # what each file shows
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the run before."""
+        self._photos = {}
 
     def write_on_batch_end(
         self,
@@ -40,6 +50,11 @@ class PredictionWriter(BasePredictionWriter):
         root.mkdir(parents=True, exist_ok=True)
         names, images = prediction
         for name, image in zip(names, to_uint8(images), strict=True):
-            file = root / result_file(name)
+            written = result_file(name)
+            if (photo := self._photos.setdefault(written, name)) != name:
+                raise ValueError(
+                    f"{written} would stand for two photos, {photo} and {name}; rename one of them"
+                )
+            file = root / written
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, png(image))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rpf_lightning.data.preparation.annotate import face_count_problem
-from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks, RefusedError, find_faces
+from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks, RefusedError, Search, search_faces
 from rpf_lightning.enhancing.identity_check import SMALLEST_SIDE, Comparison, comparable, compare
 
 
@@ -35,7 +35,7 @@ def photo_face(
     index: int | None,
     references: Sequence[AlignedFace],
     networks: FaceNetworks,
-) -> tuple[int, AlignedFace]:
+) -> tuple[int, AlignedFace, Search]:
     """Choose the face of the photo: the one that is named, the only one, or the one that the references match.
 
     Args:
@@ -46,20 +46,22 @@ def photo_face(
         networks: The detector and ArcFace.
 
     Returns:
-        Its index and the face.
+        Its index, the face, and how the photo was searched.
 
     Raises:
         RefusedError: If there is no face, no such index, or none of several faces is known to match.
     """
-    faces = [AlignedFace.found(image, face) for face in find_faces(image, networks.detector)]
+    search = search_faces(image, networks.detector)
+    faces = [AlignedFace.found(image, face) for face in search.faces]
     if not faces:
-        raise RefusedError(f"{name}: no face found, neither in the photo nor in its enlargement")
+        missed = f"; {search.hint}" if search.hint else ""
+        raise RefusedError(f"{name}: no face found; searched: {search.searched}{missed}")
     if index is not None:
         if not 0 <= index < len(faces):
-            raise RefusedError(f"{name}: --face {index} is not there. {_listed(faces)}")
-        return index, faces[index]
+            raise RefusedError(f"{name}: --face {index} is not there. {_listed(faces, search)}")
+        return index, faces[index], search
     if len(faces) == 1:
-        return 0, faces[0]
+        return 0, faces[0], search
     matches: list[tuple[Comparison, int]] = []
     for place, face in enumerate(faces):
         if not comparable(face):
@@ -69,18 +71,19 @@ def photo_face(
     if not matches:
         raise RefusedError(
             f"{name}: several faces, and none of those of at least {SMALLEST_SIDE} pixels is known to be the "
-            f"reference's person: choose with --face. {_listed(faces)}"
+            f"reference's person: choose with --face. {_listed(faces, search)}"
         )
     _, place = max(matches)
-    return place, faces[place]
+    return place, faces[place], search
 
 
-def _listed(faces: Sequence[AlignedFace]) -> str:
+def _listed(faces: Sequence[AlignedFace], search: Search) -> str:
     lines = []
     for place, face in enumerate(faces):
         x, y = face.matrix @ (0.5, 0.5, 1)
         lines.append(f"--face {place}: {face.side:.0f} pixels, around x {x:.0f}, y {y:.0f}")
-    return "Faces found: " + "; ".join(lines)
+    missed = f". {search.hint.capitalize()}" if search.hint else ""
+    return "Faces found: " + "; ".join(lines) + missed
 
 
 def nearest_reference(face: AlignedFace, references: Sequence[AlignedFace]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -40,8 +41,7 @@ def write_enhanced(result: Enhanced, out: str | Path) -> tuple[Path, Path]:
         ValueError: If the name ends otherwise.
     """
     out = checked_out(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, png(result.image))
+    photo = png(result.image)
     masked = result.reference * result.mask[..., None]
     side = len(result.lr)
     cells = {
@@ -52,8 +52,14 @@ def write_enhanced(result: Enhanced, out: str | Path) -> tuple[Path, Path]:
         "reference (masked)": masked,
     }
     pictures = {title: cell(torch.tensor(pixels).permute(2, 0, 1) / 255) for title, pixels in cells.items()}
+    # both are encoded before the first one is written, so that an error leaves nothing
+    with tempfile.TemporaryDirectory() as folder:
+        write_figure(Path(folder) / "figure.png", [Row(summary(result), pictures)])
+        figure = (Path(folder) / "figure.png").read_bytes()
     beside = _beside(out)
-    write_figure(beside, [Row(summary(result), pictures)])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, photo)
+    write_atomically(beside, figure)
     return out, beside
 
 
@@ -111,7 +117,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("photo", help="a photo with a small face; with --aligned an aligned square crop")
     parser.add_argument(
         "--reference", required=True, action="extend", nargs="+", metavar="PORTRAIT",
-        help="one large face of the same person; of several, the one whose pose is nearest is used",
+        help="one large face of the same person; of several, the one whose pose is nearest is used, matches first",
     )  # fmt: skip
     parser.add_argument("--out", required=True, help="the PNG to write; beside it NAME_side_by_side.png")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a model's name or directory")

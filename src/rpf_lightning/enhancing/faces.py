@@ -19,15 +19,20 @@ from torch import Tensor
 
 from rpf_lightning.data.preparation.options import MaskModel
 from rpf_lightning.faces.alignment import align_face, aligned_points, alignment_matrix, check_photo
-from rpf_lightning.faces.detection import INPUT_SIDES, Face, FaceDetector
+from rpf_lightning.faces.detection import INPUT_SIDES, MAX_INPUT_SIDE, Face, FaceDetector
 from rpf_lightning.faces.identity import ArcFace
 from rpf_lightning.faces.landmarks import LandmarkModel, landmark_model
 from rpf_lightning.faces.parsing import BiSeNetParser, hull_mask, template_mask
 
-SCALES = (2, 4)
 TILE = 640  # of the enlarged photo: the detector's own input side
-OVERLAP = 160  # of the enlarged photo; larger faces are found in the photo as it is
-MAX_PIXELS = 64e6  # an enlargement beyond this is not searched: half a minute on one core
+OVERLAP = 160  # of the enlarged photo; larger faces are found at a smaller scale
+MAX_PIXELS = {
+    1: 256e6,
+    2: 64e6,
+    4: 16e6,
+}  # of a photo that is searched at that scale; 64 million: half a minute
+MAX_PIXELS_OF_NOTHING = 64e6  # the same at the scale 4 where no face was found
+CUT = 160  # least side of what a face is found again in: at the detector's input side, it is enlarged by 4
 SAME_FACE = 0.5  # two boxes that share this much of the smaller one are one face, or a face and a part of it
 FEATURE_SIDE = 512  # ArcFace sees 112 pixels of a crop; larger ones only cost time
 
@@ -93,36 +98,108 @@ class AlignedFace:
         return aligned_points(self.points, self.points)
 
 
-def find_faces(image: NDArray[np.uint8], detector: FaceDetector) -> list[Face]:
-    """Find faces in a photo and in its enlargement by 2: tiny faces are missed otherwise.
+@dataclass(frozen=True)
+class Search:
+    """What a search has found, and how it searched.
 
-    Where both show none, it is enlarged by 4. Enlargements are searched in tiles, as far as they have at most 64
-    million pixels. Of several finds of one face the one with the highest score is kept.
+    Attributes:
+        faces: Largest box first, in pixels of the photo.
+        scales: At which the photo was searched: 1 its own size, 2 and 4 its enlargements; without 1 only reduced.
+        left_out: Scales at which it was not, although smaller faces could be found there.
+    """
+
+    faces: tuple[Face, ...]
+    scales: tuple[int, ...]
+    left_out: tuple[int, ...]
+
+    @property
+    def searched(self) -> str:
+        """Where was searched."""
+        own = "the photo" if 1 in self.scales or 2 in self.scales else "the photo, reduced"
+        enlarged = " and ".join(str(scale) for scale in self.scales if scale > 1)
+        return f"{own}, and its enlargement by {enlarged}" if enlarged else own
+
+    @property
+    def hint(self) -> str:
+        """What was not searched, and what helps; "" if nothing was left out."""
+        if not self.left_out:
+            return ""
+        own = ["the photo at its own size"] if 1 in self.left_out else []
+        enlarged = " and ".join(str(scale) for scale in self.left_out if scale > 1)
+        what = " and ".join([*own, *([f"its enlargement by {enlarged}"] if enlarged else [])])
+        return f"not searched: {what}; cut the photo to the surroundings of a tiny face that was missed"
+
+
+def find_faces(image: NDArray[np.uint8], detector: FaceDetector) -> list[Face]:
+    """Find the faces of a photo, see `search_faces`: largest box first, in pixels of the photo."""
+    return list(search_faces(image, detector).faces)
+
+
+def search_faces(image: NDArray[np.uint8], detector: FaceDetector) -> Search:
+    """Find faces in a photo and in its enlargements: tiny faces are missed otherwise.
+
+    The detector sees a photo at up to 1920 pixels. Beside that, these are searched, in tiles: the enlargement by 2
+    up to 64 million pixels (of the enlargement), else the photo at its own size up to 256 million; the enlargement by
+    4 up to 16 million pixels, and where no face was found up to 64 million. Of several finds of one face the one with
+    the highest score is kept; a face that was found in the reduced photo is found again in a cut around it.
 
     Args:
         image: (H, W, 3) uint8, RGB.
         detector: The detector.
-
-    Returns:
-        The faces, largest box first, in pixels of the photo.
 
     Raises:
         ValueError: If the image is no photo.
     """
     check_photo(image)
     height, width = image.shape[:2]
+    longest, area = max(height, width), height * width
+    own_size = longest <= MAX_INPUT_SIDE
     found = detector.detect(image)
-    for scale in SCALES:
-        if scale == SCALES[-1] and found:
-            break  # four times the work of the enlargement before
-        # the detector itself enlarges small photos to its input's side
-        if scale * max(height, width) > INPUT_SIDES[-1] and scale**2 * height * width <= MAX_PIXELS:
-            found += _in_tiles(image, detector, scale)
+    if not own_size:
+        found = [_again(image, face, detector) for face in found]
+    scales, left_out = [1] if own_size else [], []
+    # the detector itself enlarges small photos to its input's side
+    enlargements = [scale for scale in (2, 4) if scale * longest > INPUT_SIDES[-1]]
+    for scale in enlargements:
+        limit = MAX_PIXELS[scale] if found or scale == 2 else max(MAX_PIXELS[scale], MAX_PIXELS_OF_NOTHING)
+        if scale**2 * area > limit:
+            left_out.append(scale)
+            continue
+        scales.append(scale)
+        found += _in_tiles(image, detector, scale)
+    # at its own size where it is too large to be enlarged, or so long that faces too large for the tiles of the
+    # enlargement are tiny in the reduced photo
+    if not own_size and (2 in left_out or longest > 4 * MAX_INPUT_SIDE):
+        if area > MAX_PIXELS[1]:
+            left_out.insert(0, 1)
+        else:
+            scales.insert(0, 1)
+            found += _in_tiles(image, detector, 1)
     kept: list[Face] = []
     for face in sorted(found, key=lambda face: -face.score):
         if face.area > 0 and all(_shared(face, other) < SAME_FACE for other in kept):
             kept.append(face)
-    return sorted(kept, key=lambda face: -face.area)
+    return Search(tuple(sorted(kept, key=lambda face: -face.area)), tuple(scales), tuple(left_out))
+
+
+def _again(image: NDArray[np.uint8], face: Face, detector: FaceDetector) -> Face:
+    """Find a face of a reduced photo again in a cut of the photo itself, so that its points are exact."""
+    height, width = image.shape[:2]
+    middle, size = (face.box[:2] + face.box[2:]) / 2, face.box[2:] - face.box[:2]
+    if size.max() >= TILE:
+        return face  # exact enough
+    half = max(1.5 * size.max(), CUT / 2)
+    left, top = np.floor(middle - half).astype(int).clip(0, (width, height))
+    right, bottom = np.ceil(middle + half).astype(int).clip(0, (width, height))
+    if right <= left or bottom <= top:
+        return face
+    corner = np.array([left, top])
+    finds = [
+        Face(other.box + np.tile(corner, 2), other.score, other.points + corner)
+        for other in detector.detect(image[top:bottom, left:right])
+    ]
+    finds = [other for other in finds if other.area > 0 and _shared(face, other) >= SAME_FACE]
+    return max(finds, key=lambda other: _shared(face, other, whole=True), default=face)
 
 
 def _in_tiles(image: NDArray[np.uint8], detector: FaceDetector, scale: int) -> Iterator[Face]:
@@ -149,10 +226,11 @@ def _starts(length: int, tile: int, scale: int) -> Sequence[int]:
     return sorted({*range(0, last, tile - OVERLAP // scale), last})
 
 
-def _shared(a: Face, b: Face) -> float:
-    """Area that two boxes share, as a fraction of the smaller one."""
+def _shared(a: Face, b: Face, whole: bool = False) -> float:
+    """Area that two boxes share, as a fraction of the smaller one, or of what they cover together."""
     low, high = np.maximum(a.box[:2], b.box[:2]), np.minimum(a.box[2:], b.box[2:])
-    return float(np.prod((high - low).clip(0))) / min(a.area, b.area)
+    shared = float(np.prod((high - low).clip(0)))
+    return shared / (a.area + b.area - shared) if whole else shared / min(a.area, b.area)
 
 
 class FaceNetworks:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rpf_lightning.data.reading import read_photo
 from rpf_lightning.enhancing.choosing import nearest_reference, photo_face, reference_face
 from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks, MaskOf, RefusedError
 from rpf_lightning.enhancing.identity_check import (
@@ -20,12 +19,18 @@ from rpf_lightning.enhancing.identity_check import (
     Comparison,
     comparable,
     compare,
+    not_measured,
 )
 from rpf_lightning.enhancing.paste import enlarge, enlargement, paste
+from rpf_lightning.enhancing.reading import read_srgb
 from rpf_lightning.model import RPFModel
+from rpf_lightning.model.resize import resize_mask
+from rpf_lightning.pictures import to_uint8
 
 Photo = str | Path | NDArray[np.uint8]
-"""A file, or (H, W, 3) uint8 RGB."""
+"""A file, or (H, W, 3) uint8 RGB (sRGB)."""
+
+MASK_SIDE = 512  # of the faces that the masks of training are made from
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +80,8 @@ def enhance_photo(
 
     Args:
         photo: Where a face is smaller than the model's output.
-        references: One or more portraits of the person, one large face each; the one whose pose is nearest is used.
+        references: One or more portraits of the person, one large face each. Of those that surely match, else of those
+            that were compared, the one whose pose is nearest is used.
         model: On any device; it is put into eval mode.
         networks: Detector, ArcFace and mask; None: `FaceNetworks()`.
         face: Which face of the photo, 0 is the largest; None: the only one, or the one that the references match.
@@ -91,18 +97,22 @@ def enhance_photo(
     names = [_name(reference, f"reference {i}") for i, reference in enumerate(references)]
     if not names:
         raise ValueError("references: expected one portrait at least, got none")
-    name, image = _name(photo, "the photo"), _read(photo)
+    warnings: list[str] = []
+    name = _name(photo, "the photo")
+    image = _read(photo, name, warnings)
     mask_of = networks.mask  # first of all: searching a photo takes a while
     portraits = [
-        reference_face(_read(reference), name, networks)
+        reference_face(_read(reference, name, warnings), name, networks)
         for reference, name in zip(references, names, strict=True)
     ]
-    index, found = photo_face(image, name, face, portraits, networks)
+    index, found, search = photo_face(image, name, face, portraits, networks)
+    if 2 in search.left_out and face is None:
+        warnings.append(f"{name}: {search.hint}")
     label = f"face {index} of {name}"
-    _refuse_large(found, label, model)
-    warnings: list[str] = []
+    _refuse_large(found, label, model, search.hint)
     compared = [compare(found, portrait, networks) for portrait in portraits]
-    allowed = _same_person(compared, label, found, names, force, warnings)
+    unknown = not_measured(networks) if any(compared) else ""
+    allowed = _same_person(compared, label, found, names, force, warnings, unknown, search.hint)
     chosen = allowed[nearest_reference(found, [portraits[i] for i in allowed])]
     lr, sharp, reference, mask = _super_resolve(
         found, label, portraits[chosen], names[chosen], model, mask_of, warnings
@@ -144,18 +154,20 @@ def enhance_aligned(
     """
     networks = networks or FaceNetworks()
     name, reference_name = _name(photo, "the photo"), _name(reference, "the reference")
+    warnings: list[str] = []
     found, portrait = (
-        AlignedFace.whole(_read(file), label) for file, label in ((photo, name), (reference, reference_name))
+        AlignedFace.whole(_read(file, label, warnings), label)
+        for file, label in ((photo, name), (reference, reference_name))
     )
     _refuse_large(found, name, model)
-    warnings: list[str] = []
     try:
         compared = compare(found, portrait, networks)
+        unknown = not_measured(networks) if compared else ""
     except FileNotFoundError as error:
         compared = None
         warnings.append(f"whether {reference_name} shows the same person was not compared: {error}")
     else:
-        _same_person([compared], name, found, [reference_name], force, warnings)
+        _same_person([compared], name, found, [reference_name], force, warnings, unknown)
     lr, sharp, square, mask = _super_resolve(
         found, name, portrait, reference_name, model, networks.mask, warnings
     )
@@ -176,14 +188,15 @@ def _name(photo: Photo, otherwise: str) -> str:
     return otherwise if isinstance(photo, np.ndarray) else str(photo)
 
 
-def _read(photo: Photo) -> NDArray[np.uint8]:
-    return photo if isinstance(photo, np.ndarray) else read_photo(Path(photo))
+def _read(photo: Photo, name: str, warnings: list[str]) -> NDArray[np.uint8]:
+    return photo if isinstance(photo, np.ndarray) else read_srgb(Path(photo), name, warnings)
 
 
-def _refuse_large(face: AlignedFace, label: str, model: RPFModel) -> None:
+def _refuse_large(face: AlignedFace, label: str, model: RPFModel, hint: str = "") -> None:
     if face.side >= model.size:
         raise RefusedError(
             f"{label} has {face.side:.0f} pixels already, and the model makes {model.size}: nothing to gain"
+            + (f"; {hint}" if hint else "")
         )
 
 
@@ -194,19 +207,27 @@ def _same_person(
     names: Sequence[str],
     force: bool,
     warnings: list[str],
+    unknown: str,
+    hint: str = "",
 ) -> list[int]:
-    """Places of the references that may be used."""
+    """Places of the references that may be used: matches if there are any, else those compared, else the others.
+
+    `unknown` is not empty where the limits were not measured for the network: then it is a warning and nothing is
+    refused. `hint` ends a refusal.
+    """
     if not comparable(face):
         warnings.append(
             f"{label} has {face.side:.0f} pixels, too few to tell people apart (from {SMALLEST_SIDE} on): make "
             "sure yourself that the reference shows the same person"
         )
         return list(range(len(names)))
+    if unknown:
+        warnings.append(unknown)
     others = {}
     for place, found in enumerate(compared):
         if found is None:
             warnings.append(f"{names[place]}: its face is below {SMALLEST_SIDE} pixels, too small to compare")
-        elif found.differs:
+        elif found.differs and not unknown:
             others[place] = (
                 f"{names[place]} is clearly another person than {label}: their cosine is {found.cosine:.3f}, and that "
                 f"of two photos of one person hardly ever below {OTHER}"
@@ -217,9 +238,12 @@ def _same_person(
                 f"has {SAME} or more"
             )
     if len(others) == len(names) and not force:
-        raise RefusedError("; ".join(others.values()) + ". --force enhances nevertheless")
+        missed = f". {hint.capitalize()}" if hint else ""
+        raise RefusedError("; ".join(others.values()) + f". --force enhances nevertheless{missed}")
     warnings += others.values()
-    return [place for place in range(len(names)) if place not in others] or list(others)
+    sure = [place for place, found in enumerate(compared) if found and found.matches]
+    doubtful = [place for place, found in enumerate(compared) if found and place not in others]
+    return sure or doubtful or [place for place in range(len(names)) if place not in others] or list(others)
 
 
 def _super_resolve(
@@ -244,15 +268,14 @@ def _super_resolve(
         )
     lr, reference = face.crop(entry_side(model, face.side)), portrait.crop(model.size)
     try:
-        mask = mask_of(reference)
+        large = mask_of(portrait.crop(MASK_SIDE))
     except ValueError as error:
         raise RefusedError(f"{name}: {error}") from error
     device = next(model.parameters()).device
     with torch.inference_mode():
-        m = torch.from_numpy(mask.astype(np.float32))[None, None].to(device)
-        output = model.eval()(_tensor(lr).to(device), _tensor(reference).to(device), m)[0]
-    sharp = (output.float() * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return lr, sharp, reference, mask
+        mask = resize_mask(torch.from_numpy(large.astype(np.float32))[None, None], model.size)
+        output = model.eval()(_tensor(lr).to(device), _tensor(reference).to(device), mask.to(device))[0]
+    return lr, to_uint8(output), reference, mask[0, 0].numpy().astype(np.uint8)
 
 
 def _tensor(image: NDArray[np.uint8]) -> torch.Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 
+from rpf_lightning.baselines.gcfsr import Blend
 from rpf_lightning.evaluation.folder import Folder
 from rpf_lightning.evaluation.measuring import Networks
 from rpf_lightning.evaluation.methods import (
@@ -22,6 +24,8 @@ from rpf_lightning.evaluation.methods import (
     RefinementChain,
 )
 from rpf_lightning.model import RPFModel
+
+BLENDS = get_args(Blend)
 
 
 def build_methods(specs: Sequence[str], model_dir: str | None = None) -> list[Method]:
@@ -65,7 +69,7 @@ def _build(spec: str, model_dir: str | None, model: Callable[[str], RPFModel]) -
     if kind in ("gcfsr", "folder"):
         if not argument:
             raise ValueError(f"method {spec!r}: expected {kind}:NAME={'FILE' if kind == 'gcfsr' else 'DIR'}")
-        return PublishedGCFSR(name, argument) if kind == "gcfsr" else Folder(name, argument)
+        return _gcfsr(spec, name, argument) if kind == "gcfsr" else Folder(name, argument)
     directory = argument or model_dir
     if not directory:
         raise ValueError(f"method {spec!r}: expected {kind}:NAME=DIR, or a model_dir for all models")
@@ -75,14 +79,24 @@ def _build(spec: str, model_dir: str | None, model: Callable[[str], RPFModel]) -
     return Model(name, model(directory), given, Path(directory).name)
 
 
+def _gcfsr(spec: str, name: str, argument: str) -> PublishedGCFSR:
+    """The network of `FILE[,blend=...][,normalize=...]`."""
+    path, *readings = re.split(r",(?=(?:blend|normalize)=)", argument)
+    given = dict(reading.split("=", 1) for reading in readings)
+    blend, normalize = given.get("blend", BLENDS[0]), given.get("normalize", "true")
+    if blend not in BLENDS or normalize not in ("true", "false"):
+        raise ValueError(f"method {spec!r}: expected blend={' or '.join(BLENDS)} and normalize=true or false")
+    return PublishedGCFSR(name, path, cast(Blend, blend), normalize == "true")
+
+
 def load_networks(
-    lpips: bool, isc: bool, isc_pack: str | None, landmarks: str | None, device: torch.device
+    lpips: bool | None, isc: bool | None, isc_pack: str | None, landmarks: str | None, device: torch.device
 ) -> tuple[Networks, dict[str, Any]]:
     """Load the networks of the metrics that are asked for.
 
     Args:
-        lpips: LPIPS with AlexNet.
-        isc: ISC.
+        lpips: LPIPS with AlexNet; None: where its weights are here, without a download.
+        isc: ISC; None likewise.
         isc_pack: Name of the insightface pack, of ISC and of the face detector of landmarks.
         landmarks: "face-alignment" or "onnx:PATH".
         device: Of the landmarks; `compare` moves the others.
@@ -94,7 +108,16 @@ def load_networks(
         FileNotFoundError: If weights are missing.
         ValueError: If `landmarks` is something else.
     """
+    from rpf_lightning.faces.weights import is_here
+
     networks, said = Networks(), dict[str, Any]()
+    for metric, wanted, weights in (("lpips", lpips, "alexnet"), ("isc", isc, "pack")):
+        here = (isc_pack is not None and metric == "isc") or is_here(weights)
+        if wanted is False:
+            said[metric] = "off: not asked for"
+        else:
+            said[metric] = "on" if wanted or here else "off: no weights here"
+    lpips, isc = said["lpips"] == "on", said["isc"] == "on"
     if lpips:
         from rpf_lightning.faces.weights import alexnet_file
         from rpf_lightning.metrics.perceptual import LPIPS

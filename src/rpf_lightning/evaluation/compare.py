@@ -35,8 +35,9 @@ from rpf_lightning.evaluation.statistics import summarise
 from rpf_lightning.metrics.faces import Identity
 from rpf_lightning.model.rpf import RPFModel
 
-OFF = "off: no weights"
-METHODS = ("bicubic", "without_reference", "with_reference", "other_person")
+OFF = "off: not given"
+SHA256 = {"perceptual": "lpips_sha256", "identity": "isc_sha256", "landmarks": "landmark_sha256"}
+"""Where the protocol says which network a metric asks; `Networks` -> its key."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,9 @@ def compare(
 
     Two at a time in one folder would spoil each other's progress: see `progress.sole_evaluation`.
 
-    A comparison that was killed goes on where it was, if everything that the values depend on is the same: it
-    is, and can be known, where the data set has a `fingerprint()`. Otherwise it starts anew.
+    A comparison that was killed goes on where it was, if everything that the values depend on is the same. That can
+    be known where the data set has a `fingerprint()` and `protocol_extra` has the hash of every network
+    (`SHA256`); otherwise it starts anew.
 
     Args:
         methods: At least one; gaps are taken to the first.
@@ -89,7 +91,9 @@ def compare(
     networks = networks or Networks()
     extra = dict(protocol_extra or {})
     for name, given in (("lpips", networks.perceptual), ("isc", networks.identity)):
-        extra[name] = OFF if given is None else extra.get(name, "given by the caller")
+        said = extra.get(name, "given by the caller")
+        extra[name] = said if given is not None or str(said).startswith("off") else OFF
+    given_networks = [name for name, given in networks._asdict().items() if given is not None]
     chosen = place_of(device)
     ids = dataset.ids() if hasattr(dataset, "ids") else None
     for method in methods:
@@ -102,8 +106,9 @@ def compare(
     setup = {**extra, **protocol(methods, lr_size, size, chosen)}
     json.dumps(setup, allow_nan=False)  # fails now and not after the measurement
 
-    fingerprint = dataset.fingerprint() if hasattr(dataset, "fingerprint") else None
-    progress = Progress(Path(out) / PROGRESS, None if fingerprint is None else {**setup, "data": fingerprint})
+    known = hasattr(dataset, "fingerprint") and all(SHA256[name] in extra for name in given_networks)
+    key = {**setup, "networks": given_networks, "data": dataset.fingerprint()} if known else None  # type: ignore[attr-defined]
+    progress = Progress(Path(out) / PROGRESS, key)
     rows = progress.read()
     if rows:
         logger.warning("%s: continues after %d of %d pairs", progress.path, len(rows), count)

@@ -1,8 +1,12 @@
 """The paper's figures of pictures, each one call or `rpf figure NAME` (paper IV, Figs. 1, 7 and 9 to 13).
 
 Every function writes one PNG, whole or not at all, and returns what it printed: a `FigureRow` for each row. The
-photos are validation pairs, evenly spread. The same call gives the same bytes. Arguments and errors that a
-function does not explain are those of `figure_comparison`.
+photos are validation pairs, evenly spread. The same call gives the same bytes. Models that are loaded from
+directories compute where `model` does. Arguments and errors that a function does not explain are those of
+`figure_comparison`.
+
+Where `data` put the enlarged LR in place of references (``reference="lr"``), so do the figures; those about photos
+of references, `figure_thin_plate`, `figure_references` and `figure_mask`, raise a ValueError.
 """
 
 from __future__ import annotations
@@ -71,7 +75,7 @@ def figure_comparison(
         ValueError: If an argument is not as described; the message begins with its name.
     """
     figure = Figure(model, data, out, rows, metrics)
-    others = {name: method_of(name, method) for name, method in (methods or {}).items()}
+    others = {name: method_of(name, method, figure.model) for name, method in (methods or {}).items()}
     if taken := {"LR", "bicubic", "RPF", "GT", "reference"} & set(others):
         raise ValueError(f"methods: {sorted(taken)[0]!r} is a column already; choose another name")
     lines = []
@@ -102,7 +106,7 @@ def figure_intermediates(
         before, blocks = batch.lr, blocks_of(figure.model, batch)
         for number, block in enumerate(blocks, len(figure.model.blocks) - len(blocks) + 1):
             side = block.output.shape[-1]
-            level = collate([data.val_dataset(side)[place]])._replace(lr=batch.lr)
+            level = figure.given(collate([data.val_dataset(side)[place]])._replace(lr=batch.lr))
             cells = {"input": cell(before[0]), "reference": cell(level.reference[0])}
             cells["aligned"] = cell(block.aligned[0])
             for title, image in (("synthesized", block.synthesized), ("refined", block.output)):
@@ -123,7 +127,7 @@ def figure_thin_plate(
 
     With a `model` a column shows what its last block has learned to warp; without one, `data` needs its sides.
     """
-    figure = Figure(model, data, out, rows)
+    figure = Figure(model, data, out, rows, of_references=True)
     lines = []
     for batch in figure.batches():
         points, reference_points = batch.gt_landmarks[0], batch.reference_landmarks[0]
@@ -166,7 +170,7 @@ def figure_references(
     for name, value in (("same", same), ("others", others)):
         if value < 1:
             raise ValueError(f"{name}: expected 1 or more, got {value}")
-    figure = Figure(model, data, out, rows, ("psnr_face",))
+    figure = Figure(model, data, out, rows, ("psnr_face",), of_references=True)
     lines = []
     for place, batch in zip(figure.places, figure.batches(), strict=True):
         gt = figure.dataset.pairs[place].gt
@@ -198,8 +202,10 @@ def figure_mask(
     `data`'s own `mask_reference` does not matter. `unmasked_model` is one that was trained without the removal
     (Table 2), for the second half; without it both halves are the same model's.
     """
-    figure = Figure(model, data, out, rows, metrics)
-    second = figure.model if unmasked_model is None else load("unmasked_model", unmasked_model)
+    figure = Figure(model, data, out, rows, metrics, of_references=True)
+    second = figure.model
+    if unmasked_model is not None:
+        second = load("unmasked_model", unmasked_model, figure.model)
     if second.size != figure.model.size:
         raise ValueError(f"unmasked_model: its side {second.size} is not the model's, {figure.model.size}")
     pairs = [figure.dataset.pairs[place] for place in figure.places]
@@ -230,7 +236,8 @@ def figure_degradations(
     Of dpsr and realistic, 32 draws (seeds `seed` to `seed` + 31) are ordered from weak to strong for each photo, and
     evenly spread ones are shown, the weakest and the strongest among them; what was drawn stands under the LR.
 
-    `data`'s own degradation does not matter. `strengths` are shown of each kind, at most 32; a single one is of
+    `data`'s own degradation does not matter. Where the enlarged LR stands for the reference, it is that of each
+    degradation, and no reference is shown. `strengths` are shown of each kind, at most 32; a single one is of
     medium strength.
     """
     if not 1 <= strengths <= CANDIDATES:
@@ -247,12 +254,14 @@ def figure_degradations(
             step = (CANDIDATES - 1) / max(strengths - 1, 1)
             first = 0 if strengths > 1 else CANDIDATES // 2
             chosen |= {f"{kind} {n + 1}": drawn[first + round(n * step)] for n in range(strengths)}
-        above = {"GT and reference": cell(batch.gt[0])}
-        below = {"GT and reference": cell(batch.reference[0], None, str(batch.reference_id[0]))}
+        above, below = {"GT": cell(batch.gt[0])}, {}
+        if not figure.from_lr:
+            above = {"GT and reference": above["GT"]}
+            below = {"GT and reference": cell(batch.reference[0], None, str(batch.reference_id[0]))}
         for title, degrade in chosen.items():
             source = min(SOURCE * L, size) if degrade.kind == "realistic" else None  # as a datamodule does it
             lr = make_face(photo, lr_size=L, size=size, side=size, source_side=source).lr
-            given = batch._replace(lr=degrade(lr[None], [name]))
+            given = figure.given(batch._replace(lr=degrade(lr[None], [name])))
             output = output_of(figure.model, given)
             above[title] = cell(given.lr[0], None, *_drawn(degrade, name))
             below[title] = cell(output[0], figure.measure(output, given))
@@ -353,7 +362,7 @@ def _add_options(name: str, parser: argparse.ArgumentParser) -> None:
     add("--val-fraction", type=float, default=0.15, help="share of the people held out, as in training")
     add("--seed", type=int, default=0, help="of that split, of synthetic faces and of degradations")
     add("--degradation", choices=("bicubic", "dpsr", "realistic"), default="bicubic", help="of the LR")
-    add("--device", default="cpu", help="where the model runs: a torch device, such as cuda:1, or auto")
+    add("--device", default="cpu", help="where the models run: a torch device, such as cuda:1, or auto")
     if name in ("comparison", "intermediates", "mask", "degradations"):
         add("--metrics", nargs="+", default=list(DEFAULT), help="printed under results")
     if name == "comparison":

@@ -138,7 +138,7 @@ class _Pairs:
             if value.shape != (len(lr),):
                 got = tuple(value.shape)
                 raise ValueError(f"{metric}: expected {len(lr)} values, one per image, got {got}")
-        return {metric: value.double().tolist() for metric, value in values.items()}
+        return {metric: value.cpu().double().tolist() for metric, value in values.items()}
 
     def _features(self, reference: Tensor, identity: Identity) -> Tensor:
         for known, features in self._references:

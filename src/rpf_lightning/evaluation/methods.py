@@ -11,7 +11,7 @@ A method is named in text as ``kind[:NAME[=ARGUMENT]]``::
     model-unmasked:NAME=DIR    with the pair's own reference, its non-facial region not removed
     model-gt:NAME=DIR          with the ground truth as the reference, the upper end
     refinement:NAME=DIR        its refinement modules alone, chained, without any reference (GCFSR-type)
-    gcfsr:NAME=FILE            the published GCFSR
+    gcfsr:NAME=FILE            the published GCFSR; FILE,blend=after_activation,normalize=false reads it otherwise
     folder:NAME=DIR            result images of any other system, matched by the names of the GTs
 """
 

@@ -75,9 +75,11 @@ class EvaluationPairs(Dataset[EvaluationBatch]):
         return [self.base.photos.ids[pair.gt] for pair in self.base.pairs]
 
     def fingerprint(self) -> str:
-        """Hash of everything that the samples depend on, but the degradation."""
+        """Hash of everything that the samples depend on."""
         others = None if self.others is None else [pair[:2] for pair in self.others]
-        return fingerprint(self.base.fingerprint(), others, self.lr_as_reference)
+        degrade = self.base.degrade
+        lr = None if degrade is None else [degrade.kind, degrade.seed]
+        return fingerprint(self.base.fingerprint(), others, self.lr_as_reference, lr)
 
 
 class ChosenPairs(PairsDataModule):
@@ -137,8 +139,9 @@ def choose_pairs(data: PairsDataModule, split: str | None = None) -> tuple[Pairs
         named = photos.splits
         if split in named:
             return _with_pairs(data, photos.pairs(split), photos, photos.near_duplicates()), split
+    of = f"{data.split} " if isinstance(data, ReferencePairsDataModule) and data.split else ""
     if split in (None, "val"):
-        return data, "val"
+        return data, f"{of}val"
     if split not in PARTS:
         raise FileNotFoundError(
             f"no split {split!r}: expected one of {', '.join(dict.fromkeys([*named, *PARTS]))}"
@@ -147,7 +150,7 @@ def choose_pairs(data: PairsDataModule, split: str | None = None) -> tuple[Pairs
     pairs = getattr(found, split)
     said = "test (no such part: validation)" if split == "test" and pairs == found.val else split
     limit = data.limit_train if split == "train" else None
-    return _with_pairs(data, pairs, found.photos, found.duplicates, limit), said
+    return _with_pairs(data, pairs, found.photos, found.duplicates, limit), f"{of}{said}"
 
 
 def _with_pairs(

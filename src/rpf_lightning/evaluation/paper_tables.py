@@ -118,14 +118,16 @@ def _beside(
     names = {_key(name): name for name in known}
     beside = {name: names[_key(name)] for name in described if _key(name) in names}
     for kind, name in table.stands_for.items():
-        ours = [method for method, entry in described.items() if entry["kind"] == kind]
-        if ours and name not in beside.values() and ours[0] not in beside:
+        ours = [
+            method for method, entry in described.items() if entry["kind"] == kind and method not in beside
+        ]
+        if ours and name not in beside.values():
             beside[ours[0]] = name
     if table is TABLE2:
         whole = [described[ours].get("weights_sha256") for ours, theirs in beside.items() if theirs == "RPF"]
         beside = {
             ours: theirs for ours, theirs in beside.items()
-            if theirs == "RPF" or described[ours].get("weights_sha256") not in whole
+            if theirs == "RPF" or (described[ours].get("weights_sha256") or ours) not in whole
         }  # fmt: skip
     return beside
 

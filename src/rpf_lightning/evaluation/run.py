@@ -36,8 +36,8 @@ def evaluate_model_dir(
     out: str,
     batch_size: int = 8,
     grid_images: int = 6,
-    lpips: bool = False,
-    isc: bool = False,
+    lpips: bool | None = None,
+    isc: bool | None = None,
     *,
     methods: Sequence[str] = (),
     split: str | None = None,
@@ -59,8 +59,9 @@ def evaluate_model_dir(
         out: Folder for `results.json`, `table.md`, `table.tex`, `per_image.csv` and pictures.
         batch_size: Pairs per step.
         grid_images: Faces in `grid.png`, of the first model with its own reference.
-        lpips: Measure LPIPS (AlexNet); needs AlexNet's weights.
-        isc: Measure ISC to the GT and to the reference; needs an insightface pack.
+        lpips: Measure LPIPS (AlexNet). True: its weights are needed. None: where they are here, without a download.
+        isc: Measure ISC to the GT and to the reference with an insightface pack, likewise. insightface's models are
+            for non-commercial research only.
         methods: See `rpf_lightning.evaluation.methods`; gaps are taken to the first. None at all: bicubic and the
             model without, with its own and with another person's reference.
         split: Which pairs: a split of the prepared folder, such as "paper_test" or "all", or a part of the
@@ -94,15 +95,17 @@ def evaluate_model_dir(
     ):
         if count < 0:
             raise ValueError(f"{name}: expected 0 or more, got {count}")
-    first = next((m.model for m in built if isinstance(m, NetworkMethod)), None)
-    data.size = data.size or getattr(first, "size", None)
-    data.lr_size = data.lr_size or getattr(first, "lr_size", None)
+    networks_given = [m.model for m in built if isinstance(m, NetworkMethod)]
+    for side in ("lr_size", "size"):  # a GCFSR has no LR side
+        known = (getattr(network, side) for network in networks_given if hasattr(network, side))
+        setattr(data, side, getattr(data, side) or next(known, None))
     chosen, said = choose_pairs(data, split)
     dataset = pairs_for(chosen, built)
     base = dataset.base
     networks, of_networks = load_networks(lpips, isc, isc_pack, landmarks, place)
     extra: dict[str, Any] = {
-        "data": type(data).__name__, "split": said, "photos_sha256": base.photos.sha256,
+        "data": type(data).__name__, "split": said, "val_fraction": data.val_fraction,
+        "photos_sha256": base.photos.sha256,
         "degradation": data.degradation, "seed": data.seed, "mask_reference": data.mask_reference,
         "reference": data.reference, **of_networks,
     }  # fmt: skip
@@ -156,8 +159,8 @@ def main(words: Sequence[str]) -> None:
         "batch_size": (int, 8, "pairs per step"),
         "grid_images": (int, 6, "faces in grid.png"),
         "contact_images": (int, 4, "faces on each of worst.png, median.png and best.png"),
-        "lpips": (bool, False, "LPIPS; needs AlexNet's weights"),
-        "isc": (bool, False, "ISC; needs an insightface pack"),
+        "lpips": (bool | None, None, "LPIPS with AlexNet; default: where its weights are here"),
+        "isc": (bool | None, None, "ISC with an insightface pack; default: where one is here"),
         "isc_pack": (str | None, None, "name of the insightface pack"),
         "landmarks": (str | None, None, "landmark distance: face-alignment or onnx:PATH"),
         "workers": (int, 0, "processes that load"),

@@ -13,7 +13,9 @@ from rpf_lightning.data.dataset import PairsDataset, collate
 from rpf_lightning.data.pairing import Pair, nearest_references, other_person_references
 from rpf_lightning.data.pairs import evenly
 from rpf_lightning.data.reading import read_photo
+from rpf_lightning.data.sample import lr_as_reference
 from rpf_lightning.evaluation.measuring import IMAGE_METRICS
+from rpf_lightning.evaluation.records import ENLARGED_LR
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.rpf import BlockOutput
 from rpf_lightning.model.storage import CONFIG_FILE
@@ -31,7 +33,10 @@ MEASURED = ("psnr", "psnr_face", "ssim", "lr_consistency")
 
 
 class Figure:
-    """What all figures begin with: checked arguments, the model, and evenly spread validation pairs."""
+    """What all figures begin with: checked arguments, the model, and evenly spread validation pairs.
+
+    With `of_references` the figure is about photos of references: data with the LR in their place are refused.
+    """
 
     def __init__(
         self,
@@ -40,6 +45,7 @@ class Figure:
         out: str | Path,
         rows: int,
         metrics: Sequence[str] = (),
+        of_references: bool = False,
     ) -> None:
         self.out = Path(out)
         if self.out.suffix.lower() != ".png":
@@ -49,6 +55,13 @@ class Figure:
         if unknown := [name for name in metrics if name not in MEASURED]:
             raise ValueError(f"metrics: expected some of {', '.join(MEASURED)}, got {unknown[0]!r}")
         self.metrics = metrics
+        self.from_lr = data.reference == "lr"
+        """Whether the enlarged LR stands for every reference."""
+        if self.from_lr and of_references:
+            raise ValueError(
+                "data: its reference is lr, the enlarged LR stands for every reference, but this figure is about "
+                "photos of references; take reference: photo"
+            )
         if model is not None:
             self.model = load("model", model)
             data.lr_size, data.size = data.lr_size or self.model.lr_size, data.size or self.model.size
@@ -62,7 +75,13 @@ class Figure:
 
     def batches(self) -> Iterator[ReferenceBatch]:
         """The chosen pairs at full size, one at a time as a batch."""
-        return (collate([self.dataset[place]]) for place in self.places)
+        return (self.given(collate([self.dataset[place]])) for place in self.places)
+
+    def given(self, batch: ReferenceBatch) -> ReferenceBatch:
+        """A batch as the model gets it: with the enlarged LR as the reference, if the data want that."""
+        if not self.from_lr:
+            return batch
+        return lr_as_reference(batch, self.dataset.size)._replace(reference_id=[ENLARGED_LR] * len(batch.id))
 
     def like(self, pairs: Sequence[Pair], mask_reference: bool | None = None) -> PairsDataset:
         """Other pairs, made as the validation pairs are."""
@@ -101,8 +120,13 @@ class Figure:
         return pairs
 
 
-def load(argument: str, model: Model) -> RPFModel:
+def load(argument: str, model: Model, beside: RPFModel | None = None) -> RPFModel:
     """Load a model where it is none yet; errors begin with the argument's name.
+
+    Args:
+        argument: The name.
+        model: The model or its directory.
+        beside: What is loaded goes to the device where this one is; None leaves it on the CPU.
 
     Raises:
         FileNotFoundError: If there is no such model.
@@ -111,15 +135,23 @@ def load(argument: str, model: Model) -> RPFModel:
     if isinstance(model, RPFModel):
         return model
     try:
-        return RPFModel.from_pretrained(model)
+        loaded = RPFModel.from_pretrained(model)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{argument}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{argument}: {error}") from error
+    return loaded if beside is None else loaded.to(device_of(beside))
 
 
-def method_of(name: str, method: Method) -> Callable[[ReferenceBatch], Tensor]:
-    """Make a function of a method.
+def device_of(model: RPFModel) -> torch.device:
+    """Where a model is."""
+    return next(model.parameters()).device
+
+
+def method_of(
+    name: str, method: Method, beside: RPFModel | None = None
+) -> Callable[[ReferenceBatch], Tensor]:
+    """Make a function of a method; a model is loaded `beside` another one, see `load`.
 
     Raises:
         FileNotFoundError: If it is neither a model directory nor a folder.
@@ -138,7 +170,7 @@ def method_of(name: str, method: Method) -> Callable[[ReferenceBatch], Tensor]:
         except ValueError as error:
             raise ValueError(f"methods: {name}: {error}") from error
         return lambda batch: torch.stack([_result(name, folder, files, gt) for gt in batch.id])
-    model = load(f"methods: {name}", method)
+    model = load(f"methods: {name}", method, beside)
     return lambda batch: output_of(model, batch)
 
 
@@ -151,7 +183,7 @@ def _result(name: str, folder: Path, files: Mapping[str, Path], gt: str) -> Tens
 
 def blocks_of(model: RPFModel, batch: ReferenceBatch) -> list[BlockOutput]:
     """What every block makes of a batch at full size, on the CPU."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     with torch.inference_mode():
         blocks = model(batch.lr.to(device), batch.reference.to(device), return_intermediates=True)[1]
     return [BlockOutput(*(image.cpu() for image in block)) for block in blocks]
@@ -159,7 +191,7 @@ def blocks_of(model: RPFModel, batch: ReferenceBatch) -> list[BlockOutput]:
 
 def output_of(model: RPFModel, batch: ReferenceBatch) -> Tensor:
     """What a model makes of a batch at full size, on the CPU."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     with torch.inference_mode():
         return model(batch.lr.to(device), batch.reference.to(device)).cpu()
 

@@ -171,6 +171,14 @@ def insightface_pack(name: str | None = None) -> Path:
     return _locate(weight)
 
 
+def is_here(name: str) -> bool:
+    """Whether AlexNet ("alexnet") or an insightface pack ("pack") would be found without a download."""
+    if name == "pack" and len(_own_packs()) == 1:
+        return True
+    weight = WEIGHTS[DEFAULT_PACK if name == "pack" else name]
+    return any(path.exists() for path in _candidates(weight))
+
+
 def _locate(weight: Weight) -> Path:
     for path in _candidates(weight):
         if path.is_dir() if weight.is_pack else path.is_file():

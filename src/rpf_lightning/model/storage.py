@@ -110,8 +110,14 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
     except HFValidationError as error:
         raise FileNotFoundError(
-            f"{name} is neither a model directory, nor a model of the package ({', '.join(pretrained_names())}), nor a "
-            "name on the hub"
+            f"{name} is neither a model directory, nor a model of the package ({_packaged()}), nor a name on the hub"
         ) from error
     except Exception as error:
-        raise FileNotFoundError(f"{name} is no model directory, and the hub gave none: {error}") from error
+        raise FileNotFoundError(
+            f"{name} is neither a model directory, nor a model of the package ({_packaged()}), and the hub gave none: "
+            f"{error}"
+        ) from error
+
+
+def _packaged() -> str:
+    return ", ".join(pretrained_names())

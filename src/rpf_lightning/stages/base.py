@@ -267,6 +267,14 @@ class RPFStage(DirectoryStage):
         if not self.mid_accumulation:
             super().on_validation_model_zero_grad()
 
+    def on_validation_epoch_start(self) -> None:
+        """Begin anew: an interrupted validation may have left values."""
+        self.val_metrics.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Begin anew, as in validation."""
+        self.test_metrics.reset()
+
     def validation_step(self, batch: ReferenceBatch, batch_idx: int) -> Outputs:
         """Log the stage's terms, its metrics and what `diagnostics` adds; callbacks get what was computed."""
         return self._measure(batch, "val", self.val_metrics)

@@ -1,0 +1,89 @@
+"""What an evaluation costs beside the network alone, and whether its memory stays flat.
+
+    python benchmarks/evaluation.py PREPARED --model celeba-hq-16to128
+
+Time: 200 pairs through `rpf evaluate` (loading, the model, all metrics that need no further network), against the same
+network on tensors that are there, in the same batches. Memory: the peak of a process that evaluates 200 pairs and of
+one that evaluates 1,000.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import measure
+import torch
+
+from rpf_lightning import ReferencePairsDataModule, RPFModel
+from rpf_lightning.evaluation import evaluate_model_dir
+
+BATCH = 8
+
+
+def evaluation(root: str, model: str, methods: list[str], pairs: int) -> tuple[float, float]:
+    """Seconds that an evaluation takes, and the process' peak in MB."""
+    data = ReferencePairsDataModule(root, limit_val=pairs, lr_size=16, size=128, batch_size=BATCH)
+    with tempfile.TemporaryDirectory() as out:
+        start = time.perf_counter()
+        evaluate_model_dir(
+            model, data, out, BATCH, grid_images=0, lpips=False, isc=False, methods=methods, split="all",
+            contact_images=0,
+        )  # fmt: skip
+        spent = time.perf_counter() - start
+    return spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def network_alone(model: str, pairs: int) -> float:
+    """Seconds of the network on noise."""
+    network = RPFModel.from_pretrained(model)
+    lr, reference = torch.rand(BATCH, 3, 16, 16), torch.rand(BATCH, 3, 128, 128)
+    with torch.inference_mode():
+        network(lr, reference)
+        start = time.perf_counter()
+        for _ in range(pairs // BATCH):
+            network(lr, reference)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print Markdown."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("prepared", help="a prepared folder of at least 1,000 pairs in its split all")
+    parser.add_argument("--model", default="celeba-hq-16to128", help="16 -> 128")
+    parser.add_argument("--pairs", type=int, default=200)
+    options = parser.parse_args()
+    if not (Path(options.prepared) / "prepare.json").is_file():
+        parser.error(f"{options.prepared} is no prepared folder: it has no prepare.json")
+    rows: list[list[object]] = []
+
+    def fresh(methods: list[str], pairs: int) -> tuple[float, float]:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            return process.submit(evaluation, options.prepared, options.model, methods, pairs).result()
+
+    alone = network_alone(options.model, options.pairs)
+    whole, _ = fresh(["model:RPF"], options.pairs)
+    print(measure.heading())
+    print(
+        measure.markdown(
+            ["16 -> 128", "s", "/ network"],
+            [
+                [f"network alone, {options.pairs} pairs", f"{alone:.1f}", "1"],
+                ["evaluation", f"{whole:.1f}", f"{whole / alone:.2f}"],
+            ],
+        )
+    )
+    for pairs in (options.pairs, 5 * options.pairs):
+        rows.append([pairs, f"{fresh(['bicubic', 'reference'], pairs)[1]:.0f}"])
+    print("", measure.markdown(["pairs (bicubic and reference)", "peak, MB"], rows), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
