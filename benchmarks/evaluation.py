@@ -27,15 +27,21 @@ BATCH = 8
 
 
 def evaluation(root: str, model: str, methods: list[str], pairs: int) -> tuple[float, float]:
-    """Seconds that an evaluation takes, and the process' peak in MB."""
+    """Seconds that an evaluation takes, and the process' peak in MB.
+
+    Raises:
+        ValueError: If the folder has fewer pairs.
+    """
     data = ReferencePairsDataModule(root, limit_val=pairs, lr_size=16, size=128, batch_size=BATCH)
     with tempfile.TemporaryDirectory() as out:
         start = time.perf_counter()
-        evaluate_model_dir(
+        results = evaluate_model_dir(
             model, data, out, BATCH, grid_images=0, lpips=False, isc=False, methods=methods, split="all",
             contact_images=0,
         )  # fmt: skip
         spent = time.perf_counter() - start
+    if (measured := results["protocol"]["pairs"]) != pairs:
+        raise ValueError(f"{root}: expected at least {pairs} pairs, got {measured}")
     return spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
@@ -46,8 +52,9 @@ def network_alone(model: str, pairs: int) -> float:
     with torch.inference_mode():
         network(lr, reference)
         start = time.perf_counter()
-        for _ in range(pairs // BATCH):
-            network(lr, reference)
+        for first in range(0, pairs, BATCH):
+            size = min(BATCH, pairs - first)
+            network(lr[:size], reference[:size])
     return time.perf_counter() - start
 
 

@@ -4,11 +4,13 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from rpf_lightning.data.prepared import PreparedPhotos
 from rpf_lightning.model import RPFModel, strips
 from rpf_lightning.model.summary import count
 
@@ -240,3 +242,56 @@ def test_evaluation_is_timed_beside_the_network(prepared, tmp_path, capsys, monk
     ratio = re.search(r"\| evaluation \| (\d+\.\d) \| (\d+\.\d\d) \|", text)
     assert float(ratio[2]) > 1
     assert [int(pairs) for pairs in re.findall(r"^\| (\d+) \| \d+ \|$", text, re.MULTILINE)] == [2, 10]
+    with pytest.raises(
+        ValueError, match=f"expected at least 100 pairs, got {len(PreparedPhotos(prepared).pairs('all'))}"
+    ):
+        evaluation.evaluation(str(prepared), str(tmp_path / "model"), ["bicubic"], 100)
+
+
+@pytest.mark.parametrize("direction", [0, 1])
+def test_stripes_are_found_at_their_period(direction):
+    import stripes
+
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(4, 1, 64, 64, generator=generator)
+    wave = 0.3 * torch.cos(2 * torch.pi * torch.arange(64) / 4)
+    striped = noise + (wave if direction == 0 else wave[:, None])
+    ratios = [a / b for a, b in zip(stripes.power(striped), stripes.power(noise), strict=True)]
+    assert stripes.at(ratios[direction], 4.0) > 100
+    assert stripes.at(ratios[1 - direction], 4.0) == pytest.approx(1, abs=0.2)
+    assert stripes.at(ratios[direction], 8.0) == pytest.approx(1, abs=0.2)
+
+
+def test_stripes_prints_both_tables(prepared, tmp_path, capsys, monkeypatch, alexnet_state):
+    import stripes
+
+    RPFModel(lr_size=16, scale=2, channels=4, width=1 / 64).save_pretrained(tmp_path / "model")
+    torch.save(alexnet_state, tmp_path / "alexnet_features.pth")
+    monkeypatch.setenv("RPF_WEIGHTS_DIR", str(tmp_path))
+    stripes.main([str(prepared), "--model", str(tmp_path / "model"), "--pairs", "2"])
+    text = capsys.readouterr().out
+    names = ("output, along rows", "synthesized, along columns", "without", "perceptual_jitter: 4")
+    rows = {name: re.search(rf"^\| {name} \|(.*)\|$", text, re.MULTILINE)[1] for name in names}
+    assert all(len(row.split("|")) == len(stripes.PERIODS) for row in rows.values())
+
+
+def test_gradients_without_the_grid_have_no_stripe(monkeypatch):
+    """A loss whose gradient alternates with a period of 4 pixels, and one that sees it at random shifts."""
+    import stripes
+
+    wave = torch.cos(2 * torch.pi * torch.arange(64) / 4)
+
+    class Grid:
+        def __init__(self, jitter):
+            self.jitter = jitter
+
+        def __call__(self, image, gt):
+            shift = int(torch.randint(self.jitter, ()))
+            noise = torch.rand(64, generator=torch.Generator().manual_seed(shift)) / 10
+            return (image * (wave.roll(shift) + noise)).sum()
+
+    monkeypatch.setattr(stripes, "PerceptualLoss", Grid)
+    given = [SimpleNamespace(lr=torch.rand(8, 3, 16, 16), gt=torch.rand(8, 3, 64, 64)) for _ in range(8)]
+    place = 1 + stripes.PERIODS.index(4.0)
+    without, shifted = (float(stripes.gradients(given, jitter)[place]) for jitter in (1, 4))
+    assert shifted < without / 10

@@ -9,10 +9,14 @@ from rpf_lightning import RPFModel
 from rpf_lightning.cli import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+CARD = ROOT / "src" / "rpf_lightning" / "pretrained" / "celeba-hq-16to128" / "README.md"
+PAGES = [
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "RESULTS.md", CARD,
+    *sorted((ROOT / "docs").glob("*.md")),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_links_and_named_files_exist(page):
     text = page.read_text()
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
@@ -37,3 +41,19 @@ def test_export_page(model_dir, tmp_path, monkeypatch, capsys):
     left = page[page.index("Not in the graph") :]
     for word in ("decoding", "aligning", "the mask", "checks of values", "batch size", "intermediates"):
         assert word in left
+
+
+def test_readmes_values_are_those_of_the_model_card():
+    def row(line):
+        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        name = name.removeprefix("RPF, ").removesuffix(" \\*").removesuffix(" reference")
+        return name, [cell.partition(" ")[0] for cell in cells]
+
+    first = CARD.read_text().partition("| 16 -> 128 |")[2].partition("\n\n")[0].splitlines()[2:]
+    card = {
+        name: [cells[i] for i in (0, 2, 3, 4)] for name, cells in map(row, first)
+    }  # no SSIM, no LR consistency
+    table = (ROOT / "README.md").read_text().partition("| 389 pairs")[2].partition("\n\n")[0].splitlines()[2:]
+    readme = dict(map(row, table))
+    assert len(readme) == 5
+    assert readme.items() <= card.items()

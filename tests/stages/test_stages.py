@@ -13,10 +13,10 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from rpf_lightning.callbacks import FreezeEarlierBlocks
-from rpf_lightning.metrics import psnr
+from rpf_lightning.metrics import ReferenceISC, psnr
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize
 from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, WarpingStage
@@ -755,3 +755,20 @@ def test_an_interrupted_validation_leaves_no_values(phase: str, model_dir: Path,
     metrics.update(output=black, gt=black + 1, mask=black[:, :1] + 1, lr=torch.zeros(1, 3, 16, 16))
     (again,) = run(stage, DataLoader([batch_of(2)], batch_size=None), verbose=False)
     assert again == expected
+
+
+def test_stages_may_measure_against_the_reference(
+    model_dir: Path, batch_of: BatchOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the metrics' vocabulary is given, also to those that a subclass adds."""
+
+    class Measuring(SynthesisStage):
+        def metrics(self) -> dict[str, Metric]:
+            return {"isc_reference": ReferenceISC(lambda image: image.flatten(1))}
+
+    stage, batch = Measuring(str(model_dir), 2, adversarial_weight=0), batch_of(2)
+    (logged,) = Trainer(**QUIET).validate(stage, DataLoader([batch], batch_size=None), verbose=False)
+    with torch.no_grad():
+        output = stage.eval().generate(batch)["output"].clamp(0, 1)
+    expected = torch.cosine_similarity(output.flatten(1), batch.reference.flatten(1)).mean().item()
+    assert logged["val/isc_reference"] == pytest.approx(expected, abs=1e-5)

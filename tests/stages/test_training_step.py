@@ -789,3 +789,12 @@ def test_batches_without_a_dataset_have_no_place(batch_of: BatchOf) -> None:
     batch = collate([data.train_dataset[1], data.train_dataset[count + 1]])
     assert batch.place == [1, count + 1]
     assert torch.equal(batch.gt[1], batch.gt[0].flip(-1))
+
+
+def test_gradient_norms_stay_finite_where_the_first_term_does_not_pull() -> None:
+    """As in a warping fit whose reference is the enlarged LR: nothing has to move."""
+    at = torch.ones(4, requires_grad=True)
+    for other, expected in ((at.sum() * 0, 0.0), (9 * at.sum(), torch.finfo(torch.float32).max)):
+        norms = gradient_norms({"warping": at.sum() * 0, "flow": other}, at)
+        assert norms["warping"] == 0
+        assert norms["flow_relative"] == expected

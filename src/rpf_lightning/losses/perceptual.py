@@ -81,7 +81,8 @@ class PerceptualLoss(nn.Module):
         weights: See `AlexNetFeatures`.
         jitter: Both images are shifted by the same random number of pixels below this, in each direction anew. The
             first convolution has a stride of 4: without a shift it always sees a pixel at the same place of its
-            window, and stripes of that period grow in the images. Not in the paper; 1 shifts nothing.
+            window, and the gradient has a pattern that is the same in all images (`benchmarks/stripes.py`). Not in
+            the paper; 1 shifts nothing.
 
     Raises:
         FileNotFoundError: If no weights are found: says how to get them and how to switch the term off.

@@ -292,7 +292,7 @@ class RPFStage(DirectoryStage):
         self._log(phase, {**values, **self.diagnostics(batch, outputs)}, size)
         metrics.update(
             output=outputs["output"], gt=batch.gt, mask=batch.gt_mask, lr=batch.lr,
-            flow=outputs.get("flow"), goal=getattr(batch, "flow", None),
+            reference=getattr(batch, "reference", None), flow=outputs.get("flow"), goal=getattr(batch, "flow", None),
         )  # fmt: skip
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=size)
         return outputs
