@@ -1,15 +1,21 @@
 """The benchmark scripts measure what they say: the same network in every row, its operations counted once."""
 
 import argparse
+import inspect
+import json
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from rpf_lightning import stages
+from rpf_lightning.curriculum import read_curriculum
 from rpf_lightning.data.prepared import PreparedPhotos
 from rpf_lightning.model import RPFModel, strips
 from rpf_lightning.model.summary import count
@@ -295,3 +301,90 @@ def test_gradients_without_the_grid_have_no_stripe(monkeypatch):
     place = 1 + stripes.PERIODS.index(4.0)
     without, shifted = (float(stripes.gradients(given, jitter)[place]) for jitter in (1, 4))
     assert shifted < without / 10
+
+
+@pytest.fixture
+def ablation(monkeypatch):
+    import ablation
+
+    monkeypatch.setattr(ablation, "NETWORK", {"scale": 2, "channels": 4, "width": 1 / 64})
+    return ablation
+
+
+def float_or_text(value):
+    return float(value) if re.fullmatch(r"[-+.\de]+", str(value)) else value
+
+
+def test_every_row_of_the_ablation_changes_something(ablation, tmp_path, monkeypatch):
+    """Its curriculum is one, its options are arguments of the stages that they name, and no two rows are alike."""
+    seen = []
+
+    def planned(path, options, model_dir):
+        curriculum, plan = read_curriculum(path)
+        for word, value in pairwise(options):
+            if ".model.init_args." in word:
+                stage, argument = word.removeprefix("--").split(".model.init_args.")
+                model = yaml.safe_load(next(fit.config for fit in plan if fit.stage == stage).read_text())[
+                    "model"
+                ]
+                module = getattr(stages, model["class_path"].rpartition(".")[2])
+                known = {
+                    name for cls in module.__mro__ for name in inspect.signature(cls.__init__).parameters
+                }
+                assert argument in known
+                assert float_or_text(value) != float_or_text(model["init_args"].get(argument))
+        seen.append((options, curriculum.network, curriculum.finetune))
+
+    monkeypatch.setattr(ablation, "run_curriculum", planned)
+    for name in ablation.ROWS:
+        ablation.train(tmp_path, "prepared", name, ["--trainer.max_epochs", "1"])
+    assert (
+        len({repr(row) for row in seen})
+        == len(ablation.ROWS)
+        == len({*map(ablation.folder, [tmp_path] * 99, ablation.ROWS)})
+    )
+    assert all(
+        row[0][:4] == ["--data.init_args.root", "prepared", "--trainer.max_epochs", "1"] for row in seen
+    )
+    assert [name for name, row in zip(ablation.ROWS, seen, strict=True) if row[2] is None] == ["no stage 3"]
+
+
+def test_the_ablation_trains_and_compares(ablation, prepared, tmp_path, capsys, alexnet_state, make_pack):
+    make_pack("buffalo_l")
+    torch.save(alexnet_state, tmp_path / "weights" / "alexnet_features.pth")
+    arguments = [str(prepared), "--out", str(tmp_path / "out")]
+    tiny = [
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.limit_train_batches",
+        "1",
+        "--trainer.limit_val_batches",
+        "0",
+    ]
+    rows = ["recipe", "no stage 3", "torch's initialisation"]
+    ablation.main(
+        [
+            *arguments,
+            "--train",
+            "--rows",
+            *rows,
+            *tiny,
+            "--data.init_args.num_workers",
+            "0",
+            "--data.init_args.batch_size",
+            "2",
+        ]
+    )
+    state = json.loads((ablation.folder(tmp_path / "out", "no stage 3") / "state.json").read_text())
+    assert list(state["finished"]) == ["block1-refinement", "block1-warping", "block1-synthesis"]
+    capsys.readouterr()
+    ablation.main([*arguments, "--split", "all"])
+    text = capsys.readouterr().out
+    lines = {
+        line.split("|")[1].strip(): line.split("|")[2:-1] for line in text.splitlines() if line[:1] == "|"
+    }
+    assert list(lines)[2:] == ["bicubic", *rows]
+    assert not lines["recipe"][-1].strip()
+    assert re.fullmatch(r" [+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\] ", lines["no stage 3"][-1])
+    with pytest.raises(SystemExit):
+        ablation.main([*arguments, "--trainer.max_epochs", "1"])

@@ -39,7 +39,7 @@ def test_variants_of_a_model_get_their_references_and_share_it(model_dir: Path) 
             f"{kind}:{kind}={model_dir}"
             for kind in ("model", "model-none", "model-swap", "model-unmasked", "model-gt")
         ]
-        + ["refinement:chain"],
+        + ["refinement:chain", "synthesized:before"],
         model_dir=str(model_dir),
     )
     assert len({id(method.model) for method in methods}) == 1
@@ -58,6 +58,7 @@ def test_variants_of_a_model_get_their_references_and_share_it(model_dir: Path) 
             model(given.lr, given.unmasked),
             model(given.lr, given.gt, given.mask),
             x,
+            model(given.lr, given.reference, return_intermediates=True)[1][-1].synthesized.clamp(0, 1),
         ]
         outputs = [method(given) for method in methods]
     for output, wanted in zip(outputs, expected, strict=True):

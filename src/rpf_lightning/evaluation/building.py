@@ -22,6 +22,7 @@ from rpf_lightning.evaluation.methods import (
     PublishedGCFSR,
     Reference,
     RefinementChain,
+    Synthesized,
 )
 from rpf_lightning.model import RPFModel
 
@@ -73,8 +74,9 @@ def _build(spec: str, model_dir: str | None, model: Callable[[str], RPFModel]) -
     directory = argument or model_dir
     if not directory:
         raise ValueError(f"method {spec!r}: expected {kind}:NAME=DIR, or a model_dir for all models")
-    if kind == "refinement":
-        return RefinementChain(name, model(directory), Path(directory).name)
+    if kind in ("refinement", "synthesized"):
+        part = RefinementChain if kind == "refinement" else Synthesized
+        return part(name, model(directory), Path(directory).name)
     given = cast(Reference, kind.partition("-")[2] or "own")
     return Model(name, model(directory), given, Path(directory).name)
 

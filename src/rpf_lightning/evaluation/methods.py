@@ -10,6 +10,7 @@ A method is named in text as ``kind[:NAME[=ARGUMENT]]``::
     model-swap:NAME=DIR        with a reference of another person
     model-unmasked:NAME=DIR    with the pair's own reference, its non-facial region not removed
     model-gt:NAME=DIR          with the ground truth as the reference, the upper end
+    synthesized:NAME=DIR       what its last block makes of the own reference before it refines
     refinement:NAME=DIR        its refinement modules alone, chained, without any reference (GCFSR-type)
     gcfsr:NAME=FILE            the published GCFSR; FILE,blend=after_activation,normalize=false reads it otherwise
     folder:NAME=DIR            result images of any other system, matched by the names of the GTs
@@ -31,7 +32,7 @@ from rpf_lightning.model.rpf import ReconstructionBlock, RPFModel
 
 KINDS = (
     "bicubic", "reference", "reference-unmasked", "model", "model-none", "model-swap", "model-unmasked", "model-gt",
-    "refinement", "gcfsr", "folder",
+    "synthesized", "refinement", "gcfsr", "folder",
 )  # fmt: skip
 Reference = Literal["own", "none", "swap", "unmasked", "gt"]
 
@@ -194,6 +195,18 @@ class Model(NetworkMethod):
             assert batch.unmasked is not None
             return batch.unmasked
         return batch.reference
+
+
+class Synthesized(NetworkMethod):
+    """The image of the last block's synthesis module: whether its refinement keeps the person."""
+
+    kind = "synthesized"
+
+    def __call__(self, batch: EvaluationBatch) -> Tensor:
+        """Synthesize."""
+        _, blocks = self.model(batch.lr, batch.reference, return_intermediates=True)
+        synthesized: Tensor = blocks[-1].synthesized
+        return synthesized.clamp(0, 1)
 
 
 class RefinementChain(NetworkMethod):

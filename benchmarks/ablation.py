@@ -1,0 +1,166 @@
+"""What each change of our recipe (configs/small) gave: trains it at 16 -> 64 with one change taken back at a time.
+
+    python benchmarks/ablation.py PREPARED --out runs/ablation --train [--rows NAME ...] [OPTION ...]
+    python benchmarks/ablation.py PREPARED --out runs/ablation
+
+`--train` trains, and goes on where it was stopped; several of these with different rows may run side by side. Without
+it the rows that are there are evaluated on the validation people, and a table is printed. What is not an option of this
+script goes to every fit, such as `--trainer.precision bf16-mixed` or `--trainer.limit_train_batches 100`. Rows
+have equally many epochs. One seed each: no interval covers how another training would have come out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import measure
+import yaml
+
+from rpf_lightning.curriculum import run_curriculum
+from rpf_lightning.data import ReferencePairsDataModule
+from rpf_lightning.evaluation.run import evaluate_model_dir
+from rpf_lightning.evaluation.statistics import gap
+
+RECIPE = Path(__file__).parents[1] / "configs" / "small"
+NETWORK: dict[str, Any] = {"scale": 4}
+METRICS = {"psnr": 2, "psnr_face": 2, "lpips": 3, "isc": 3}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: what differs from the recipe.
+
+    Attributes:
+        options: Of `rpf curriculum`.
+        network: Arguments of `RPFModel`.
+        without: A stage that is left out.
+    """
+
+    options: tuple[str, ...] = ()
+    network: dict[str, Any] = field(default_factory=dict)
+    without: str | None = None
+
+
+def stages(option: str, value: object, *names: str) -> tuple[str, ...]:
+    """An argument of some stages' modules."""
+    return tuple(w for name in names for w in (f"--{name}.model.init_args.{option}", str(value)))
+
+
+LOSSES = ("refinement", "synthesis", "finetune")
+ROWS = {
+    "recipe": Row(),
+    "no stage 3": Row(without="finetune"),
+    "no residual": Row(network={"residual": False}),
+    "no synthesis_residual": Row(network={"synthesis_residual": False}),
+    "no unmasked term": Row(stages("unmasked_weight", 0, "synthesis")),
+    "neither of these two": Row(
+        stages("unmasked_weight", 0, "synthesis"), network={"synthesis_residual": False}
+    ),
+    "stage 1 from x2": Row(stages("input", "x2", "refinement")),
+    "stage 1 from mix": Row(stages("input", "mix", "refinement")),
+    "weights 1, 1, 1 (paper)": Row(
+        stages("perceptual_weight", 1, "refinement", "finetune")
+        + stages("identity_weight", 1, "refinement", "finetune")
+        + stages("adversarial_weight", 1, "refinement", "finetune")
+        + stages("perceptual_weight", 0, "synthesis")
+        + stages("identity_weight", 0, "synthesis")
+        + stages("adversarial_weight", 0.1, "synthesis")
+    ),
+    "perceptual 3e-3, identity 0.1": Row(
+        stages("perceptual_weight", 3e-3, *LOSSES) + stages("identity_weight", 0.1, *LOSSES)
+    ),
+    "no perceptual, identity in the synthesis": Row(
+        stages("perceptual_weight", 0, "synthesis") + stages("identity_weight", 0, "synthesis")
+    ),
+    "no perceptual_jitter": Row(stages("perceptual_jitter", 1, *LOSSES)),
+    "torch's initialisation": Row(network={"init": "torch"}),
+    "no flow term": Row(stages("flow_weight", 0, "warping")),
+    "batches of 8": Row(("--data.init_args.batch_size", "8")),
+    "learning rates / 10": Row(
+        stages("learning_rate", 2e-4, "refinement")
+        + stages("learning_rate", 1e-4, "warping", "synthesis", "finetune")
+    ),
+}
+
+
+def folder(out: Path, name: str) -> Path:
+    """The row's model directory."""
+    return out / "".join(c if c.isalnum() else "_" for c in name)
+
+
+def train(out: Path, root: str, name: str, options: Sequence[str]) -> None:
+    """Train one row, or go on with it."""
+    row, target = ROWS[name], folder(out, name)
+    curriculum = yaml.safe_load((RECIPE / "curriculum.yaml").read_text())
+    for stage in ("refinement", "warping", "synthesis", "finetune"):
+        curriculum[stage] = str(RECIPE / curriculum[stage])
+    curriculum["network"] |= {**NETWORK, **row.network}
+    if row.without:
+        del curriculum[row.without]
+    target.mkdir(parents=True, exist_ok=True)
+    path = target / "curriculum.yaml"
+    path.write_text(yaml.safe_dump(curriculum, sort_keys=False))
+    run_curriculum(path, ["--data.init_args.root", root, *options, *row.options], str(target))
+
+
+def table(out: Path, root: str, split: str) -> str:
+    """Evaluate all rows that are there: Markdown."""
+    rows = {name: folder(out, name) for name in ROWS if (folder(out, name) / "model.safetensors").is_file()}
+    methods = ["bicubic"]
+    for path in rows.values():
+        methods += [f"{kind}:{path.name}_{kind}={path}" for kind in ("model", "model-swap")]
+    side = 16 * NETWORK["scale"]
+    data = ReferencePairsDataModule(root, lr_size=16, size=side)
+    results = evaluate_model_dir(
+        None, data, str(out / "evaluation"), 8, 0, True, True, methods=methods, split=split, contact_images=0
+    )
+    values = [record["metrics"] for record in results["per_image"]]
+
+    def difference(one: str, other: str, metric: str, digits: int) -> str:
+        found = gap([v[one].get(metric) for v in values], [v[other].get(metric) for v in values])
+        return f"{found['mean']:+.{digits}f} [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
+
+    def cells(method: str) -> list[str]:
+        return [f"{results['methods'][method][metric]:.{digits}f}" for metric, digits in METRICS.items()]
+
+    lines: list[list[object]] = [["bicubic", *cells("bicubic"), "", "", ""]]
+    for name, path in rows.items():
+        own, other = (f"{path.name}_{kind}" for kind in ("model", "model-swap"))
+        first = f"{folder(out, 'recipe').name}_model"
+        to_recipe = ["", ""]
+        if name != "recipe" and "recipe" in rows:
+            to_recipe = [difference(own, first, "psnr_face", 2), difference(own, first, "isc", 3)]
+        lines.append([name, *cells(own), difference(own, other, "isc", 3), *to_recipe])
+    headings = [
+        "row", "PSNR", "PSNR face", "LPIPS", "ISC", "ISC - another person's", "PSNR face - recipe", "ISC - recipe",
+    ]  # fmt: skip
+    return f"{len(values)} pairs of the split {split}, 16 -> {side}\n\n" + measure.markdown(headings, lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, or print Markdown."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("prepared", help="a prepared folder")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--split", default="val", help="the pairs to evaluate on")
+    parser.add_argument("--train", action="store_true")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="NAME")
+    options, others = parser.parse_known_args(arguments)
+    if others and not options.train:
+        parser.error(f"{' '.join(others)}: options of fits go with --train")
+    if options.train:
+        for name in options.rows:
+            print(f"== {name}", flush=True)
+            train(options.out, options.prepared, name, others)
+    else:
+        print(measure.heading(), table(options.out, options.prepared, options.split), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
