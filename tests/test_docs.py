@@ -57,3 +57,11 @@ def test_readmes_values_are_those_of_the_model_card():
     readme = dict(map(row, table))
     assert len(readme) == 5
     assert readme.items() <= card.items()
+
+
+def test_readmes_first_example_runs(monkeypatch):
+    monkeypatch.setenv("RPF_OFFLINE", "1")
+    code = (ROOT / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    names = {}
+    exec(code, names)
+    assert names["face"].shape == (1, 3, 128, 128)

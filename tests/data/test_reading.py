@@ -49,6 +49,38 @@ def test_sixteen_bits(tmp_path: Path, picture: np.ndarray) -> None:
     np.testing.assert_array_equal(read_photo(tmp_path / "deep.png"), np.repeat(picture[..., :1], 3, 2))
 
 
+@pytest.mark.parametrize(
+    ("mode", "white"), [("F", 1.0), ("F", 255.0), ("F", 65535.0), ("I", 255.0), ("I", 65535.0)]
+)
+def test_grey_of_32_bits_has_the_range_that_it_has(
+    tmp_path: Path, picture: np.ndarray, mode: str, white: float
+) -> None:
+    grey = picture[..., 0].astype(np.float64)
+    grey *= 255 / grey.max()
+    values = (grey / 255 * white).astype(np.float32 if mode == "F" else np.int32)
+    Image.fromarray(values).save(tmp_path / "a.tiff")
+    with Image.open(tmp_path / "a.tiff") as image:
+        assert image.mode == mode
+    read = read_photo(tmp_path / "a.tiff")
+    np.testing.assert_allclose(read, np.repeat(grey[..., None], 3, 2), atol=1)
+
+
+@pytest.mark.parametrize("value", [-1.0, 70000.0, np.nan])
+def test_grey_of_no_known_range(tmp_path: Path, value: float) -> None:
+    values = np.zeros((4, 4), np.float32)
+    values[1, 1] = value
+    Image.fromarray(values).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match=r"a\.tiff: (cannot be decoded: .*)?expected grey values in 0\.\.1"):
+        read_photo(tmp_path / "a.tiff")
+
+
+def test_photos_too_large_for_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"a\.png: too large, cut or reduce it first"):
+        read_photo(tmp_path / "a.png")
+
+
 def test_exif_orientation(tmp_path: Path, picture: np.ndarray) -> None:
     turned = Image.fromarray(picture).rotate(90, expand=True)
     exif = turned.getexif()

@@ -54,6 +54,56 @@ def test_display_p3_becomes_srgb(tmp_path: Path) -> None:
     np.testing.assert_allclose(read[0, 0], 255, atol=1)
 
 
+def gamma_1(name: str) -> bytes:
+    """lcms's sRGB with linear curves, but still called sRGB, as "Linear sRGB" is."""
+    content = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for number in range(int.from_bytes(content[128:132], "big")):
+        at = 132 + 12 * number
+        tag, start = bytes(content[at : at + 4]), int.from_bytes(content[at + 4 : at + 8], "big")
+        if tag in (b"rTRC", b"gTRC", b"bTRC"):
+            content[start : start + 16] = b"para" + bytes(8) + fixed(1.0)  # y = x^1
+    return bytes(content)
+
+
+def test_linear_photos_become_brighter(tmp_path: Path) -> None:
+    """A linear 0.2140 is sRGB's 0.5."""
+    profile = gamma_1("linear")
+    assert "srgb" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile))).lower()
+    Image.new("RGB", (8, 8), (55, 55, 55)).save(tmp_path / "linear.png", icc_profile=profile)
+    warnings: list[str] = []
+    np.testing.assert_allclose(read_srgb(tmp_path / "linear.png", "linear", warnings), 128, atol=2)
+    assert warnings == []
+
+
+def test_profiles_of_grey_photos(tmp_path: Path) -> None:
+    """A grey photo with a profile for colours stays grey; one whose profile is for grey is converted by it."""
+    Image.new("L", (8, 8), 55).save(tmp_path / "grey.png", icc_profile=gamma_1("linear"))
+    warnings: list[str] = []
+    np.testing.assert_allclose(read_srgb(tmp_path / "grey.png", "grey", warnings), 128, atol=2)
+    Image.new("L", (8, 8), 55).save(tmp_path / "grey.png", icc_profile=linear_grey())
+    np.testing.assert_allclose(read_srgb(tmp_path / "grey.png", "grey", warnings), 128, atol=2)
+    assert warnings == []
+
+
+def linear_grey() -> bytes:
+    """The smallest profile of grey that lcms takes: a header, a white point and a curve of gamma 1."""
+    tags = {
+        b"wtpt": b"XYZ " + bytes(4) + fixed(0.9642) + fixed(1.0) + fixed(0.8249),
+        b"kTRC": b"curv" + bytes(4) + (0).to_bytes(4, "big"),
+    }
+    body, table, at = b"", len(tags).to_bytes(4, "big"), 128 + 4 + 12 * len(tags)
+    for tag, data in tags.items():
+        table += tag + (at + len(body)).to_bytes(4, "big") + len(data).to_bytes(4, "big")
+        body += data
+    header = bytearray(128)
+    header[:4] = (at + len(body)).to_bytes(4, "big")
+    header[8:12] = bytes.fromhex("02400000")
+    header[12:24] = b"mntrGRAYXYZ "
+    header[36:40] = b"acsp"
+    header[68:80] = fixed(0.9642) + fixed(1.0) + fixed(0.8249)
+    return bytes(header) + table + body
+
+
 def test_srgb_and_photos_without_a_profile_stay_as_they_are(tmp_path: Path, drawn: Draw) -> None:
     pixels = drawn(40, 30, (5, 5, 12, 99))
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -93,6 +94,80 @@ def test_refusals_write_nothing(
         enhance(arguments)
     assert message in capsys.readouterr().err
     assert list((files / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("out", "expected the name of a .png file"),
+        ("folder.png", "folder.png is a folder"),
+        ("half.png", "half_side_by_side.png is a folder"),
+        ("photo.png/a.png", "is no folder that may be written to"),
+        ("Photo.png", "Photo.png would overwrite photo.png"),
+    ],
+)
+def test_places_are_checked_before_the_work(
+    enhance: Callable[..., None],
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    out: str,
+    message: str,
+) -> None:
+    (files / "folder.png").mkdir()
+    (files / "half_side_by_side.png").mkdir()
+    (files / "Photo.png").hardlink_to(files / "photo.png")  # as on a disk where case does not count
+    monkeypatch.setattr(command, "enhance_photo", lambda *_: pytest.fail("computed"))
+    with pytest.raises(SystemExit, match="2"):
+        enhance(f"photo.png --reference ahead.png --out {out}")
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_may_not_be_written_to(
+    enhance: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command.os, "access", lambda *_: False)
+    monkeypatch.setattr(command, "enhance_photo", lambda *_: pytest.fail("computed"))
+    with pytest.raises(SystemExit, match="2"):
+        enhance("photo.png --reference ahead.png --out out/new/a.png")
+    assert "out/new/a.png cannot be written" in capsys.readouterr().err
+
+
+def test_options_reach_the_networks(
+    files: Path, networks: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[object] = []
+    monkeypatch.setattr(command, "FaceNetworks", lambda *arguments: given.append(arguments) or networks)
+    monkeypatch.chdir(files)
+    text = "enhance photo.png --reference ahead.png --out out/a.png --model model --pack antelopev2"
+    main([*text.split(), "--mask-model", "hull", "--landmark-model", "onnx:a.onnx", "--device", "cpu"])
+    assert given == [("antelopev2", "hull", "onnx:a.onnx", torch.device("cpu"))]
+    for device, message in (
+        ("gpu", "device: expected auto, cpu"),
+        ("cuda:99", "device: cuda:99 is not here"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main([*text.split(), "--device", device])
+        assert message in capsys.readouterr().err
+
+
+def test_the_default_model_is_the_packaged_one(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(files)
+    main(
+        [
+            "enhance",
+            "crop.png",
+            "--aligned",
+            "--reference",
+            "ahead.png",
+            "--out",
+            "out/a.png",
+            "--mask-model",
+            "template",
+        ]
+    )
+    with Image.open("out/a.png") as image:
+        assert image.size == (128, 128)
 
 
 def test_missing_models_are_named(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,6 +174,17 @@ def test_a_match_comes_before_a_nearer_pose(drawn: Draw, networks: Any, bicubic:
     assert enhance_photo(photo, [match, ahead, doubtful], bicubic, networks).reference_index == 1
 
 
+def test_arguments_are_named(drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits) -> None:
+    photo = drawn(160, 120, (70, 40, 52, 0))
+    for single in ("a.png", Path("a.png"), portraits[0]):
+        with pytest.raises(ValueError, match="references: expected a list"):
+            enhance_photo(photo, single, bicubic, networks)
+    with pytest.raises(ValueError, match="reference 1: expected an RGB photo"):
+        enhance_photo(photo, [portraits[0], portraits[1][..., 0]], bicubic, networks)
+    with pytest.raises(ValueError, match="the photo: expected an RGB photo"):
+        enhance_photo(photo / 255, portraits, bicubic, networks)
+
+
 def test_nobody_is_refused_by_a_network_that_was_not_measured(
     drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits
 ) -> None:
@@ -181,7 +192,15 @@ def test_nobody_is_refused_by_a_network_that_was_not_measured(
     photo = drawn(160, 120, (70, 40, 52, 255))
     result = enhance_photo(photo, portraits[:1], bicubic, networks)
     assert result.warnings[0].startswith("the limits were not measured for w600k_r50.onnx")
-    assert result.warnings[1].startswith("reference 0 may be another person")
+    assert result.warnings[1] == "reference 0 and face 0 of the photo: their cosine is 0.000"
+    # nor is a face or a reference chosen by these limits
+    with pytest.raises(
+        RefusedError, match=r"known to be the reference's person \(the limits were not measured"
+    ):
+        enhance_photo(drawn(300, 120, (10, 10, 55, 255), (90, 20, 50, 0)), portraits[:1], bicubic, networks)
+    strangers = [drawn(120, 120, (10, 10, 100, 255), green=50), portraits[1]]
+    photo = drawn(160, 120, (70, 40, 52, 0), green=50)
+    assert enhance_photo(photo, strangers, bicubic, networks).reference_index == 0
     crop = drawn(60, 60, (0, 0, 60, 255))
     aligned = enhance_aligned(crop, drawn(100, 100, (0, 0, 100, 0)), bicubic, networks)
     assert aligned.warnings[0].startswith("the limits were not measured for w600k_r50.onnx")

@@ -110,12 +110,28 @@ def test_small_faces_of_large_photos(red_pack: Path) -> None:
     np.testing.assert_allclose(face.box, [288, 224, 352, 288], atol=1e-2)
 
 
-def test_largest_first(red_pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("width", "height"), [(1001, 667), (667, 1001), (6400, 403)])
+def test_sides_whose_ratio_is_not_whole(
+    red_pack: Path, monkeypatch: pytest.MonkeyPatch, width: int, height: int
+) -> None:
+    """A square that the resizing puts exactly onto cells: both coordinates are brought back with their own ratio."""
+    monkeypatch.setattr(detection, "INPUT_SIDES", (640,))
+    monkeypatch.setattr(detection, "MAX_INPUT_SIDE", 640)
     detector = FaceDetector()
-    boxes = np.array([[0, 0, 10, 10, 0.9], [0, 0, 30, 20, 0.6], [5, 5, 20, 30, 0.7]], np.float32)
+    ratio = max(width, height) / 640
+    x, y, side = (round(v * ratio) for v in ((512, 0, 32) if width > height else (0, 512, 32)))
+    (face,) = detector.detect(picture(width, height, (x, y, side)))
+    np.testing.assert_allclose(face.box[[0, 2]], [x - side, x + side], atol=ratio)
+    np.testing.assert_allclose(face.box[[1, 3]], [y - side, y + side], atol=ratio)
+    np.testing.assert_allclose(face.points[:, 0] - x, side * POINTS[::2], atol=ratio)
+
+
+def test_largest_first(red_pack: Path, only_320: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = FaceDetector()
+    boxes = np.array([[0, 0, 10, 10, 0.9], [20, 20, 50, 40, 0.6], [55, 5, 70, 30, 0.7]], np.float32)
     found = (boxes, np.arange(30, dtype=np.float32).reshape(3, 5, 2))
     monkeypatch.setattr(detector._network, "detect", lambda *args, **kwargs: found)
-    faces = detector.detect(picture(32, 32))
+    faces = detector.detect(picture(320, 320))
     assert [face.area for face in faces] == [600, 375, 100]
     assert [face.points[0, 0] for face in faces] == [10, 20, 0]
     assert faces[0].points.dtype == faces[0].box.dtype == np.float64

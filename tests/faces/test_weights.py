@@ -17,6 +17,9 @@ from pathlib import Path
 import pytest
 
 from rpf_lightning.faces import weights
+from rpf_lightning.faces.detection import FaceDetector
+from rpf_lightning.faces.identity import ArcFace
+from rpf_lightning.faces.parsing import BiSeNetParser
 from rpf_lightning.faces.weights import (
     WEIGHTS,
     Weight,
@@ -26,6 +29,8 @@ from rpf_lightning.faces.weights import (
     weight_file,
     weights_dir,
 )
+from rpf_lightning.losses.perceptual import AlexNetFeatures
+from rpf_lightning.metrics.perceptual import LPIPS
 
 SINGLE = ["alexnet", "bisenet", "s3fd", "fan"]
 CONTENT = bytes(range(256)) * 3000  # three chunks
@@ -477,3 +482,26 @@ def test_importing_reads_and_writes_nothing(tmp_path: Path) -> None:
     )
     environment = {"RPF_CACHE_DIR": str(tmp_path / "cache"), "RPF_OFFLINE": "0"}
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, check=True)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\x80\x02}q\x00."]
+)
+@pytest.mark.parametrize(
+    ("file", "build"),
+    [
+        ("insightface/models/tiny/a.onnx", FaceDetector),
+        ("insightface/models/tiny/a.onnx", ArcFace),
+        ("parsing_bisenet.pth", BiSeNetParser),
+        ("alexnet_features.pth", AlexNetFeatures),
+        ("alexnet_features.pth", LPIPS),
+    ],
+)
+def test_broken_files_are_named(own: Path, file: str, build: Callable[[], object], content: bytes) -> None:
+    (own / file).parent.mkdir(parents=True, exist_ok=True)
+    (own / file).write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=r"expected|holds no ONNX file") as caught:
+        build()
+    assert str((own / file).parent if isinstance(caught.value, FileNotFoundError) else own / file) in str(
+        caught.value
+    )

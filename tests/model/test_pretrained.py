@@ -44,7 +44,9 @@ def test_it_is_found_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert (model.lr_size, model.size) == (16, 128)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert not model.training
-    # a directory of that name comes first
+    (tmp_path / NAME).mkdir()  # of results, say
+    assert RPFModel.from_pretrained(NAME).size == 128
+    # a model directory of that name comes first
     RPFModel(lr_size=16, scale=2, channels=4, width=1 / 64).save_pretrained(tmp_path / NAME)
     assert RPFModel.from_pretrained(NAME).size == 32
 

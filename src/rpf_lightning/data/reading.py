@@ -17,7 +17,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 def read_photo(path: Path, content: bytes | None = None) -> NDArray[np.uint8]:
     """Read a photo upright (EXIF orientation applied) as RGB.
 
-    Grey photos get three equal channels, transparent ones are laid over white, 16-bit ones are scaled to 8 bit.
+    Grey photos get three equal channels, transparent ones are laid over white, 16-bit ones and fractions are scaled to
+    8 bit.
 
     Args:
         path: A file that Pillow reads.
@@ -73,11 +74,18 @@ def read_mask(path: Path, scheme: str) -> NDArray[np.uint8]:
 
 
 def _from_deep_grey(values: NDArray[np.generic], path: Path) -> NDArray[np.uint8]:
-    """Bring a 16-bit grey image to 8 bit; Pillow's own conversion clips it to white."""
+    """Bring a grey image of more than 8 bit to 8 bit; Pillow's own conversion clips it to white.
+
+    Whole numbers of 16 bit have the range that their type says; of 32 bit and of fractions, the largest value tells.
+    """
     numbers = values.astype(np.float64)
-    if numbers.min() < 0 or numbers.max() > 65535:
-        raise ValueError(f"{path}: expected grey values in 0..65535")
-    grey = np.rint(numbers / 257).astype(np.uint8)
+    highest = numbers.max()
+    if not (numbers.min() >= 0 and highest <= 65535):
+        raise ValueError(f"{path}: expected grey values in 0..1, 0..255 or 0..65535")
+    white = 65535.0
+    if values.dtype.itemsize == 4:
+        white = 1.0 if values.dtype.kind == "f" and highest <= 1 else 255.0 if highest <= 255 else 65535.0
+    grey = np.rint(numbers * (255 / white)).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
 
 
@@ -89,5 +97,7 @@ def _open(path: Path, content: bytes | None = None) -> Image.Image:
         raise FileNotFoundError(f"{path}: no such file") from None
     except UnidentifiedImageError:
         raise ValueError(f"{path}: cannot be read: it is no image of a kind that Pillow knows") from None
-    except (OSError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: too large, cut or reduce it first: {error}") from error
+    except OSError as error:
         raise ValueError(f"{path}: cannot be read as an image: {error}") from error

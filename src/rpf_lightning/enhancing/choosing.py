@@ -9,7 +9,13 @@ from numpy.typing import NDArray
 
 from rpf_lightning.data.preparation.annotate import face_count_problem
 from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks, RefusedError, Search, search_faces
-from rpf_lightning.enhancing.identity_check import SMALLEST_SIDE, Comparison, comparable, compare
+from rpf_lightning.enhancing.identity_check import (
+    SMALLEST_SIDE,
+    Comparison,
+    comparable,
+    compare,
+    not_measured,
+)
 
 
 def reference_face(image: NDArray[np.uint8], name: str, networks: FaceNetworks) -> AlignedFace:
@@ -63,15 +69,16 @@ def photo_face(
     if len(faces) == 1:
         return 0, faces[0], search
     matches: list[tuple[Comparison, int]] = []
+    unknown = any(map(comparable, faces)) and not_measured(networks)
     for place, face in enumerate(faces):
         if not comparable(face):
             continue
         compared = [found for reference in references if (found := compare(face, reference, networks))]
-        matches += [(found, place) for found in compared if found.matches]
+        matches += [(found, place) for found in compared if found.matches and not unknown]
     if not matches:
         raise RefusedError(
             f"{name}: several faces, and none of those of at least {SMALLEST_SIDE} pixels is known to be the "
-            f"reference's person: choose with --face. {_listed(faces, search)}"
+            f"reference's person{f' ({unknown})' if unknown else ''}: choose with --face. {_listed(faces, search)}"
         )
     _, place = max(matches)
     return place, faces[place], search

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rpf_lightning.data.preparation.options import MaskModel
+from rpf_lightning.devices import place_of
 from rpf_lightning.enhancing.faces import FaceNetworks
 from rpf_lightning.enhancing.run import Enhanced, enhance_aligned, enhance_photo
 from rpf_lightning.evaluation.layout import Row, cell, write_figure
@@ -79,9 +81,20 @@ def _beside(out: Path) -> Path:
 
 
 def _refuse_to_overwrite(inputs: Sequence[str], out: Path) -> None:
-    for file in inputs:
-        if Path(file).resolve() in (out.resolve(), _beside(out).resolve()):
-            raise ValueError(f"out: {out} would overwrite {file}; take another name")
+    for target in (out, _beside(out)):
+        for file in inputs:  # a name may be another one's, by links or by case
+            if target.exists() and Path(file).exists() and target.samefile(file):
+                raise ValueError(f"out: {target} would overwrite {file}; take another name")
+
+
+def _refuse_places(out: Path) -> None:
+    """Raise ValueError where both files cannot be written."""
+    for target in (out, _beside(out)):
+        if target.is_dir():
+            raise ValueError(f"out: expected the name of a file, and {target} is a folder")
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise ValueError(f"out: {out} cannot be written, {folder} is no folder that may be written to")
 
 
 def summary(result: Enhanced) -> str:
@@ -136,16 +149,17 @@ def main(args: list[str] | None = None) -> None:
     if known.aligned and (known.face is not None or len(known.reference) > 1):
         parser.error("--aligned: expected one --reference and no --face, since nothing is detected")
     try:
-        _refuse_to_overwrite([known.photo, *known.reference], checked_out(known.out))
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(auto if known.device == "auto" else known.device)
+        out = checked_out(known.out)
+        _refuse_to_overwrite([known.photo, *known.reference], out)
+        _refuse_places(out)  # before anything is computed
+        device = place_of(known.device)
         networks = FaceNetworks(known.pack, known.mask_model, known.landmark_model, device)
         model = RPFModel.from_pretrained(known.model).to(device)
         if known.aligned:
             result = enhance_aligned(known.photo, known.reference[0], model, networks, known.force)
         else:
             result = enhance_photo(known.photo, known.reference, model, networks, known.face, known.force)
-        files = write_enhanced(result, known.out)
+        files = write_enhanced(result, out)
     except (OSError, ValueError, RuntimeError) as error:
         parser.error(str(error))
     for warning in result.warnings:

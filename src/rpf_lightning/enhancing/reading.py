@@ -34,12 +34,25 @@ def read_srgb(path: Path, name: str, warnings: list[str]) -> NDArray[np.uint8]:
             return image
         try:
             profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
-            if "srgb" in ImageCms.getProfileDescription(profile).lower():
+            # asked of the profile itself: names such as "Linear sRGB" say nothing, and rounding would change pixels
+            if file.mode != "CMYK" and _is_srgb(profile):
                 return image
             return _converted(image, file, profile)
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError, ImportError) as error:
             warnings.append(f"{name}: its colour profile cannot be used, colours may be wrong: {error}")
             return image
+
+
+def _is_srgb(profile: ImageCms.ImageCmsProfile) -> bool:
+    """Whether colours stay as they are, to two levels."""
+    if profile.profile.xcolor_space.strip() != "RGB":
+        return False
+    levels = np.linspace(0, 255, 9).round().astype(np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)
+    converted = ImageCms.profileToProfile(
+        Image.fromarray(colours), profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
+    return bool(np.abs(np.asarray(converted).astype(int) - colours).max() <= 2)
 
 
 def _converted(

@@ -23,6 +23,7 @@ from rpf_lightning.enhancing.identity_check import (
 )
 from rpf_lightning.enhancing.paste import enlarge, enlargement, paste
 from rpf_lightning.enhancing.reading import read_srgb
+from rpf_lightning.faces.alignment import check_photo
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize_mask
 from rpf_lightning.pictures import to_uint8
@@ -91,9 +92,11 @@ def enhance_photo(
         RefusedError: If a photo shows no face, or several without a choice; if the face is as large as the model's
             output already; if every reference clearly shows another person.
         FileNotFoundError: If a photo or weights are missing.
-        ValueError: If a photo cannot be read, or there is no reference.
+        ValueError: If a photo cannot be read or is no RGB image, or there is no list of references.
     """
     networks = networks or FaceNetworks()
+    if isinstance(references, str | Path | np.ndarray):
+        raise ValueError("references: expected a list of portraits, got a single one")
     names = [_name(reference, f"reference {i}") for i, reference in enumerate(references)]
     if not names:
         raise ValueError("references: expected one portrait at least, got none")
@@ -189,7 +192,13 @@ def _name(photo: Photo, otherwise: str) -> str:
 
 
 def _read(photo: Photo, name: str, warnings: list[str]) -> NDArray[np.uint8]:
-    return photo if isinstance(photo, np.ndarray) else read_srgb(Path(photo), name, warnings)
+    if not isinstance(photo, np.ndarray):
+        return read_srgb(Path(photo), name, warnings)
+    try:
+        check_photo(photo)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return photo
 
 
 def _refuse_large(face: AlignedFace, label: str, model: RPFModel, hint: str = "") -> None:
@@ -227,7 +236,9 @@ def _same_person(
     for place, found in enumerate(compared):
         if found is None:
             warnings.append(f"{names[place]}: its face is below {SMALLEST_SIDE} pixels, too small to compare")
-        elif found.differs and not unknown:
+        elif unknown:
+            warnings.append(f"{names[place]} and {label}: their cosine is {found.cosine:.3f}")
+        elif found.differs:
             others[place] = (
                 f"{names[place]} is clearly another person than {label}: their cosine is {found.cosine:.3f}, and that "
                 f"of two photos of one person hardly ever below {OTHER}"
@@ -241,7 +252,7 @@ def _same_person(
         missed = f". {hint.capitalize()}" if hint else ""
         raise RefusedError("; ".join(others.values()) + f". --force enhances nevertheless{missed}")
     warnings += others.values()
-    sure = [place for place, found in enumerate(compared) if found and found.matches]
+    sure = [place for place, found in enumerate(compared) if found and found.matches and not unknown]
     doubtful = [place for place, found in enumerate(compared) if found and place not in others]
     return sure or doubtful or [place for place in range(len(names)) if place not in others] or list(others)
 

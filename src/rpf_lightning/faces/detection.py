@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rpf_lightning.faces.alignment import check_photo
-from rpf_lightning.faces.weights import insightface_pack
+from rpf_lightning.faces.weights import insightface_pack, whole
 
 MIN_SCORE = 0.5
 # Every photo is searched at 320 pixels, where a face that fills it is found (at 640 alone most aligned portraits
@@ -62,7 +62,7 @@ class FaceDetector:
         directory = insightface_pack(pack)
         self.pack = directory.name
         file = _detection_network(directory)
-        with redirect_stdout(StringIO()):  # some versions print
+        with redirect_stdout(StringIO()), whole(file):  # some versions print
             import onnxruntime  # these two are imported here: they are slow to import
             from insightface.model_zoo import get_model
 
@@ -90,15 +90,31 @@ class FaceDetector:
         height, width = image.shape[:2]
         if min(height, width) * INPUT_SIDES[0] < max(height, width):
             return []  # nothing would be left of the shorter side
-        sides = [(side, side) for side in _input_sides(max(height, width))]
         bgr = np.ascontiguousarray(image[..., ::-1])
-        with redirect_stdout(StringIO()):
-            boxes, points = self._network.detect(bgr, input_size=sides, det_thresh=MIN_SCORE)
-        faces = [
-            Face(box[:4].astype(np.float64), float(box[4]), five.astype(np.float64))
-            for box, five in zip(boxes, points, strict=True)
-        ]
+        finds = [self._at(bgr, side) for side in _input_sides(max(height, width))]
+        boxes, points = (np.concatenate(arrays) for arrays in zip(*finds, strict=True))
+        kept = self._network.nms(boxes.astype(np.float32)) if len(boxes) else []
+        faces = [Face(boxes[i, :4], float(boxes[i, 4]), points[i]) for i in kept]
         return sorted(faces, key=lambda face: -face.area)
+
+    def _at(self, bgr: NDArray[np.uint8], side: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Find faces in a reduction or enlargement to `side`: (n, 5) boxes with scores, (n, 5, 2) points.
+
+        The network's own reduction cuts the shorter side to whole pixels, and takes that side's ratio for both.
+        """
+        import cv2  # of insightface; imported here: it is slow to import
+
+        height, width = bgr.shape[:2]
+        scale = side / max(height, width)
+        small = (max(1, round(width * scale)), max(1, round(height * scale)))
+        canvas = np.zeros((side, side, 3), np.uint8)
+        canvas[: small[1], : small[0]] = cv2.resize(bgr, small)
+        with redirect_stdout(StringIO()):
+            boxes, points = self._network.detect(canvas, input_size=(side, side), det_thresh=MIN_SCORE)
+        ratio = np.array([width / small[0], height / small[1]])
+        boxes, points = boxes.astype(np.float64), points.astype(np.float64) * ratio
+        boxes[:, :4] *= np.tile(ratio, 2)
+        return boxes, points
 
 
 def _input_sides(longest: int) -> list[int]:
@@ -111,7 +127,9 @@ def _detection_network(directory: Path) -> Path:
 
     for file in sorted(directory.glob("*.onnx")):
         # scores, boxes and five points at three or five strides; insightface tells detectors in the same way
-        if len(onnx.load(file, load_external_data=False).graph.output) in (9, 15):
+        with whole(file):
+            outputs = len(onnx.load(file, load_external_data=False).graph.output)
+        if outputs in (9, 15):
             return file
     raise FileNotFoundError(
         f"{directory} holds no ONNX file of a face detector with five points (9 or 15 outputs)"

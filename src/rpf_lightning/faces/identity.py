@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from rpf_lightning.faces.weights import DEFAULT_PACK, insightface_pack
+from rpf_lightning.faces.weights import DEFAULT_PACK, insightface_pack, whole
 from rpf_lightning.model.resize import full_precision, resample_matrix
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ class ArcFace(nn.Module):
         self.pack = directory.name
         file, network = _recognition_network(directory)
         self.normalise = not _normalises_inside(network)
-        self.network = convert(network).eval().requires_grad_(False)
+        with whole(file):
+            self.network = convert(network).eval().requires_grad_(False)
         self.file = file.name
 
     def train(self, mode: bool = True) -> ArcFace:
@@ -92,8 +93,9 @@ def _recognition_network(directory: Path) -> tuple[Path, onnx.ModelProto]:
     import onnx
 
     for file in sorted(directory.glob("*.onnx")):
-        network = onnx.load(file)
-        dimensions = network.graph.input[0].type.tensor_type.shape.dim
+        with whole(file):
+            network = onnx.load(file)
+            dimensions = network.graph.input[0].type.tensor_type.shape.dim
         if [d.dim_value for d in dimensions][1:] == [3, SIDE, SIDE] and len(network.graph.output) == 1:
             return file, network
     raise FileNotFoundError(

@@ -18,7 +18,7 @@ from PIL import Image
 
 from rpf_lightning.faces.alignment import check_photo, five_points
 from rpf_lightning.faces.detection import Face, FaceDetector
-from rpf_lightning.faces.weights import weight_file
+from rpf_lightning.faces.weights import weight_file, whole
 
 POINTS = 68
 # Landmark i of a photo is landmark MIRRORED[i] of its mirror image.
@@ -164,7 +164,8 @@ def _face_alignment(device: str, detector: Path, fan: Path) -> Any:
 
         def _load_native(self, network_name: str, network_size: int, device: str, dtype: torch.dtype) -> Any:
             network = FAN(network_size)
-            network.load_state_dict(torch.load(fan, map_location=device, weights_only=True))
+            with whole(fan):
+                network.load_state_dict(torch.load(fan, map_location=device, weights_only=True))
             return network.to(device, dtype=dtype).eval()
 
     return Local(

@@ -17,7 +17,7 @@ from PIL import Image
 
 from rpf_lightning.faces.alignment import check_photo
 from rpf_lightning.faces.labels import facial_mask
-from rpf_lightning.faces.weights import weight_file
+from rpf_lightning.faces.weights import weight_file, whole
 from rpf_lightning.model.resize import full_precision, resize
 
 CHIN, BROWS = 8, slice(17, 27)  # of the 68 landmarks
@@ -44,9 +44,12 @@ class BiSeNetParser:
     def __init__(self, device: str | torch.device = "cpu") -> None:
         from facexlib.parsing import init_parsing_model  # imported here: it is slow to import
 
-        folder = weight_file("bisenet").parent  # the loader finds the file there by its name
+        file = weight_file("bisenet")
         self._device = torch.device(device)
-        self._network = init_parsing_model("bisenet", device=self._device, model_rootpath=str(folder))
+        with whole(file):  # the loader finds it by its name
+            self._network = init_parsing_model(
+                "bisenet", device=self._device, model_rootpath=str(file.parent)
+            )
 
     @torch.no_grad()
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:

@@ -9,6 +9,8 @@ import hashlib
 import os
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
@@ -25,6 +27,21 @@ PACKS = "insightface/models"
 DEFAULT_PACK = "buffalo_l"
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 2**18
+
+
+@contextmanager
+def whole(file: Path) -> Iterator[None]:
+    """Name a file of weights in whatever its reader raises about it: truncated, empty, a pointer of Git LFS.
+
+    Raises:
+        ValueError: In place of any other exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"{file}: expected a whole file of weights, reading it gave {type(error).__name__}: {error}"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rpf_lightning.faces.weights import alexnet_file
+from rpf_lightning.faces.weights import alexnet_file, whole
 from rpf_lightning.losses.optional import optional_term
 from rpf_lightning.model.resize import full_precision
 
@@ -56,8 +56,9 @@ class AlexNetFeatures(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
         self.register_buffer("std", torch.tensor(STD)[:, None, None])
         path = alexnet_file(weights)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = {key: value for key, value in state.items() if key.startswith("features.")}
+        with whole(path):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = {key: value for key, value in state.items() if key.startswith("features.")}
         wanted = {f"features.{key}" for key in self.features.state_dict()}
         if wanted - state.keys():
             raise ValueError(

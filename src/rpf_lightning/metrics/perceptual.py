@@ -9,7 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rpf_lightning.faces.weights import WEIGHTS_VARIABLE, alexnet_file, cache_dir, weight_file, weights_dir
+from rpf_lightning.faces.weights import (
+    WEIGHTS_VARIABLE,
+    alexnet_file,
+    cache_dir,
+    weight_file,
+    weights_dir,
+    whole,
+)
 
 VGG_FILE = "vgg16-397923af.pth"  # torchvision's
 
@@ -36,7 +43,8 @@ class LPIPS(nn.Module):
         if net not in ("alex", "vgg"):
             raise ValueError(f"net: expected 'alex' or 'vgg', got {net!r}")
         path = alexnet_file(weights) if net == "alex" else _vgg_file(weights)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with whole(path):
+            state = torch.load(path, map_location="cpu", weights_only=True)
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # its random weights are replaced
             warnings.simplefilter("ignore")  # lpips calls torchvision with arguments that are deprecated
             self.lpips = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval().requires_grad_(False)

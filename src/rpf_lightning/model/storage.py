@@ -44,8 +44,10 @@ def load(name: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ValueError: If the configuration is no JSON object, or the weights file is broken.
     """
     directory = Path(name)
-    if not directory.is_dir():
-        directory = PRETRAINED / name if str(name) in pretrained_names() else _from_hub(str(name))
+    packaged = str(name) in pretrained_names()
+    # a folder that only has the name of a packaged model, such as one of results, does not hide it
+    if not directory.is_dir() or (packaged and not (directory / CONFIG_FILE).is_file()):
+        directory = PRETRAINED / name if packaged else _from_hub(str(name))
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (directory / file).is_file():
             raise FileNotFoundError(f"{directory} is no model directory: it has no {file}")
