@@ -71,9 +71,9 @@ def test_super_resolve_takes_names_of_models(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("RPF_MODEL_DIR", "celeba-hq-16to128")
     notebook = read(NOTEBOOKS[0])
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code"][:2]
-    execute(notebook, tmp_path)
-    (printed,) = notebook.cells[1].outputs
-    assert printed["text"] == "celeba-hq-16to128: 16 -> 128 pixels, 3 blocks\n"
+    done = execute(notebook, tmp_path)
+    printed = "".join(output.text for output in done.cells[1].outputs if output.get("name") == "stdout")
+    assert printed == "celeba-hq-16to128: 16 -> 128 pixels, 3 blocks\n"
 
 
 def test_train_and_inspect_removes_nothing_but_its_own(
