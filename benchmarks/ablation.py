@@ -5,13 +5,17 @@
 
 `--train` trains, and goes on where it was stopped; several of these with different rows may run side by side. Without
 it the rows that are there are evaluated on the validation people, and a table is printed. What is not an option of this
-script goes to every fit, such as `--trainer.precision bf16-mixed` or `--trainer.limit_train_batches 100`. Rows
-have equally many epochs. One seed each: no interval covers how another training would have come out.
+script goes to every fit, such as `--trainer.precision bf16-mixed` or `--trainer.limit_train_batches 100`; all rows have
+to be given the same. A fit has equally many epochs in every row: the row without stage 3 trains less, and batches of 8
+are four times as many steps (but as many as the others' with `limit_train_batches`). Other inputs of stage 1 differ
+from the recipe's in block 2 only. One seed each: no interval covers how another training would have come out.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +24,13 @@ from typing import Any
 import measure
 import yaml
 
-from rpf_lightning.curriculum import run_curriculum
+from rpf_lightning.curriculum import STAGES, STATE_FILE, read_curriculum, run_curriculum
 from rpf_lightning.data import ReferencePairsDataModule
 from rpf_lightning.evaluation.run import evaluate_model_dir
 from rpf_lightning.evaluation.statistics import gap
+from rpf_lightning.model.storage import write_atomically
 
+OPTIONS_FILE = "options.json"
 RECIPE = Path(__file__).parents[1] / "configs" / "small"
 NETWORK: dict[str, Any] = {"scale": 4}
 METRICS = {"psnr": 2, "psnr_face": 2, "lpips": 3, "isc": 3}
@@ -57,7 +63,7 @@ ROWS = {
     "no residual": Row(network={"residual": False}),
     "no synthesis_residual": Row(network={"synthesis_residual": False}),
     "no unmasked term": Row(stages("unmasked_weight", 0, "synthesis")),
-    "neither of these two": Row(
+    "no synthesis_residual, no unmasked term": Row(
         stages("unmasked_weight", 0, "synthesis"), network={"synthesis_residual": False}
     ),
     "stage 1 from x2": Row(stages("input", "x2", "refinement")),
@@ -79,7 +85,7 @@ ROWS = {
     "no perceptual_jitter": Row(stages("perceptual_jitter", 1, *LOSSES)),
     "torch's initialisation": Row(network={"init": "torch"}),
     "no flow term": Row(stages("flow_weight", 0, "warping")),
-    "batches of 8": Row(("--data.init_args.batch_size", "8")),
+    "batches of 8": Row(tuple(w for stage in STAGES for w in (f"--{stage}.data.init_args.batch_size", "8"))),
     "learning rates / 10": Row(
         stages("learning_rate", 2e-4, "refinement")
         + stages("learning_rate", 1e-4, "warping", "synthesis", "finetune")
@@ -93,10 +99,22 @@ def folder(out: Path, name: str) -> Path:
 
 
 def train(out: Path, root: str, name: str, options: Sequence[str]) -> None:
-    """Train one row, or go on with it."""
+    """Train one row, or go on with it.
+
+    Raises:
+        ValueError: If other rows were trained with other options.
+    """
     row, target = ROWS[name], folder(out, name)
+    out.mkdir(parents=True, exist_ok=True)
+    given = out / OPTIONS_FILE
+    if not given.exists():
+        write_atomically(given, json.dumps(list(options)).encode())
+    if json.loads(given.read_text()) != list(options):
+        raise ValueError(
+            f"{given}: other rows were trained with {given.read_text()}, now {list(options)} were given"
+        )
     curriculum = yaml.safe_load((RECIPE / "curriculum.yaml").read_text())
-    for stage in ("refinement", "warping", "synthesis", "finetune"):
+    for stage in STAGES:
         curriculum[stage] = str(RECIPE / curriculum[stage])
     curriculum["network"] |= {**NETWORK, **row.network}
     if row.without:
@@ -107,9 +125,18 @@ def train(out: Path, root: str, name: str, options: Sequence[str]) -> None:
     run_curriculum(path, ["--data.init_args.root", root, *options, *row.options], str(target))
 
 
-def table(out: Path, root: str, split: str) -> str:
-    """Evaluate all rows that are there: Markdown."""
-    rows = {name: folder(out, name) for name in ROWS if (folder(out, name) / "model.safetensors").is_file()}
+def is_trained(path: Path) -> bool:
+    """Whether all fits of a row are finished."""
+    if not (path / STATE_FILE).is_file():
+        return False
+    _, plan = read_curriculum(path / "curriculum.yaml")
+    return {fit.name for fit in plan} <= json.loads((path / STATE_FILE).read_text())["finished"].keys()
+
+
+def table(out: Path, root: str, split: str, names: Sequence[str]) -> str:
+    """Evaluate those of the rows that are trained: Markdown."""
+    rows = {name: folder(out, name) for name in names if is_trained(folder(out, name))}
+    left_out = ", ".join(name for name in names if name not in rows)
     methods = ["bicubic"]
     for path in rows.values():
         methods += [f"{kind}:{path.name}_{kind}={path}" for kind in ("model", "model-swap")]
@@ -138,7 +165,9 @@ def table(out: Path, root: str, split: str) -> str:
     headings = [
         "row", "PSNR", "PSNR face", "LPIPS", "ISC", "ISC - another person's", "PSNR face - recipe", "ISC - recipe",
     ]  # fmt: skip
-    return f"{len(values)} pairs of the split {split}, 16 -> {side}\n\n" + measure.markdown(headings, lines)
+    missing = f"; not trained: {left_out}" if left_out else ""
+    head = f"{len(values)} pairs of the split {split}, 16 -> {side}{missing}"
+    return f"{head}\n\n{measure.markdown(headings, lines)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -154,12 +183,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, others = parser.parse_known_args(arguments)
     if others and not options.train:
         parser.error(f"{' '.join(others)}: options of fits go with --train")
+    if refused := [
+        word for word in others if re.search(r"data\.(?!(init_args\.)?(num_workers|batch_size)\b)", word)
+    ]:
+        parser.error(
+            f"{' '.join(refused)}: the evaluation would take other people, or other photos, than the training"
+        )
     if options.train:
         for name in options.rows:
             print(f"== {name}", flush=True)
             train(options.out, options.prepared, name, others)
     else:
-        print(measure.heading(), table(options.out, options.prepared, options.split), sep="\n")
+        print(measure.heading(), table(options.out, options.prepared, options.split, options.rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -353,32 +353,21 @@ def test_the_ablation_trains_and_compares(ablation, prepared, tmp_path, capsys, 
     make_pack("buffalo_l")
     torch.save(alexnet_state, tmp_path / "weights" / "alexnet_features.pth")
     arguments = [str(prepared), "--out", str(tmp_path / "out")]
-    tiny = [
-        "--trainer.max_epochs",
-        "1",
-        "--trainer.limit_train_batches",
-        "1",
-        "--trainer.limit_val_batches",
-        "0",
-    ]
+    text = "trainer.max_epochs 1 trainer.limit_train_batches 1 trainer.limit_val_batches 0 data.init_args.num_workers 0"
+    tiny = re.sub(r"(trainer|data)", r"--\1", f"{text} data.init_args.batch_size 2").split()
     rows = ["recipe", "no stage 3", "torch's initialisation"]
-    ablation.main(
-        [
-            *arguments,
-            "--train",
-            "--rows",
-            *rows,
-            *tiny,
-            "--data.init_args.num_workers",
-            "0",
-            "--data.init_args.batch_size",
-            "2",
-        ]
-    )
+    ablation.main([*arguments, "--train", "--rows", *rows, *tiny])
     state = json.loads((ablation.folder(tmp_path / "out", "no stage 3") / "state.json").read_text())
     assert list(state["finished"]) == ["block1-refinement", "block1-warping", "block1-synthesis"]
+    with pytest.raises(ValueError, match=r"options\.json: other rows were trained with"):
+        ablation.main([*arguments, "--train", "--rows", "no flow term"])
+    ablation.train(tmp_path / "out", str(prepared), "no residual", tiny)
+    state = ablation.folder(tmp_path / "out", "no residual") / "state.json"
+    state.write_text(
+        state.read_text().replace('"block1-finetune"', '"block2-finetune"')
+    )  # as if it was stopped
     capsys.readouterr()
-    ablation.main([*arguments, "--split", "all"])
+    ablation.main([*arguments, "--split", "all", "--rows", *rows, "no residual"])
     text = capsys.readouterr().out
     lines = {
         line.split("|")[1].strip(): line.split("|")[2:-1] for line in text.splitlines() if line[:1] == "|"
@@ -386,5 +375,7 @@ def test_the_ablation_trains_and_compares(ablation, prepared, tmp_path, capsys, 
     assert list(lines)[2:] == ["bicubic", *rows]
     assert not lines["recipe"][-1].strip()
     assert re.fullmatch(r" [+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\] ", lines["no stage 3"][-1])
-    with pytest.raises(SystemExit):
-        ablation.main([*arguments, "--trainer.max_epochs", "1"])
+    assert "; not trained: no residual\n" in text
+    for wrong in (["--trainer.max_epochs", "1"], ["--train", "--data.init_args.val_fraction", "0.1"]):
+        with pytest.raises(SystemExit):
+            ablation.main([*arguments, *wrong])

@@ -65,6 +65,11 @@ def test_grey_of_32_bits_has_the_range_that_it_has(
     np.testing.assert_allclose(read, np.repeat(grey[..., None], 3, 2), atol=1)
 
 
+def test_fractions_may_overshoot(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 0.5, 1, 1.004]], np.float32)).save(tmp_path / "a.tiff")
+    assert read_photo(tmp_path / "a.tiff")[0, :, 0].tolist() == [0, 128, 255, 255]
+
+
 @pytest.mark.parametrize("value", [-1.0, 70000.0, np.nan])
 def test_grey_of_no_known_range(tmp_path: Path, value: float) -> None:
     values = np.zeros((4, 4), np.float32)

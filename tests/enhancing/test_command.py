@@ -103,7 +103,7 @@ def test_refusals_write_nothing(
         ("folder.png", "folder.png is a folder"),
         ("half.png", "half_side_by_side.png is a folder"),
         ("photo.png/a.png", "is no folder that may be written to"),
-        ("Photo.png", "Photo.png would overwrite photo.png"),
+        ("link.png", "link.png would overwrite photo.png"),
     ],
 )
 def test_places_are_checked_before_the_work(
@@ -116,7 +116,11 @@ def test_places_are_checked_before_the_work(
 ) -> None:
     (files / "folder.png").mkdir()
     (files / "half_side_by_side.png").mkdir()
-    (files / "Photo.png").hardlink_to(files / "photo.png")  # as on a disk where case does not count
+    if out == "link.png":  # as Photo.png is on a disk where case does not count
+        try:
+            (files / "link.png").hardlink_to(files / "photo.png")
+        except OSError:
+            pytest.skip("no hard links here")
     monkeypatch.setattr(command, "enhance_photo", lambda *_: pytest.fail("computed"))
     with pytest.raises(SystemExit, match="2"):
         enhance(f"photo.png --reference ahead.png --out {out}")

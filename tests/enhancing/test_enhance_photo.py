@@ -193,14 +193,17 @@ def test_nobody_is_refused_by_a_network_that_was_not_measured(
     result = enhance_photo(photo, portraits[:1], bicubic, networks)
     assert result.warnings[0].startswith("the limits were not measured for w600k_r50.onnx")
     assert result.warnings[1] == "reference 0 and face 0 of the photo: their cosine is 0.000"
-    # nor is a face or a reference chosen by these limits
+    # a match still chooses, and the warning says so
+    chosen = enhance_photo(
+        drawn(300, 120, (10, 10, 55, 255), (90, 20, 50, 0)), portraits[:1], bicubic, networks
+    )
+    assert chosen.face_index == 1
+    assert "make sure yourself that the right face was chosen" in chosen.warnings[0]
+    two = drawn(300, 120, (10, 10, 55, 255), (90, 20, 50, 200))
     with pytest.raises(
-        RefusedError, match=r"known to be the reference's person \(the limits were not measured"
+        RefusedError, match=r"--face 0: 55 pixels.*cosine 0\.00; --face 1: 50 pixels.*cosine 0\.3"
     ):
-        enhance_photo(drawn(300, 120, (10, 10, 55, 255), (90, 20, 50, 0)), portraits[:1], bicubic, networks)
-    strangers = [drawn(120, 120, (10, 10, 100, 255), green=50), portraits[1]]
-    photo = drawn(160, 120, (70, 40, 52, 0), green=50)
-    assert enhance_photo(photo, strangers, bicubic, networks).reference_index == 0
+        enhance_photo(two, portraits[:1], bicubic, networks)
     crop = drawn(60, 60, (0, 0, 60, 255))
     aligned = enhance_aligned(crop, drawn(100, 100, (0, 0, 100, 0)), bicubic, networks)
     assert aligned.warnings[0].startswith("the limits were not measured for w600k_r50.onnx")
@@ -260,7 +263,7 @@ def test_several_faces(drawn: Draw, networks: Any, bicubic: RPFModel, portraits:
     result = enhance_photo(photo, portraits, bicubic, networks)
     assert result.face_index == 1
     strangers = drawn(300, 120, (10, 10, 55, 255), (200, 40, 20, 0))
-    listed = r"choose with --face\. Faces found: --face 0: 55 pixels, around x 38, y 38; --face 1: 20 pixels"
+    listed = r"--face 0: 55 pixels, around x 38, y 38, cosine 0\.00; --face 1: 20 pixels"
     with pytest.raises(RefusedError, match=listed):
         enhance_photo(strangers, portraits, bicubic, networks)
     chosen = enhance_photo(strangers, portraits, bicubic, networks, face=1)

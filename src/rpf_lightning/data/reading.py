@@ -84,8 +84,9 @@ def _from_deep_grey(values: NDArray[np.generic], path: Path) -> NDArray[np.uint8
         raise ValueError(f"{path}: expected grey values in 0..1, 0..255 or 0..65535")
     white = 65535.0
     if values.dtype.itemsize == 4:
-        white = 1.0 if values.dtype.kind == "f" and highest <= 1 else 255.0 if highest <= 255 else 65535.0
-    grey = np.rint(numbers * (255 / white)).astype(np.uint8)
+        # below 2, for what a filter has left above 1
+        white = 1.0 if values.dtype.kind == "f" and highest < 2 else 255.0 if highest <= 255 else 65535.0
+    grey = np.rint(numbers * (255 / white)).clip(0, 255).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
 
 

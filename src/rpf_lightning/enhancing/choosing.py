@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,6 @@ from rpf_lightning.enhancing.identity_check import (
     Comparison,
     comparable,
     compare,
-    not_measured,
 )
 
 
@@ -68,27 +67,28 @@ def photo_face(
         return index, faces[index], search
     if len(faces) == 1:
         return 0, faces[0], search
-    matches: list[tuple[Comparison, int]] = []
-    unknown = any(map(comparable, faces)) and not_measured(networks)
+    best: dict[int, Comparison] = {}
     for place, face in enumerate(faces):
-        if not comparable(face):
-            continue
-        compared = [found for reference in references if (found := compare(face, reference, networks))]
-        matches += [(found, place) for found in compared if found.matches and not unknown]
-    if not matches:
+        if comparable(face):
+            compared = [found for reference in references if (found := compare(face, reference, networks))]
+            best |= {place: max(compared)} if compared else {}
+    place = max(best, key=lambda place: best[place].cosine, default=-1)
+    if place < 0 or not best[place].matches:
         raise RefusedError(
             f"{name}: several faces, and none of those of at least {SMALLEST_SIDE} pixels is known to be the "
-            f"reference's person{f' ({unknown})' if unknown else ''}: choose with --face. {_listed(faces, search)}"
+            f"reference's person: choose with --face. {_listed(faces, search, best)}"
         )
-    _, place = max(matches)
     return place, faces[place], search
 
 
-def _listed(faces: Sequence[AlignedFace], search: Search) -> str:
+def _listed(
+    faces: Sequence[AlignedFace], search: Search, compared: Mapping[int, Comparison] | None = None
+) -> str:
     lines = []
     for place, face in enumerate(faces):
         x, y = face.matrix @ (0.5, 0.5, 1)
-        lines.append(f"--face {place}: {face.side:.0f} pixels, around x {x:.0f}, y {y:.0f}")
+        alike = f", cosine {compared[place].cosine:.2f}" if compared and place in compared else ""
+        lines.append(f"--face {place}: {face.side:.0f} pixels, around x {x:.0f}, y {y:.0f}{alike}")
     missed = f". {search.hint.capitalize()}" if search.hint else ""
     return "Faces found: " + "; ".join(lines) + missed
 

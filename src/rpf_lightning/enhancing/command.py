@@ -92,9 +92,10 @@ def _refuse_places(out: Path) -> None:
     for target in (out, _beside(out)):
         if target.is_dir():
             raise ValueError(f"out: expected the name of a file, and {target} is a folder")
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise ValueError(f"out: {out} cannot be written, {folder} is no folder that may be written to")
+    folder = next((parent for parent in out.absolute().parents if parent.exists()), None)
+    if folder is None or not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        where = folder or out.absolute().anchor
+        raise ValueError(f"out: {out} cannot be written, {where} is no folder that may be written to")
 
 
 def summary(result: Enhanced) -> str:

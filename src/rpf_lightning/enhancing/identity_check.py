@@ -51,8 +51,8 @@ def not_measured(networks: FaceNetworks) -> str:
     if file == MEASURED:
         return ""
     return (
-        f"the limits were not measured for {file}, only for {MEASURED}: nobody is refused, no face is chosen, and make "
-        "sure yourself that the reference shows the same person"
+        f"the limits were not measured for {file}, only for {MEASURED}: nobody is refused, and make sure yourself that "
+        "the right face was chosen and the reference shows the same person"
     )
 
 

@@ -252,7 +252,7 @@ def _same_person(
         missed = f". {hint.capitalize()}" if hint else ""
         raise RefusedError("; ".join(others.values()) + f". --force enhances nevertheless{missed}")
     warnings += others.values()
-    sure = [place for place, found in enumerate(compared) if found and found.matches and not unknown]
+    sure = [place for place, found in enumerate(compared) if found and found.matches]
     doubtful = [place for place, found in enumerate(compared) if found and place not in others]
     return sure or doubtful or [place for place in range(len(names)) if place not in others] or list(others)
 

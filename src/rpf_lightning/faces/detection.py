@@ -62,7 +62,7 @@ class FaceDetector:
         directory = insightface_pack(pack)
         self.pack = directory.name
         file = _detection_network(directory)
-        with redirect_stdout(StringIO()), whole(file):  # some versions print
+        with redirect_stdout(StringIO()):  # some versions print
             import onnxruntime  # these two are imported here: they are slow to import
             from insightface.model_zoo import get_model
 
@@ -72,7 +72,8 @@ class FaceDetector:
                 name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available
             ]
             # one session serves all input sizes: a session per size would be kept for every size of photo
-            self._network = get_model(str(file), providers=providers, static_shape_sessions=False)
+            with whole(file):
+                self._network = get_model(str(file), providers=providers, static_shape_sessions=False)
 
     def detect(self, image: NDArray[np.uint8]) -> list[Face]:
         """Find the faces of a photo.

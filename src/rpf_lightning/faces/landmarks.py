@@ -165,7 +165,7 @@ def _face_alignment(device: str, detector: Path, fan: Path) -> Any:
         def _load_native(self, network_name: str, network_size: int, device: str, dtype: torch.dtype) -> Any:
             network = FAN(network_size)
             with whole(fan):
-                network.load_state_dict(torch.load(fan, map_location=device, weights_only=True))
+                network.load_state_dict(torch.load(fan, map_location="cpu", weights_only=True))
             return network.to(device, dtype=dtype).eval()
 
     return Local(

@@ -47,9 +47,8 @@ class BiSeNetParser:
         file = weight_file("bisenet")
         self._device = torch.device(device)
         with whole(file):  # the loader finds it by its name
-            self._network = init_parsing_model(
-                "bisenet", device=self._device, model_rootpath=str(file.parent)
-            )
+            network = init_parsing_model("bisenet", device="cpu", model_rootpath=str(file.parent))
+        self._network = network.to(self._device)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:

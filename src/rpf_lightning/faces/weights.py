@@ -34,10 +34,12 @@ def whole(file: Path) -> Iterator[None]:
     """Name a file of weights in whatever its reader raises about it: truncated, empty, a pointer of Git LFS.
 
     Raises:
-        ValueError: In place of any other exception.
+        ValueError: In place of any other exception but those that say nothing about the file.
     """
     try:
         yield
+    except (ImportError, MemoryError):
+        raise
     except Exception as error:
         raise ValueError(
             f"{file}: expected a whole file of weights, reading it gave {type(error).__name__}: {error}"
