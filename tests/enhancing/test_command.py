@@ -117,10 +117,7 @@ def test_places_are_checked_before_the_work(
     (files / "folder.png").mkdir()
     (files / "half_side_by_side.png").mkdir()
     if out == "link.png":  # as Photo.png is on a disk where case does not count
-        try:
-            (files / "link.png").hardlink_to(files / "photo.png")
-        except OSError:
-            pytest.skip("no hard links here")
+        (files / "link.png").hardlink_to(files / "photo.png")
     monkeypatch.setattr(command, "enhance_photo", lambda *_: pytest.fail("computed"))
     with pytest.raises(SystemExit, match="2"):
         enhance(f"photo.png --reference ahead.png --out {out}")
@@ -155,23 +152,18 @@ def test_options_reach_the_networks(
         assert message in capsys.readouterr().err
 
 
-def test_the_default_model_is_the_packaged_one(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_model_is_the_packaged_one(
+    files: Path, drawn: Draw, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And it warns where the model does worse than enlarging."""
     monkeypatch.chdir(files)
-    main(
-        [
-            "enhance",
-            "crop.png",
-            "--aligned",
-            "--reference",
-            "ahead.png",
-            "--out",
-            "out/a.png",
-            "--mask-model",
-            "template",
-        ]
-    )
-    with Image.open("out/a.png") as image:
-        assert image.size == (128, 128)
+    text = "--aligned --reference ahead.png --out out/a.png --mask-model template"
+    for side, warned in ((24, False), (63, False), (64, True), (100, True)):
+        Image.fromarray(drawn(side, side, (0, 0, side, 0))).save("crop.png")
+        main(["enhance", "crop.png", *text.split()])
+        assert ("less like the person than bicubic" in capsys.readouterr().err) == warned
+        with Image.open("out/a.png") as image:
+            assert image.size == (128, 128)
 
 
 def test_missing_models_are_named(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

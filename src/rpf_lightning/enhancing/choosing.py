@@ -9,12 +9,7 @@ from numpy.typing import NDArray
 
 from rpf_lightning.data.preparation.annotate import face_count_problem
 from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks, RefusedError, Search, search_faces
-from rpf_lightning.enhancing.identity_check import (
-    SMALLEST_SIDE,
-    Comparison,
-    comparable,
-    compare,
-)
+from rpf_lightning.enhancing.identity_check import SMALLEST_SIDE, Comparison, comparable, compare
 
 
 def reference_face(image: NDArray[np.uint8], name: str, networks: FaceNetworks) -> AlignedFace:

@@ -14,9 +14,7 @@ from rpf_lightning.faces.parsing import template_mask
 FEATHER = 0.1  # of the aligned square's side: within this distance of the mean face the pasted one fades out
 RIM = 0.05  # the same along the edge of the square, where chins may reach
 WEIGHT_SIDE = 256
-MAX_PIXELS = (
-    100e6  # of an enlarged photo: 0.3 GB, held with and without the face, and more while it is encoded
-)
+MAX_PIXELS = 100e6  # of an enlarged photo: 0.3 GB, held twice, with and without the face
 
 
 def enlargement(image: NDArray[np.uint8], face_side: float, size: int) -> tuple[int, bool]:
