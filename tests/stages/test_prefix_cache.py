@@ -16,6 +16,7 @@ from rpf_lightning.data import SyntheticFacesDataModule
 from rpf_lightning.data.dataset import PairsDataset
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.model import RPFModel
+from rpf_lightning.model.resize import resize
 from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, WarpingStage, prefix_cache
 from rpf_lightning.stages.prefix_cache import PrefixCache
 from small_fits import QUIET
@@ -82,6 +83,40 @@ def test_the_fits_of_a_block_share_it(model_dir: Path, tmp_path: Path, make: Cal
     assert Watched(make(str(model_dir), 2), faces(), tmp_path).computed == 0
     assert files(model_dir) == before
     assert len(before) == 2  # rows and checksums
+
+
+@pytest.mark.parametrize("fraction", [0.4, 1.0])
+def test_a_share_of_the_samples_enters_at_the_block(model_dir: Path, tmp_path: Path, fraction: float) -> None:
+    stage = SynthesisStage(str(model_dir), 2, entry_fraction=fraction)
+    fit = Watched(stage, faces(), tmp_path, max_epochs=10)
+    data = fit.trainer.datamodule.train_dataset
+    entered = []
+    for place, rows in fit.given.items():
+        reduced = resize(data[place].gt[None], 32)[0].clamp(0, 1)
+        with torch.no_grad():
+            x = stage.model.prefix(data[place].lr[None], data[place].reference[None], 2)[0]
+        for row in rows:
+            entered.append(torch.equal(row, reduced))
+            assert entered[-1] or (row - x).abs().max() <= 0.5 / 255 + 1e-6
+    assert len(entered) == 120
+    assert abs(sum(entered) / 120 - fraction) < 0.15
+    batch = next(iter(fit.trainer.datamodule.val_dataloader()))
+    assert torch.equal(
+        stage.prefix(batch), stage.model.prefix(batch.lr, batch.reference, 2)
+    )  # not in validation
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.5])
+def test_entry_fraction_must_be_a_share(model_dir: Path, fraction: float) -> None:
+    with pytest.raises(ValueError, match=rf"entry_fraction: expected a share in \[0, 1\], got {fraction}"):
+        WarpingStage(str(model_dir), 2, entry_fraction=fraction)
+
+
+def test_stage_1_has_no_entry_fraction(model_dir: Path) -> None:
+    with pytest.raises(ValueError, match="entry_fraction: stage 1 reads no x"):
+        RefinementStage(
+            str(model_dir), 2, input="lr", identity_weight=0, perceptual_weight=0, entry_fraction=0.2
+        )
 
 
 def test_a_flip_has_both_versions(model_dir: Path, tmp_path: Path) -> None:

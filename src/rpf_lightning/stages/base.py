@@ -17,7 +17,7 @@ from rpf_lightning.data.records import FaceBatch, ReferenceBatch
 from rpf_lightning.losses import IdentityLoss, PerceptualLoss
 from rpf_lightning.losses.adversarial import PenaltyNorm
 from rpf_lightning.metrics import PSNR, SSIM, LRConsistency, PSNRFace
-from rpf_lightning.model.resize import full_precision
+from rpf_lightning.model.resize import full_precision, resize
 from rpf_lightning.stages.adversary import ADVERSARIES, CriticKind, gradient_norms
 from rpf_lightning.stages.finite import FiniteGuard, names
 from rpf_lightning.stages.model_dir import DirectoryStage
@@ -47,6 +47,9 @@ class RPFStage(DirectoryStage):
         accumulate: Batches whose gradients are averaged before each step. (The Trainer's own argument raises
             with two optimizers.)
         cache_prefix: Keep x^(n) of the training samples on disk, rounded to 8 bit (see `PrefixCache`).
+        entry_fraction: Share of the training samples for which x^(n) is the GT reduced to its side, in place of
+            what the earlier blocks make: what the block gets where inference enters at it. Not in the paper. Without
+            it the later blocks have never seen a sharp input, and may blur one. Block 1 always gets the LR.
         gradient_norms_every: Batches between two logs of every term's gradient norm at the output, relative to
             the reconstruction term's; 0 never. It costs one more backward pass per term.
         adversarial_weight: Weight of the adversarial term; 0 trains without a critic.
@@ -65,7 +68,7 @@ class RPFStage(DirectoryStage):
     Raises:
         FileNotFoundError: If the directory holds no model and `network` is None, or weights are missing.
         ValueError: If `block` is not one of the model's, `network` differs from the model's, or `accumulate` is
-            not positive.
+            not positive, or `entry_fraction` not in [0, 1].
     """
 
     needs_references = True
@@ -84,6 +87,7 @@ class RPFStage(DirectoryStage):
         decay: Literal["none", "cosine"] = "none",
         accumulate: int = 1,
         cache_prefix: bool = True,
+        entry_fraction: float = 0.0,
         gradient_norms_every: int = 100,
         adversarial_weight: float = 0.0,
         perceptual_weight: float = 0.0,
@@ -99,10 +103,13 @@ class RPFStage(DirectoryStage):
         self.automatic_optimization = False
         if accumulate < 1:
             raise ValueError(f"accumulate: expected a positive number of batches, got {accumulate}")
+        if not 0 <= entry_fraction <= 1:
+            raise ValueError(f"entry_fraction: expected a share in [0, 1], got {entry_fraction}")
         self.learning_rate = learning_rate
         self.decay = decay
         self.accumulate = accumulate
         self.cache_prefix = cache_prefix
+        self.entry_fraction = entry_fraction
         self.gradient_norms_every = gradient_norms_every
         self.adversarial_weight = adversarial_weight
         self.perceptual_weight = perceptual_weight
@@ -140,16 +147,14 @@ class RPFStage(DirectoryStage):
         return outputs["output"]
 
     def prefix(self, batch: ReferenceBatch) -> Tensor:
-        """x^(n), from the frozen blocks before this one, without gradients; in training from the cache."""
-
-        def compute() -> Tensor:
-            with torch.no_grad():
-                return self.model.prefix(batch.lr, batch.reference, self.block)
-
-        if self._kept_prefix is None or not self.trainer.training:
-            return compute()
-        assert isinstance(batch.place, list)
-        return self._kept_prefix.get(batch.place, compute, batch.lr.device)
+        """x^(n), without gradients: in training from the cache, or the reduced GT (`entry_fraction`)."""
+        x = self._earlier_blocks(batch)
+        if self.entry_fraction and self.block > 1 and self.trainer.training:
+            entered = torch.rand(len(x)) < self.entry_fraction
+            x = torch.where(
+                entered.to(x.device)[:, None, None, None], resize(batch.gt, x.shape[-1]).clamp(0, 1), x
+            )
+        return x
 
     def terms(self) -> dict[str, float]:
         """Weight of every term that all stages can have; 0 is off."""
@@ -341,6 +346,18 @@ class RPFStage(DirectoryStage):
         states = checkpoint["random_states"]
         # the package's loaders draw none of these numbers
         restore_random_state(states[self.global_rank if self.global_rank < len(states) else 0])
+
+    def _earlier_blocks(self, batch: ReferenceBatch) -> Tensor:
+        """What the frozen blocks before this one make."""
+
+        def compute() -> Tensor:
+            with torch.no_grad():
+                return self.model.prefix(batch.lr, batch.reference, self.block)
+
+        if self._kept_prefix is None or not self.trainer.training:
+            return compute()
+        assert isinstance(batch.place, list)
+        return self._kept_prefix.get(batch.place, compute, batch.lr.device)
 
     def _generator_terms(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
         """All weighted terms; each is a scalar in fp32."""

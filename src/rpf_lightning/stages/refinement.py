@@ -31,6 +31,9 @@ class RefinementStage(RPFStage):
             times (logged as `grad/perceptual_relative`).
         identity_weight: See `RPFStage`; eq. 6.
         kwargs: Further arguments of `RPFStage`.
+
+    Raises:
+        ValueError: If `entry_fraction` is given in stage 1, which reads no x^(n), or as `RPFStage`.
     """
 
     def __init__(
@@ -52,6 +55,10 @@ class RefinementStage(RPFStage):
         self.input = input
         self.name = "finetune" if input == "synthesized" else "refinement"
         self.needs_references = input == "synthesized"
+        if self.entry_fraction and not self.needs_references:
+            raise ValueError(
+                f"entry_fraction: stage 1 reads no x^(n); expected 0 with input {input}, got {self.entry_fraction}"
+            )
         self.save_hyperparameters()
 
     @property
