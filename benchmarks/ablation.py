@@ -6,7 +6,8 @@
 `--train` trains, and goes on where it was stopped; several of these with different rows may run side by side. Without
 it the rows that are there are evaluated on the validation people, and a table is printed. What is not an option of this
 script goes to every fit, such as `--trainer.precision bf16-mixed` or `--trainer.limit_train_batches 100`; all rows have
-to be given the same. A fit has equally many epochs in every row: the row without stage 3 trains less, and batches of 8
+to be given the same. Rows that leave stage 1 as it is share its fits: it is trained in a folder of its own, and they
+begin with a copy. A fit has equally many epochs in every row: the row without stage 3 trains less, and batches of 8
 are four times as many steps (but as many as the others' with `limit_train_batches`). Other inputs of stage 1 differ
 from the recipe's in block 2 only. One seed each: no interval covers how another training would have come out.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,7 @@ import yaml
 
 from rpf_lightning.curriculum import STAGES, STATE_FILE, read_curriculum, run_curriculum
 from rpf_lightning.data import ReferencePairsDataModule
+from rpf_lightning.data.locking import locked
 from rpf_lightning.evaluation.run import evaluate_model_dir
 from rpf_lightning.evaluation.statistics import gap
 from rpf_lightning.model.storage import write_atomically
@@ -49,6 +52,11 @@ class Row:
     options: tuple[str, ...] = ()
     network: dict[str, Any] = field(default_factory=dict)
     without: str | None = None
+
+    @property
+    def changes_stage_1(self) -> bool:
+        """Whether the recipe's stage 1 cannot be used."""
+        return bool(self.network) or any(word.startswith("--refinement.") for word in self.options)
 
 
 def stages(option: str, value: object, *names: str) -> tuple[str, ...]:
@@ -76,6 +84,10 @@ ROWS = {
         + stages("identity_weight", 0, "synthesis")
         + stages("adversarial_weight", 0.1, "synthesis")
     ),
+    "identity 0.03": Row(stages("identity_weight", 0.03, *LOSSES)),
+    "no adversarial term": Row(stages("adversarial_weight", 0, *LOSSES)),
+    "adversarial 0.1": Row(stages("adversarial_weight", 0.1, *LOSSES)),
+    "no entry_fraction": Row(stages("entry_fraction", 0, "synthesis", "finetune")),
     "perceptual 3e-3, identity 0.1": Row(
         stages("perceptual_weight", 3e-3, *LOSSES) + stages("identity_weight", 0.1, *LOSSES)
     ),
@@ -105,6 +117,7 @@ def train(out: Path, root: str, name: str, options: Sequence[str]) -> None:
         ValueError: If other rows were trained with other options.
     """
     row, target = ROWS[name], folder(out, name)
+    everywhere = ["--data.init_args.root", root, *options]
     out.mkdir(parents=True, exist_ok=True)
     given = out / OPTIONS_FILE
     if not given.exists():
@@ -119,10 +132,29 @@ def train(out: Path, root: str, name: str, options: Sequence[str]) -> None:
     curriculum["network"] |= {**NETWORK, **row.network}
     if row.without:
         del curriculum[row.without]
+    if not row.changes_stage_1 and not target.exists():
+        part = target.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(stage_1(out, curriculum, everywhere), part)
+        part.replace(target)
     target.mkdir(parents=True, exist_ok=True)
+    run_curriculum(write(target, curriculum), [*everywhere, *row.options], str(target))
+
+
+def stage_1(out: Path, curriculum: dict[str, Any], options: list[str]) -> Path:
+    """The model directory with the recipe's stage 1, trained where it is missing; processes wait for each other."""
+    target = out / "stage_1"
+    target.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".stage_1.lock"):
+        run_curriculum(write(target, curriculum), options, str(target), only="refinement")
+    return target
+
+
+def write(target: Path, curriculum: dict[str, Any]) -> Path:
+    """Write a row's `curriculum.yaml`."""
     path = target / "curriculum.yaml"
     path.write_text(yaml.safe_dump(curriculum, sort_keys=False))
-    run_curriculum(path, ["--data.init_args.root", root, *options, *row.options], str(target))
+    return path
 
 
 def is_trained(path: Path) -> bool:

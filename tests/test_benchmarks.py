@@ -319,7 +319,11 @@ def test_every_row_of_the_ablation_changes_something(ablation, tmp_path, monkeyp
     """Its curriculum is one, its options are arguments of the stages that they name, and no two rows are alike."""
     seen = []
 
-    def planned(path, options, model_dir):
+    def planned(path, options, model_dir, only=None):
+        if only:
+            assert (only, Path(model_dir).name) == ("refinement", "stage_1")
+            assert "--refinement" not in repr(options)
+            return
         curriculum, plan = read_curriculum(path)
         for word, value in pairwise(options):
             if ".model.init_args." in word:
@@ -359,6 +363,11 @@ def test_the_ablation_trains_and_compares(ablation, prepared, tmp_path, capsys, 
     ablation.main([*arguments, "--train", "--rows", *rows, *tiny])
     state = json.loads((ablation.folder(tmp_path / "out", "no stage 3") / "state.json").read_text())
     assert list(state["finished"]) == ["block1-refinement", "block1-warping", "block1-synthesis"]
+    shared = tmp_path / "out" / "stage_1" / "runs" / "block1-refinement"
+    assert shared.is_dir()
+    for name in rows:  # the rows' own stage 1 is a copy of the shared one, where they leave it as it is
+        run = ablation.folder(tmp_path / "out", name) / "runs" / "block1-refinement" / "last.ckpt"
+        assert (run.read_bytes() == (shared / "last.ckpt").read_bytes()) == (name != "torch's initialisation")
     with pytest.raises(ValueError, match=r"options\.json: other rows were trained with"):
         ablation.main([*arguments, "--train", "--rows", "no flow term"])
     ablation.train(tmp_path / "out", str(prepared), "no residual", tiny)
