@@ -25,9 +25,6 @@ from rpf_lightning.model.storage import write_atomically
 from rpf_lightning.pictures import png
 
 DEFAULT_MODEL = "celeba-hq-16to128"
-NEARER_BICUBIC = (
-    64  # pixels from which on, by the default model's card, enlarging alone is nearer to the person
-)
 SURROUNDINGS = 1.5  # of the aligned square's side: what the side-by-side picture shows of the photo
 
 
@@ -166,13 +163,7 @@ def main(args: list[str] | None = None) -> None:
         files = write_enhanced(result, out)
     except (OSError, ValueError, RuntimeError) as error:
         parser.error(str(error))
-    warnings = list(result.warnings)
-    if known.model == DEFAULT_MODEL and len(result.lr) >= NEARER_BICUBIC:
-        warnings.append(
-            f"the face enters at {len(result.lr)} pixels: there, {DEFAULT_MODEL} makes it sharper but less like the "
-            "person than bicubic enlargement (see its card)"
-        )
-    for warning in warnings:
+    for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{summary(result)}; reference {known.reference[result.reference_index]}")
     print(" and ".join(map(str, files)))
