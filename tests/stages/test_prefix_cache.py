@@ -100,10 +100,9 @@ def test_a_share_of_the_samples_enters_at_the_block(model_dir: Path, tmp_path: P
             assert entered[-1] or (row - x).abs().max() <= 0.5 / 255 + 1e-6
     assert len(entered) == 120
     assert abs(sum(entered) / 120 - fraction) < 0.15
+    # neither in validation
     batch = next(iter(fit.trainer.datamodule.val_dataloader()))
-    assert torch.equal(
-        stage.prefix(batch), stage.model.prefix(batch.lr, batch.reference, 2)
-    )  # not in validation
+    assert torch.equal(stage.prefix(batch), stage.model.prefix(batch.lr, batch.reference, 2))
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.5])
