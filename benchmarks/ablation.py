@@ -5,11 +5,11 @@
 
 `--train` trains, and goes on where it was stopped; several of these with different rows may run side by side. Without
 it the rows that are there are evaluated on the validation people, and a table is printed. What is not an option of this
-script goes to every fit, such as `--trainer.precision bf16-mixed` or `--trainer.limit_train_batches 100`; all rows have
-to be given the same. Rows that leave stage 1 as it is share its fits: it is trained in a folder of its own, and they
-begin with a copy. A fit has equally many epochs in every row: the row without stage 3 trains less, and batches of 8
-are four times as many steps (but as many as the others' with `limit_train_batches`). Other inputs of stage 1 differ
-from the recipe's in block 2 only. One seed each: no interval covers how another training would have come out.
+script goes to every fit, such as `--trainer.precision bf16-mixed`; all rows have to be given the same. Rows that leave
+stage 1 as it is share its fits: it is trained in a folder of its own, and they begin with a copy. A fit sees equally
+many samples in every row: the row without stage 3 trains less, and smaller batches are more steps. Other inputs of
+stage 1 differ from the recipe's in block 2 only. One seed each: no interval covers how another training would have come
+out.
 """
 
 from __future__ import annotations
@@ -47,16 +47,19 @@ class Row:
         options: Of `rpf curriculum`.
         network: Arguments of `RPFModel`.
         without: A stage that is left out.
+        batch_divisor: By what the batches are smaller; there are as many times more of them.
     """
 
     options: tuple[str, ...] = ()
     network: dict[str, Any] = field(default_factory=dict)
     without: str | None = None
+    batch_divisor: int = 1
 
     @property
     def changes_stage_1(self) -> bool:
         """Whether the recipe's stage 1 cannot be used."""
-        return bool(self.network) or any(word.startswith("--refinement.") for word in self.options)
+        stage_1 = any(word.startswith("--refinement.") for word in self.options)
+        return bool(self.network) or stage_1 or self.batch_divisor > 1
 
 
 def stages(option: str, value: object, *names: str) -> tuple[str, ...]:
@@ -97,7 +100,7 @@ ROWS = {
     "no perceptual_jitter": Row(stages("perceptual_jitter", 1, *LOSSES)),
     "torch's initialisation": Row(network={"init": "torch"}),
     "no flow term": Row(stages("flow_weight", 0, "warping")),
-    "batches of 8": Row(tuple(w for stage in STAGES for w in (f"--{stage}.data.init_args.batch_size", "8"))),
+    "batches a quarter as large": Row(batch_divisor=4),
     "learning rates / 10": Row(
         stages("learning_rate", 2e-4, "refinement")
         + stages("learning_rate", 1e-4, "warping", "synthesis", "finetune")
@@ -110,14 +113,23 @@ def folder(out: Path, name: str) -> Path:
     return out / "".join(c if c.isalnum() else "_" for c in name)
 
 
-def train(out: Path, root: str, name: str, options: Sequence[str]) -> None:
+def batches(size: int, limit: int | None, divisor: int = 1) -> list[str]:
+    """Options of the batches: of `size` samples, `limit` of them in an epoch (None: all)."""
+    limited = [] if limit is None else ["--trainer.limit_train_batches", str(limit * divisor)]
+    return ["--data.init_args.batch_size", str(size // divisor), *limited]
+
+
+def train(
+    out: Path, root: str, name: str, others: Sequence[str], batch_size: int = 32, limit: int | None = None
+) -> None:
     """Train one row, or go on with it.
 
     Raises:
         ValueError: If other rows were trained with other options.
     """
     row, target = ROWS[name], folder(out, name)
-    everywhere = ["--data.init_args.root", root, *options]
+    options = [*batches(batch_size, limit), *others]
+    everywhere = ["--data.init_args.root", root, *batches(batch_size, limit, row.batch_divisor), *others]
     out.mkdir(parents=True, exist_ok=True)
     given = out / OPTIONS_FILE
     if not given.exists():
@@ -211,20 +223,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--split", default="val", help="the pairs to evaluate on")
     parser.add_argument("--train", action="store_true")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, help="samples in a batch of a fit (divisible by 4)"
+    )
+    parser.add_argument("--batches", type=int, help="batches in an epoch of a fit; all unless given")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="NAME")
     options, others = parser.parse_known_args(arguments)
     if others and not options.train:
         parser.error(f"{' '.join(others)}: options of fits go with --train")
     if refused := [
-        word for word in others if re.search(r"data\.(?!(init_args\.)?(num_workers|batch_size)\b)", word)
+        word
+        for word in others
+        if re.search(r"data\.(?!(init_args\.)?num_workers\b)|limit_train_batches", word)
     ]:
         parser.error(
-            f"{' '.join(refused)}: the evaluation would take other people, or other photos, than the training"
+            f"{' '.join(refused)}: the evaluation would take other people, or other photos, than the training; batches"
+            " are set by --batch-size and --batches"
+        )
+    if options.batch_size % 4:
+        parser.error(
+            f"--batch-size: {options.batch_size} given, expected a multiple of 4, as a row takes a quarter of it"
         )
     if options.train:
         for name in options.rows:
             print(f"== {name}", flush=True)
-            train(options.out, options.prepared, name, others)
+            train(options.out, options.prepared, name, others, options.batch_size, options.batches)
     else:
         print(measure.heading(), table(options.out, options.prepared, options.split, options.rows), sep="\n")
 

@@ -341,15 +341,17 @@ def test_every_row_of_the_ablation_changes_something(ablation, tmp_path, monkeyp
 
     monkeypatch.setattr(ablation, "run_curriculum", planned)
     for name in ablation.ROWS:
-        ablation.train(tmp_path, "prepared", name, ["--trainer.max_epochs", "1"])
+        ablation.train(tmp_path, "prepared", name, ["--trainer.max_epochs", "1"], batch_size=8, limit=5)
     assert (
         len({repr(row) for row in seen})
         == len(ablation.ROWS)
         == len({*map(ablation.folder, [tmp_path] * 99, ablation.ROWS)})
     )
-    assert all(
-        row[0][:4] == ["--data.init_args.root", "prepared", "--trainer.max_epochs", "1"] for row in seen
-    )
+    for name, (words, *_) in zip(ablation.ROWS, seen, strict=True):
+        size, limit = ("2", "20") if name == "batches a quarter as large" else ("8", "5")
+        expected = ["data.init_args.root", "prepared", "data.init_args.batch_size", size]
+        expected += ["trainer.limit_train_batches", limit, "trainer.max_epochs", "1"]
+        assert [word.removeprefix("--") for word in words[:8]] == expected
     assert [name for name, row in zip(ablation.ROWS, seen, strict=True) if row[2] is None] == ["no stage 3"]
 
 
@@ -357,8 +359,9 @@ def test_the_ablation_trains_and_compares(ablation, prepared, tmp_path, capsys, 
     make_pack("buffalo_l")
     torch.save(alexnet_state, tmp_path / "weights" / "alexnet_features.pth")
     arguments = [str(prepared), "--out", str(tmp_path / "out")]
-    text = "trainer.max_epochs 1 trainer.limit_train_batches 1 trainer.limit_val_batches 0 data.init_args.num_workers 0"
-    tiny = re.sub(r"(trainer|data)", r"--\1", f"{text} data.init_args.batch_size 2").split()
+    text = "trainer.max_epochs 1 trainer.limit_val_batches 0 data.init_args.num_workers 0"
+    fits = re.sub(r"(trainer|data)", r"--\1", text).split()
+    tiny = [*fits, "--batch-size", "4", "--batches", "1"]
     rows = ["recipe", "no stage 3", "torch's initialisation"]
     ablation.main([*arguments, "--train", "--rows", *rows, *tiny])
     state = json.loads((ablation.folder(tmp_path / "out", "no stage 3") / "state.json").read_text())
@@ -374,7 +377,7 @@ def test_the_ablation_trains_and_compares(ablation, prepared, tmp_path, capsys, 
         )
     with pytest.raises(ValueError, match=r"options\.json: other rows were trained with"):
         ablation.main([*arguments, "--train", "--rows", "no flow term"])
-    ablation.train(tmp_path / "out", str(prepared), "no residual", tiny)
+    ablation.train(tmp_path / "out", str(prepared), "no residual", fits, 4, 1)
     state = ablation.folder(tmp_path / "out", "no residual") / "state.json"
     state.write_text(
         state.read_text().replace('"block1-finetune"', '"block2-finetune"')
@@ -389,6 +392,11 @@ def test_the_ablation_trains_and_compares(ablation, prepared, tmp_path, capsys, 
     assert not lines["recipe"][-1].strip()
     assert re.fullmatch(r" [+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\] ", lines["no stage 3"][-1])
     assert "; not trained: no residual\n" in text
-    for wrong in (["--trainer.max_epochs", "1"], ["--train", "--data.init_args.val_fraction", "0.1"]):
+    for wrong in (
+        ["--trainer.max_epochs", "1"],
+        ["--train", "--data.init_args.val_fraction", "0.1"],
+        ["--train", "--trainer.limit_train_batches", "3"],
+        ["--batch-size", "6"],
+    ):
         with pytest.raises(SystemExit):
             ablation.main([*arguments, *wrong])
