@@ -22,6 +22,7 @@ from rpf_lightning.data.reading import read_photo
 from rpf_lightning.data.records import Photo
 from rpf_lightning.data.sample import make_sample
 from rpf_lightning.model.storage import write_atomically
+from rpf_lightning.pictures import to_uint8
 
 HISTOGRAM, SHEET = PICTURES
 ROWS = 10
@@ -113,8 +114,7 @@ def _photo(root: Path, faces: Annotations, index: int, mask: NDArray[np.uint8]) 
 
 
 def _tile(image: torch.Tensor) -> Image.Image:
-    pixels = (image * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    return Image.fromarray(pixels)
+    return Image.fromarray(to_uint8(image))
 
 
 def _small(image: NDArray[np.uint8]) -> Image.Image:
