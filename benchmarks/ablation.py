@@ -25,17 +25,21 @@ from typing import Any
 
 import measure
 import yaml
+from lightning import seed_everything
 
 from rpf_lightning.curriculum import STAGES, STATE_FILE, read_curriculum, run_curriculum
 from rpf_lightning.data import ReferencePairsDataModule
 from rpf_lightning.data.locking import locked
 from rpf_lightning.evaluation.run import evaluate_model_dir
 from rpf_lightning.evaluation.statistics import gap
+from rpf_lightning.model import RPFModel
 from rpf_lightning.model.storage import write_atomically
 
 OPTIONS_FILE = "options.json"
 RECIPE = Path(__file__).parents[1] / "configs" / "small"
 NETWORK: dict[str, Any] = {"scale": 4}
+NOT_STAGE_1 = frozenset({"synthesis_residual", "refinement_mean", "init"})
+"""Arguments of `RPFModel` that a refinement module is made and trained without."""
 METRICS = {"psnr": 2, "psnr_face": 2, "lpips": 3, "isc": 3}
 
 
@@ -59,7 +63,7 @@ class Row:
     def changes_stage_1(self) -> bool:
         """Whether the recipe's stage 1 cannot be used."""
         stage_1 = any(word.startswith("--refinement.") for word in self.options)
-        return bool(self.network) or stage_1 or self.batch_divisor > 1
+        return bool(self.network.keys() - NOT_STAGE_1) or stage_1 or self.batch_divisor > 1
 
 
 def stages(option: str, value: object, *names: str) -> tuple[str, ...]:
@@ -72,6 +76,7 @@ ROWS = {
     "recipe": Row(),
     "no stage 3": Row(without="finetune"),
     "no residual": Row(network={"residual": False}),
+    "refinement on the synthesized image alone": Row(network={"refinement_mean": False}),
     "no synthesis_residual": Row(network={"synthesis_residual": False}),
     "no unmasked term": Row(stages("unmasked_weight", 0, "synthesis")),
     "no synthesis_residual, no unmasked term": Row(
@@ -138,16 +143,23 @@ def train(
         raise ValueError(
             f"{given}: other rows were trained with {given.read_text()}, now {list(options)} were given"
         )
-    curriculum = yaml.safe_load((RECIPE / "curriculum.yaml").read_text())
+    recipe = yaml.safe_load((RECIPE / "curriculum.yaml").read_text())
     for stage in STAGES:
-        curriculum[stage] = str(RECIPE / curriculum[stage])
-    curriculum["network"] |= {**NETWORK, **row.network}
+        recipe[stage] = str(RECIPE / recipe[stage])
+    recipe["network"] |= NETWORK
+    curriculum = recipe | {"network": recipe["network"] | row.network}
     if row.without:
         del curriculum[row.without]
     if not row.changes_stage_1 and not target.exists():
         part = target.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(stage_1(out, curriculum, everywhere), part)
+        shutil.copytree(stage_1(out, recipe, everywhere), part)
+        if row.network:
+            seed_everything(recipe.get("seed", 0), verbose=False)
+            model = RPFModel(**curriculum["network"])
+            for own, trained in zip(model.blocks, RPFModel.from_pretrained(part).blocks, strict=True):
+                own.refinement.load_state_dict(trained.refinement.state_dict())
+            model.save_pretrained(part)
         part.replace(target)
     target.mkdir(parents=True, exist_ok=True)
     run_curriculum(write(target, curriculum), [*everywhere, *row.options], str(target))

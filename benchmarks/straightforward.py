@@ -21,7 +21,10 @@ from rpf_lightning.model.synthesis import SynthesisModule
 from rpf_lightning.model.warping import WarpingModule
 
 # the readings of the paper that are written out here
-SUPPORTED = {"skip": "same_resolution", "progressive": True, "synthesis_fuse": True, "flow_unit": "relative"}
+SUPPORTED = {
+    "skip": "same_resolution", "progressive": True, "synthesis_fuse": True, "flow_unit": "relative",
+    "refinement_mean": True,
+}  # fmt: skip
 
 
 class StraightforwardRPF(nn.Module):

@@ -323,6 +323,7 @@ def test_every_row_of_the_ablation_changes_something(ablation, tmp_path, monkeyp
         if only:
             assert (only, Path(model_dir).name) == ("refinement", "stage_1")
             assert "--refinement" not in repr(options)
+            RPFModel(**read_curriculum(path)[0].network).save_pretrained(model_dir)
             return
         curriculum, plan = read_curriculum(path)
         for word, value in pairwise(options):
@@ -355,6 +356,28 @@ def test_every_row_of_the_ablation_changes_something(ablation, tmp_path, monkeyp
     assert [name for name, row in zip(ablation.ROWS, seen, strict=True) if row[2] is None] == ["no stage 3"]
 
 
+def test_a_row_of_another_network_takes_the_shared_stage_1(ablation, tmp_path, monkeypatch):
+    """The modules that stage 1 has trained are put into the row's own network."""
+
+    def made(path, options, model_dir, only=None):
+        if only:
+            torch.manual_seed(1)
+            RPFModel(**read_curriculum(path)[0].network).save_pretrained(model_dir)
+
+    monkeypatch.setattr(ablation, "run_curriculum", made)
+    ablation.train(tmp_path, "prepared", "torch's initialisation", [])
+    shared = RPFModel.from_pretrained(tmp_path / "stage_1")
+    row = RPFModel.from_pretrained(ablation.folder(tmp_path, "torch's initialisation"))
+    assert (shared.config["init"], row.config["init"]) == ("kaiming", "torch")
+    for own, trained in zip(row.blocks, shared.blocks, strict=True):
+        torch.testing.assert_close(
+            own.refinement.state_dict(), trained.refinement.state_dict(), rtol=0, atol=0
+        )
+        assert not torch.equal(
+            own.warping.reference_features.weight, trained.warping.reference_features.weight
+        )
+
+
 def test_the_ablation_trains_and_compares(ablation, prepared, tmp_path, capsys, alexnet_state, make_pack):
     make_pack("buffalo_l")
     torch.save(alexnet_state, tmp_path / "weights" / "alexnet_features.pth")
@@ -372,12 +395,12 @@ def test_the_ablation_trains_and_compares(ablation, prepared, tmp_path, capsys, 
     )
     for name in rows:  # stage 1 is a copy of the shared one, times included, where the row leaves it as it is
         own = ablation.folder(tmp_path / "out", name) / "runs" / file
-        assert (own.stat().st_mtime_ns == (shared / file).stat().st_mtime_ns) == (
-            name != "torch's initialisation"
-        )
+        assert own.stat().st_mtime_ns == (shared / file).stat().st_mtime_ns
     with pytest.raises(ValueError, match=r"options\.json: other rows were trained with"):
         ablation.main([*arguments, "--train", "--rows", "no flow term"])
     ablation.train(tmp_path / "out", str(prepared), "no residual", fits, 4, 1)
+    own = ablation.folder(tmp_path / "out", "no residual") / "runs" / file
+    assert own.stat().st_mtime_ns != (shared / file).stat().st_mtime_ns
     state = ablation.folder(tmp_path / "out", "no residual") / "state.json"
     state.write_text(
         state.read_text().replace('"block1-finetune"', '"block2-finetune"')

@@ -76,6 +76,14 @@ def test_super_resolve_takes_names_of_models(tmp_path: Path, monkeypatch: pytest
     assert printed == "celeba-hq-16to128: 16 -> 128 pixels, 3 blocks\n"
 
 
+def test_tables_and_figures_takes_names_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RPF_MODEL_DIR", "celeba-hq-16to128")
+    notebook = read(NOTEBOOKS[2])
+    notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code"][:2]
+    notebook.cells[-1].source += "\nprint(model)"
+    assert results(execute(notebook, tmp_path))[0] == "celeba-hq-16to128\n"
+
+
 def test_train_and_inspect_removes_nothing_but_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

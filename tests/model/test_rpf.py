@@ -61,8 +61,9 @@ def test_forward_shape_and_range(lr_size, scale, batch):
 
 
 @both_ways
-def test_intermediates_are_the_records_of_the_blocks_run_by_hand():
-    model, lr, reference = small(16, 8), face(16, 2), face(128, 2)
+@pytest.mark.parametrize("mean", [True, False])
+def test_intermediates_are_the_records_of_the_blocks_run_by_hand(mean):
+    model, lr, reference = small(16, 8, refinement_mean=mean), face(16, 2), face(128, 2)
     output, records = model(lr, reference, return_intermediates=True)
     x = lr
     level = {128: reference}
@@ -73,7 +74,7 @@ def test_intermediates_are_the_records_of_the_blocks_run_by_hand():
         assert record._fields == ("flow", "aligned", "synthesized", "output")
         flow, aligned = block.warping(x, level[side])
         synthesized = block.synthesis(x, aligned)
-        refined = block.refinement((bicubic(x, side) + synthesized) / 2)
+        refined = block.refinement((bicubic(x, side) + synthesized) / 2 if mean else synthesized)
         for result, expected in zip(record, (flow, aligned, synthesized, refined), strict=True):
             assert result.shape == (2, 2 if result is record.flow else 3, side, side)
             torch.testing.assert_close(result, expected, atol=2e-4, rtol=1e-4)
@@ -283,6 +284,7 @@ LITERAL = {
     "residual": {"residual": True},
     "synthesis_residual": {"synthesis_residual": True},
     "not progressive": {"progressive": False},
+    "refinement_mean": {"refinement_mean": False},
     "all": {
         "skip": "literal", "act": "relu", "synthesis_fuse": False, "flow_unit": "pixels", "init": "torch",
     },
@@ -307,6 +309,7 @@ def test_every_reading_reaches_every_block(options):
         assert block.refinement.decoder[0].literal == (options.get("skip") == "literal")
         assert block.refinement.act.slope == (0.0 if options.get("act") == "relu" else 0.2)
         assert block.refinement.residual == options.get("residual", False)
+        assert block.refinement_mean == options.get("refinement_mean", True)
         assert (block.synthesis.fuse is None) == (options.get("synthesis_fuse") is False)
         assert (block.synthesis.enlarge is not None) == options.get("synthesis_residual", False)
         assert block.warping.flow_scale == (1.0 if options.get("flow_unit") == "pixels" else block.side / 64)

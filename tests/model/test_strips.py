@@ -24,6 +24,7 @@ READINGS = [
     {"act": "relu"},
     {"residual": True, "synthesis_residual": True},
     {"progressive": False},
+    {"refinement_mean": False},
     {"synthesis_fuse": False, "init": "torch", "flow_unit": "pixels"},
 ]
 

@@ -54,6 +54,7 @@ class ReconstructionBlock(nn.Module):
         synthesis_fuse: See `SynthesisModule`.
         flow_unit: See `WarpingModule`.
         init: See `WarpingModule`.
+        refinement_mean: See `RPFModel`.
     """
 
     def __init__(
@@ -69,10 +70,12 @@ class ReconstructionBlock(nn.Module):
         synthesis_fuse: bool = True,
         flow_unit: FlowUnit = "relative",
         init: Literal["kaiming", "torch"] = "kaiming",
+        refinement_mean: bool = True,
     ) -> None:
         super().__init__()
         self.side = side
         self.in_side = in_side
+        self.refinement_mean = refinement_mean
         self.warping = WarpingModule(side, in_side, channels, flow_unit, init)
         self.synthesis = SynthesisModule(side, in_side, channels, synthesis_fuse, synthesis_residual, init)
         self.refinement = RefinementModule(side, width, skip, residual, act)
@@ -99,12 +102,15 @@ class ReconstructionBlock(nn.Module):
         """
         flow, aligned = strips.warp(self.warping, x, reference, low_memory)
         synthesized = strips.synthesize(self.synthesis, x, aligned)
-        output = strips.refine(self.refinement, (self.enlarge(x) + synthesized) / 2, low_memory)
+        output = strips.refine(self.refinement, self._refinement_input(x, synthesized), low_memory)
         return BlockOutput(flow, aligned, synthesized, output)
 
     def refine(self, x: Tensor, synthesized: Tensor) -> Tensor:
-        """Refinement of the mean of the enlarged input and the synthesized image (paper III-B-3)."""
-        return self.refinement((self.enlarge(x) + synthesized) / 2)
+        """Refinement of the mean of the enlarged input and the synthesized image (paper III-B-3), or of the latter."""
+        return self.refinement(self._refinement_input(x, synthesized))
+
+    def _refinement_input(self, x: Tensor, synthesized: Tensor) -> Tensor:
+        return (self.enlarge(x) + synthesized) / 2 if self.refinement_mean else synthesized
 
 
 class RPFModel(nn.Module):
@@ -124,6 +130,9 @@ class RPFModel(nn.Module):
         synthesis_fuse: False runs the synthesis' residual blocks at 2C channels.
         flow_unit: ``"relative"``: the flow head counts in S/64 pixels; ``"pixels"``: in pixels.
         init: ``"kaiming"`` with images centred by -0.5 at the first convolutions, or ``"torch"``.
+        refinement_mean: The refinement sees the mean of the enlarged input and the synthesized image (III-B-3).
+            False, which differs from the paper: the synthesized image alone, so that half of what it took from
+            the reference need not be found again.
         validate: Check the values of the inputs (range, NaN). It synchronises a GPU; shapes are always
             checked. Skipped while exporting or compiling.
         memory: Without gradients a CPU computes the feature maps in strips (faster, and in less than half the
@@ -148,6 +157,7 @@ class RPFModel(nn.Module):
         synthesis_fuse: bool = True,
         flow_unit: FlowUnit = "relative",
         init: Literal["kaiming", "torch"] = "kaiming",
+        refinement_mean: bool = True,
         validate: bool = True,
         memory: Memory = "auto",
     ) -> None:
@@ -165,8 +175,8 @@ class RPFModel(nn.Module):
             "lr_size": lr_size, "scale": scale, "channels": channels, "width": width, "skip": skip,
             "residual": residual, "act": act, "progressive": progressive,
             "synthesis_residual": synthesis_residual, "synthesis_fuse": synthesis_fuse,
-            "flow_unit": flow_unit, "init": init, "validate": validate,
-            "memory": memory,
+            "flow_unit": flow_unit, "init": init, "refinement_mean": refinement_mean,
+            "validate": validate, "memory": memory,
         }  # fmt: skip
         self.lr_size = lr_size
         self.scale = scale
@@ -189,6 +199,7 @@ class RPFModel(nn.Module):
                 synthesis_fuse,
                 flow_unit,
                 init,
+                refinement_mean,
             )
             for side in sides
         )
