@@ -195,7 +195,7 @@ def table(out: Path, root: str, split: str, names: Sequence[str]) -> str:
     left_out = ", ".join(name for name in names if name not in rows)
     methods = ["bicubic"]
     for path in rows.values():
-        methods += [f"{kind}:{path.name}_{kind}={path}" for kind in ("model", "model-swap")]
+        methods += [f"{kind}:{path.name}_{kind}={path}" for kind in ("model", "model-swap", "synthesized")]
     side = 16 * NETWORK["scale"]
     data = ReferencePairsDataModule(root, lr_size=16, size=side)
     results = evaluate_model_dir(
@@ -210,16 +210,18 @@ def table(out: Path, root: str, split: str, names: Sequence[str]) -> str:
     def cells(method: str) -> list[str]:
         return [f"{results['methods'][method][metric]:.{digits}f}" for metric, digits in METRICS.items()]
 
-    lines: list[list[object]] = [["bicubic", *cells("bicubic"), "", "", ""]]
+    lines: list[list[object]] = [["bicubic", *cells("bicubic"), "", "", "", ""]]
     for name, path in rows.items():
-        own, other = (f"{path.name}_{kind}" for kind in ("model", "model-swap"))
+        own, other, before = (f"{path.name}_{kind}" for kind in ("model", "model-swap", "synthesized"))
         first = f"{folder(out, 'recipe').name}_model"
         to_recipe = ["", ""]
         if name != "recipe" and "recipe" in rows:
             to_recipe = [difference(own, first, "psnr_face", 2), difference(own, first, "isc", 3)]
-        lines.append([name, *cells(own), difference(own, other, "isc", 3), *to_recipe])
+        gaps = [difference(own, method, "isc", 3) for method in (other, before)]
+        lines.append([name, *cells(own), *gaps, *to_recipe])
     headings = [
-        "row", "PSNR", "PSNR face", "LPIPS", "ISC", "ISC - another person's", "PSNR face - recipe", "ISC - recipe",
+        "row", "PSNR", "PSNR face", "LPIPS", "ISC", "ISC - another person's", "ISC - synthesized image's",
+        "PSNR face - recipe", "ISC - recipe",
     ]  # fmt: skip
     missing = f"; not trained: {left_out}" if left_out else ""
     head = f"{len(values)} pairs of the split {split}, 16 -> {side}{missing}"
