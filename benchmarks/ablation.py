@@ -4,12 +4,12 @@
     python benchmarks/ablation.py PREPARED --out runs/ablation
 
 `--train` trains, and goes on where it was stopped; several of these with different rows may run side by side. Without
-it the rows that are there are evaluated on the validation people, and a table is printed. What is not an option of this
-script goes to every fit, such as `--trainer.precision bf16-mixed`; all rows have to be given the same. Rows that leave
-stage 1 as it is share its fits: it is trained in a folder of its own, and they begin with a copy. A fit sees equally
-many samples in every row: the row without stage 3 trains less, and smaller batches are more steps. Other inputs of
-stage 1 differ from the recipe's in block 2 only. One seed each: no interval covers how another training would have come
-out.
+it the rows that are there are evaluated on the validation people, each once, and a table is printed. What is not an
+option of this script goes to every fit, such as `--trainer.precision bf16-mixed`; all rows have to be given the same.
+Rows that leave stage 1 as it is share its fits: it is trained in a folder of its own, and they begin with a copy. A fit
+sees equally many samples in every row: the row without stage 3 trains less, and smaller batches are more steps. Other
+inputs of stage 1 differ from the recipe's in block 2 only. One seed each: no interval covers how another training would
+have come out.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ RECIPE = Path(__file__).parents[1] / "configs" / "small"
 NETWORK: dict[str, Any] = {"scale": 4}
 NOT_STAGE_1 = frozenset({"synthesis_residual", "refinement_mean", "init"})
 """Arguments of `RPFModel` that a refinement module is made and trained without."""
+KINDS = {"own": "model", "other": "model-swap", "synthesized": "synthesized"}
 METRICS = {"psnr": 2, "psnr_face": 2, "lpips": 3, "isc": 3}
 
 
@@ -189,43 +190,55 @@ def is_trained(path: Path) -> bool:
     return {fit.name for fit in plan} <= json.loads((path / STATE_FILE).read_text())["finished"].keys()
 
 
+def evaluate(out: Path, path: Path, data: ReferencePairsDataModule, split: str) -> dict[str, Any]:
+    """Evaluate one row's model directory, once: results are taken from its folder while they are newer than it."""
+    target = out / "evaluation" / split / path.name
+    file = target / "results.json"
+    if file.is_file() and file.stat().st_mtime > (path / "model.safetensors").stat().st_mtime:
+        return dict(json.loads(file.read_text()))
+    methods = ["bicubic", *(f"{kind}:{name}={path}" for name, kind in KINDS.items())]
+    return evaluate_model_dir(
+        None, data, str(target), 8, 0, True, True, methods=methods, split=split, contact_images=0
+    )
+
+
 def table(out: Path, root: str, split: str, names: Sequence[str]) -> str:
     """Evaluate those of the rows that are trained: Markdown."""
     rows = {name: folder(out, name) for name in names if is_trained(folder(out, name))}
-    left_out = ", ".join(name for name in names if name not in rows)
-    methods = ["bicubic"]
-    for path in rows.values():
-        methods += [f"{kind}:{path.name}_{kind}={path}" for kind in ("model", "model-swap", "synthesized")]
+    if not rows:
+        return f"not trained: {', '.join(names)}"
     side = 16 * NETWORK["scale"]
     data = ReferencePairsDataModule(root, lr_size=16, size=side)
-    results = evaluate_model_dir(
-        None, data, str(out / "evaluation"), 8, 0, True, True, methods=methods, split=split, contact_images=0
-    )
-    values = [record["metrics"] for record in results["per_image"]]
+    results = {name: evaluate(out, path, data, split) for name, path in rows.items()}
 
-    def difference(one: str, other: str, metric: str, digits: int) -> str:
-        found = gap([v[one].get(metric) for v in values], [v[other].get(metric) for v in values])
+    def difference(one: tuple[str, str], other: tuple[str, str], metric: str) -> str:
+        """Of a row's method to another's, with its interval."""
+        values = (
+            [record["metrics"][method].get(metric) for record in results[row]["per_image"]]
+            for row, method in (one, other)
+        )
+        found, digits = gap(*values), METRICS[metric]
         return f"{found['mean']:+.{digits}f} [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
 
-    def cells(method: str) -> list[str]:
-        return [f"{results['methods'][method][metric]:.{digits}f}" for metric, digits in METRICS.items()]
+    def cells(row: str, method: str) -> list[str]:
+        means = results[row]["methods"][method]
+        return [f"{means[metric]:.{digits}f}" for metric, digits in METRICS.items()]
 
-    lines: list[list[object]] = [["bicubic", *cells("bicubic"), "", "", "", ""]]
-    for name, path in rows.items():
-        own, other, before = (f"{path.name}_{kind}" for kind in ("model", "model-swap", "synthesized"))
-        first = f"{folder(out, 'recipe').name}_model"
-        to_recipe = ["", ""]
-        if name != "recipe" and "recipe" in rows:
-            to_recipe = [difference(own, first, "psnr_face", 2), difference(own, first, "isc", 3)]
-        gaps = [difference(own, method, "isc", 3) for method in (other, before)]
-        lines.append([name, *cells(own), *gaps, *to_recipe])
+    lines: list[list[object]] = [["bicubic", *cells(next(iter(rows)), "bicubic"), "", "", "", ""]]
+    for name in rows:
+        own = (name, "own")
+        gaps = [difference(own, (name, method), "isc") for method in ("other", "synthesized")]
+        compared = name != "recipe" and "recipe" in rows
+        to_recipe = [difference(own, ("recipe", "own"), m) if compared else "" for m in ("psnr_face", "isc")]
+        lines.append([name, *cells(*own), *gaps, *to_recipe])
     headings = [
         "row", "PSNR", "PSNR face", "LPIPS", "ISC", "ISC - another person's", "ISC - synthesized image's",
         "PSNR face - recipe", "ISC - recipe",
     ]  # fmt: skip
+    left_out = ", ".join(name for name in names if name not in rows)
     missing = f"; not trained: {left_out}" if left_out else ""
-    head = f"{len(values)} pairs of the split {split}, 16 -> {side}{missing}"
-    return f"{head}\n\n{measure.markdown(headings, lines)}"
+    pairs = len(next(iter(results.values()))["per_image"])
+    return f"{pairs} pairs of the split {split}, 16 -> {side}{missing}\n\n{measure.markdown(headings, lines)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+import os
 import re
 import sys
 from itertools import pairwise
@@ -378,7 +379,9 @@ def test_a_row_of_another_network_takes_the_shared_stage_1(ablation, tmp_path, m
         )
 
 
-def test_the_ablation_trains_and_compares(ablation, prepared, tmp_path, capsys, alexnet_state, make_pack):
+def test_the_ablation_trains_and_compares(
+    ablation, prepared, tmp_path, capsys, alexnet_state, make_pack, monkeypatch
+):
     make_pack("buffalo_l")
     torch.save(alexnet_state, tmp_path / "weights" / "alexnet_features.pth")
     arguments = [str(prepared), "--out", str(tmp_path / "out")]
@@ -415,6 +418,12 @@ def test_the_ablation_trains_and_compares(ablation, prepared, tmp_path, capsys, 
     assert not lines["recipe"][-1].strip()
     assert re.fullmatch(r" [+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\] ", lines["no stage 3"][-1])
     assert "; not trained: no residual\n" in text
+    monkeypatch.setattr(ablation, "evaluate_model_dir", None)  # each row is evaluated once
+    ablation.main([*arguments, "--split", "all", "--rows", *rows, "no residual"])
+    assert text.endswith(capsys.readouterr().out)
+    os.utime(ablation.folder(tmp_path / "out", "recipe") / "model.safetensors")  # trained anew
+    with pytest.raises(TypeError):
+        ablation.main([*arguments, "--split", "all", "--rows", "recipe"])
     for wrong in (
         ["--trainer.max_epochs", "1"],
         ["--train", "--data.init_args.val_fraction", "0.1"],
