@@ -8,7 +8,8 @@ it the rows that are there are evaluated on the validation people, each once, an
 option of this script goes to every fit, such as `--trainer.precision bf16-mixed`; all rows have to be given the same.
 Rows that leave stage 1 as it is share its fits: it is trained in a folder of its own, and they begin with a copy. A fit
 sees equally many samples in every row: the row without stage 3 trains less, and smaller batches are more steps. Other
-inputs of stage 1 differ from the recipe's in block 2 only. One seed each: no interval covers how another training would
+inputs of stage 1 differ from the recipe's in block 2 only. `refinement_mean: false` came into the recipe last: all rows
+but its own are without. One seed each: no interval covers how another training would
 have come out.
 """
 
@@ -37,7 +38,7 @@ from rpf_lightning.model.storage import write_atomically
 
 OPTIONS_FILE = "options.json"
 RECIPE = Path(__file__).parents[1] / "configs" / "small"
-NETWORK: dict[str, Any] = {"scale": 4}
+NETWORK: dict[str, Any] = {"scale": 4, "refinement_mean": True}
 NOT_STAGE_1 = frozenset({"synthesis_residual", "refinement_mean", "init"})
 """Arguments of `RPFModel` that a refinement module is made and trained without."""
 KINDS = {"own": "model", "other": "model-swap", "synthesized": "synthesized"}

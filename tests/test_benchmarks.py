@@ -308,7 +308,7 @@ def test_gradients_without_the_grid_have_no_stripe(monkeypatch):
 def ablation(monkeypatch):
     import ablation
 
-    monkeypatch.setattr(ablation, "NETWORK", {"scale": 2, "channels": 4, "width": 1 / 64})
+    monkeypatch.setattr(ablation, "NETWORK", ablation.NETWORK | {"scale": 2, "channels": 4, "width": 1 / 64})
     return ablation
 
 
