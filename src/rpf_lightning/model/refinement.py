@@ -160,7 +160,8 @@ class RefinementModule(nn.Module):
         """Refine.
 
         Args:
-            image: (B, 3, S, S): the mean of the enlarged x^(n) and the synthesized image.
+            image: (B, 3, S, S): the mean of the enlarged x^(n) and the synthesized image (paper III-B-3), or, which
+                differs from the paper, the synthesized image alone (`refinement_mean` of `RPFModel`).
 
         Returns:
             (B, 3, S, S) in at least fp32, not clamped.
