@@ -100,6 +100,12 @@ def test_the_card_is_that_of_the_file() -> None:
     assert float(stated[1]) == pytest.approx(parameters / 1e6, abs=0.05)
 
 
+def test_its_file_is_what_half_and_save_pretrained_write(tmp_path: Path) -> None:
+    RPFModel.from_pretrained(NAME).half().save_pretrained(tmp_path)
+    for file in (storage.WEIGHTS_FILE, storage.CONFIG_FILE):
+        assert (tmp_path / file).read_bytes() == (FOLDER / file).read_bytes()
+
+
 def test_it_adds_details_to_drawn_faces_without_contradicting_the_lr(model: RPFModel) -> None:
     """It was trained on photos; faces that are drawn are foreign to it, but the own reference still helps."""
     rows = []

@@ -335,7 +335,7 @@ class RPFModel(nn.Module):
         return self.requires_grad_(False).eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`; each appears whole or not at all.
+        """Write `config.json` and `model.safetensors` in the weights' dtype; each appears whole or not at all.
 
         Args:
             directory: The model directory; made if it is missing.
