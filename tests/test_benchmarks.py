@@ -282,6 +282,25 @@ def test_stripes_prints_both_tables(prepared, tmp_path, capsys, monkeypatch, ale
     assert all(len(row.split("|")) == len(stripes.PERIODS) for row in rows.values())
 
 
+def test_faces_between_the_entry_sides(prepared, tmp_path, capsys, alexnet_state, make_pack):
+    """A row per side; the correction by the photo's own pixels helps a model that was not given all of them."""
+    import face_sides
+
+    RPFModel(lr_size=16, scale=4, channels=4, width=1 / 64).save_pretrained(tmp_path / "model")
+    torch.save(alexnet_state, make_pack("tiny").parents[3] / "alexnet_features.pth")
+    arguments = [str(prepared), "--model", str(tmp_path / "model"), "--pairs", "2", "--pack", "tiny"]
+    face_sides.main([*arguments, "--sides", "16", "48"])
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (.*) \|$", capsys.readouterr().out, re.MULTILINE)
+    assert [(side, entry) for side, entry, _ in rows] == [("16", "16"), ("48", "32")]
+    for _, _, cells in rows:
+        bicubic, output, corrected = (float(cell) for cell in cells.split(" | ")[:3])
+        assert corrected > output + 1
+        assert bicubic != corrected
+    with pytest.raises(SystemExit):
+        face_sides.main([*arguments, "--sides", "64"])
+    assert "--sides: expected 16 to 63" in capsys.readouterr().err
+
+
 def test_gradients_without_the_grid_have_no_stripe(monkeypatch):
     """A loss whose gradient alternates with a period of 4 pixels, and one that sees it at random shifts."""
     import stripes

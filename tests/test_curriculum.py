@@ -191,7 +191,7 @@ def test_options_of_one_stage(tmp_path: Path, fake: Callable[..., FakeFits]) -> 
     path = write_curriculum(tmp_path)
     options = [
         "--warping.trainer.max_epochs", "9", "--trainer.max_epochs", "7", "--refinement.data.people=8",
-        "--synthesis.trainer.max_epochs", "3",
+        "--synthesis.trainer.max_epochs", "3", "--warping.trainer.max_steps", "-1",
     ]  # fmt: skip
     run_curriculum(path, options, say=quiet)
     for args, name in zip(fits.args, FITS, strict=True):
@@ -200,6 +200,8 @@ def test_options_of_one_stage(tmp_path: Path, fake: Callable[..., FakeFits]) -> 
             name[7:], ["7"]
         )  # the last acts
         assert ("--data.people=8" in args) is (name[7:] == "refinement")
+        assert ("-1" in args) is (name[7:] == "warping")  # a value, no option of all stages
+        assert "-1" not in args or args[args.index("-1") - 1] == "--trainer.max_steps"
     kept = state(tmp_path / "model")
     change = ["--warping.trainer.max_epochs", "8", *options[2:]]
     with pytest.raises(ValueError, match=r"block1-warping(.|\n)*trainer\.max_epochs: 9 then, 8 now"):

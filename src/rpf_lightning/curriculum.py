@@ -252,7 +252,7 @@ def _options_of(stage: str, overrides: list[str]) -> list[str]:
     own: list[str] = []
     target: list[str] = common
     for word in overrides:
-        if word.startswith("-"):
+        if word.startswith("--") or word == "-c":  # not a value such as -1
             named, _, rest = word.removeprefix("--").partition(".")
             target = common
             if named in STAGES:

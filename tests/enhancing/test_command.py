@@ -59,6 +59,11 @@ def test_writes_the_photo_and_a_picture(
     assert err == ""
 
 
+def test_the_photo_may_come_last(enhance: Callable[..., None], files: Path) -> None:
+    enhance("--out out/sharp.png --reference side.png --reference ahead.png photo.png")
+    assert (files / "out" / "sharp.png").is_file()
+
+
 def test_warnings_go_to_stderr(
     enhance: Callable[..., None], files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,7 +83,10 @@ def test_warnings_go_to_stderr(
         ("photo.png --reference ahead.png --out ./photo.png", "would overwrite photo.png"),
         ("none.png --reference ahead.png --out out/a.png", "none.png: no such file"),
         ("photo.png --reference model/config.json --out out/a.png", "config.json: cannot be read"),
-        ("crop.png --aligned --reference ahead.png side.png --out out/a.png", "--aligned: expected one"),
+        (
+            "crop.png --aligned --reference ahead.png --reference side.png --out out/a.png",
+            "--aligned: expected one",
+        ),
         ("crop.png --aligned --face 0 --reference ahead.png --out out/a.png", "--aligned: expected one"),
         ("photo.png --reference ahead.png --out out/a.png --mask-model oval", "invalid choice: 'oval'"),
     ],

@@ -11,7 +11,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from rpf_lightning.data.synthetic import render_photo
 from rpf_lightning.enhancing import FaceNetworks, RefusedError, enhance_aligned, enhance_photo
+from rpf_lightning.enhancing.back_projection import back_project
+from rpf_lightning.enhancing.faces import AlignedFace
 from rpf_lightning.enhancing.paste import enlarge
 from rpf_lightning.enhancing.run import entry_side
 from rpf_lightning.faces.detection import Face
@@ -24,8 +27,19 @@ Portraits = Sequence[NDArray[np.uint8]]
 FACE = (70, 40, 24, 0)
 
 
+def details(model: RPFModel) -> None:
+    """Let the syntheses add something to the bicubic enlargement."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.synthesis.to_rgb.weight.normal_(0, 0.05)
+
+
 def test_what_comes_out(drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits) -> None:
     photo = drawn(160, 120, FACE)
+    result = enhance_photo(photo, portraits[1:], bicubic, networks)
+    assert (result.image[140:170, 230:260] == (255, 0, 0)).all()
+    details(bicubic)
     result = enhance_photo(photo, portraits[1:], bicubic, networks)
     assert result.image.shape == result.before.shape == (360, 480, 3)  # 24 -> 64 pixels: three times
     assert result.factor == 3
@@ -41,30 +55,47 @@ def test_what_comes_out(drawn: Draw, networks: Any, bicubic: RPFModel, portraits
     assert changed.min(0)[0] >= 120
     assert changed.min(0)[1] >= 210
     assert (changed.max(0) < (192, 282)).all()  # inside of the aligned square
-    assert (result.image[140:170, 230:260] == (255, 0, 0)).all()
     assert result.image.dtype == np.uint8
 
 
 def test_the_model_gets_face_reference_and_mask(
     drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits
 ) -> None:
-    """The output is the model's own for these inputs, rounded."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for block in bicubic.blocks:
-            block.synthesis.to_rgb.weight.normal_(0, 0.05)
-    result = enhance_photo(drawn(160, 120, FACE), portraits, bicubic, networks)
-    lr, reference = (
-        torch.tensor(image).permute(2, 0, 1)[None] / 255 for image in (result.lr, result.reference)
+    """The output is the model's own for these inputs, corrected by the photo and rounded."""
+    details(bicubic)
+    photo = drawn(160, 120, FACE)
+    result = enhance_photo(photo, portraits, bicubic, networks)
+    own = AlignedFace.found(photo, networks.detector.detect(photo)[0]).crop(24)
+    lr, reference, own = (
+        torch.tensor(image).permute(2, 0, 1)[None] / 255 for image in (result.lr, result.reference, own)
     )
     with torch.no_grad():
-        wanted = bicubic(lr, reference, torch.tensor(result.mask).float()[None, None])[0]
-        other = bicubic(lr, reference)[0]
+        mask = torch.tensor(result.mask).float()[None, None]
+        wanted = back_project(bicubic(lr, reference, mask), own)[0]
+        other = back_project(bicubic(lr, reference), own)[0]
     got = torch.tensor(result.face).permute(2, 0, 1) / 255
     assert (got - wanted).abs().max() <= 0.5 / 255 + 1e-5
     assert (got - other).abs().max() > 1 / 255
-    enlarged = resize(lr, 64).clamp(0, 1)[0]
+    enlarged = back_project(resize(lr, 64).clamp(0, 1), own)[0]
     assert (got - enlarged).abs().max() > 1 / 255
+
+
+@pytest.mark.parametrize("side", [17, 24, 31, 32, 50, 63])
+def test_what_lies_between_the_entry_sides_is_not_lost(
+    bicubic: RPFModel, networks: Any, portraits: Portraits, side: int
+) -> None:
+    """The output holds the photo's own pixels, also those that the model was not given."""
+    sharp = render_photo(10_000, 0, 64).image
+    photo = np.asarray(Image.fromarray(sharp).resize((side, side), Image.Resampling.BICUBIC))
+    result = enhance_aligned(photo, portraits[0], bicubic, networks, force=True)
+
+    def psnr(image: NDArray[np.uint8], of: NDArray[np.uint8]) -> float:
+        return float(-10 * np.log10(((image.astype(float) - of) ** 2).mean() / 255**2))
+
+    lost = np.asarray(Image.fromarray(result.lr).resize((64, 64), Image.Resampling.BICUBIC))
+    assert psnr(result.face, sharp) > psnr(result.before, sharp) > psnr(lost, sharp) - 0.01
+    reduced = Image.fromarray(result.face).resize((side, side), Image.Resampling.BICUBIC)
+    assert psnr(np.asarray(reduced), photo) > 38
 
 
 def test_enters_at_the_resolution_that_the_face_has() -> None:

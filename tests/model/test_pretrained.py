@@ -81,6 +81,7 @@ def test_what_the_hub_has_not_is_told_what_there_is(name: str, monkeypatch: pyte
         raise ConnectionError("no network here")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    monkeypatch.setenv("RPF_OFFLINE", "0")
     with pytest.raises(FileNotFoundError, match=f"nor a model of the package \\({NAME}\\).*no network here"):
         RPFModel.from_pretrained(name)
 

@@ -149,13 +149,45 @@ def test_name_of_the_hub(directory, monkeypatch):
     asked = []
 
     def snapshot_download(name, **kwargs):
-        asked.append((name, sorted(kwargs["allow_patterns"])))
+        asked.append((name, sorted(kwargs["allow_patterns"]), kwargs["local_files_only"]))
         return str(directory)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setenv("RPF_OFFLINE", "0")
     loaded = RPFModel.from_pretrained("owner/name")
-    assert asked == [("owner/name", [CONFIG_FILE, WEIGHTS_FILE])]
+    monkeypatch.setenv("RPF_OFFLINE", "1")  # what was fetched before
+    RPFModel.from_pretrained("owner/name")
+    assert asked == [("owner/name", [CONFIG_FILE, WEIGHTS_FILE], offline) for offline in (False, True)]
     assert_same_weights(loaded.state_dict(), RPFModel.from_pretrained(directory).state_dict())
+
+
+def test_offline_the_hub_is_not_asked(monkeypatch, tmp_path):
+    monkeypatch.setenv("RPF_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(
+        FileNotFoundError, match=r"owner/name is neither.*RPF_OFFLINE is set, so the hub was not asked"
+    ):
+        RPFModel.from_pretrained("owner/name")
+
+
+def test_a_repository_without_a_model_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(
+        FileNotFoundError, match=f"owner/name on the hub .*no {CONFIG_FILE} and no {WEIGHTS_FILE}"
+    ):
+        RPFModel.from_pretrained("owner/name")
+
+
+def test_a_configuration_of_wrong_values_or_bytes_is_named(directory):
+    config = json.loads((directory / CONFIG_FILE).read_text())
+    (directory / CONFIG_FILE).write_text(json.dumps({**config, "lr_size": 17}))
+    with pytest.raises(
+        ValueError, match=f"{re.escape(str(directory))}: the configuration does not fit RPFModel: lr_size"
+    ):
+        RPFModel.from_pretrained(directory)
+    (directory / CONFIG_FILE).write_bytes(b"\xff{}")
+    with pytest.raises(ValueError, match=f"{re.escape(str(directory / CONFIG_FILE))}: expected JSON"):
+        RPFModel.from_pretrained(directory)
 
 
 def test_writing_replaces_the_file(tmp_path):

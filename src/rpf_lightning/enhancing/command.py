@@ -130,8 +130,9 @@ def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("rpf enhance", description=__doc__)
     parser.add_argument("photo", help="a photo with a small face; with --aligned an aligned square crop")
     parser.add_argument(
-        "--reference", required=True, action="extend", nargs="+", metavar="PORTRAIT",
-        help="one large face of the same person; of several, the one whose pose is nearest is used, matches first",
+        "--reference", required=True, action="append", metavar="PORTRAIT",
+        help="one large face of the same person; may be given several times: the one whose pose is nearest is used, "
+        "matches first",
     )  # fmt: skip
     parser.add_argument("--out", required=True, help="the PNG to write; beside it NAME_side_by_side.png")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a model's name or directory")

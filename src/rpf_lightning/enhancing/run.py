@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rpf_lightning.enhancing.back_projection import back_project
 from rpf_lightning.enhancing.choosing import nearest_reference, photo_face, reference_face
 from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks, MaskOf, RefusedError
 from rpf_lightning.enhancing.identity_check import (
@@ -41,7 +42,7 @@ class Enhanced:
     Attributes:
         image: (H factor, W factor, 3) uint8 RGB: the photo, enlarged, with the face; of an aligned crop the face alone.
         before: The same size: the enlarged photo without the face; of an aligned crop its enlargement.
-        face: (S, S, 3) uint8, what the model made.
+        face: (S, S, 3) uint8, what the model made, corrected by the photo (`back_project`).
         lr: (l, l, 3) uint8, what it was given, l = L * 2^k.
         reference: (S, S, 3) uint8, the aligned reference.
         mask: (S, S) uint8, 1 on the reference's face and 0 elsewhere.
@@ -285,8 +286,9 @@ def _super_resolve(
     device = next(model.parameters()).device
     with torch.inference_mode():
         mask = resize_mask(torch.from_numpy(large.astype(np.float32))[None, None], model.size)
-        output = model.eval()(_tensor(lr).to(device), _tensor(reference).to(device), mask.to(device))[0]
-    return lr, to_uint8(output), reference, mask[0, 0].numpy().astype(np.uint8)
+        output = model.eval()(_tensor(lr).to(device), _tensor(reference).to(device), mask.to(device))
+        output = back_project(output, _tensor(face.crop(round(face.side))).to(device))
+    return lr, to_uint8(output[0]), reference, mask[0, 0].numpy().astype(np.uint8)
 
 
 def _tensor(image: NDArray[np.uint8]) -> torch.Tensor:

@@ -20,9 +20,10 @@ from urllib.request import Request, urlopen
 from rich.console import Console
 from rich.progress import wrap_file
 
+from rpf_lightning.model.storage import OFFLINE_VARIABLE, offline
+
 WEIGHTS_VARIABLE = "RPF_WEIGHTS_DIR"
 CACHE_VARIABLE = "RPF_CACHE_DIR"
-OFFLINE_VARIABLE = "RPF_OFFLINE"
 PACKS = "insightface/models"
 DEFAULT_PACK = "buffalo_l"
 TIMEOUT = 30  # seconds without a byte
@@ -222,7 +223,7 @@ def _own_packs() -> list[Path]:
 def _download(weight: Weight) -> Path:
     if not weight.url:
         raise _missing(weight, f"{DEFAULT_PACK} is the only pack that is downloaded")
-    if os.environ.get(OFFLINE_VARIABLE, "") not in ("", "0"):
+    if offline():
         raise _missing(weight, f"{OFFLINE_VARIABLE} is set, so {weight.url} was not downloaded")
     target = cache_dir() / weight.files[-1]
     try:

@@ -359,7 +359,7 @@ class RPFModel(nn.Module):
         config, state = storage.load(name)
         try:
             model = cls(**{**config, **overrides})
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{name}: the configuration does not fit RPFModel: {error}") from error
         storage.restore(model, state, name)
         return model.eval()

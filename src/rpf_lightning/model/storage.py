@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+OFFLINE_VARIABLE = "RPF_OFFLINE"
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 """Model directories that come with the package."""
 
@@ -52,8 +53,8 @@ def load(name: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not (directory / file).is_file():
             raise FileNotFoundError(f"{directory} is no model directory: it has no {file}")
     try:
-        config = json.loads((directory / CONFIG_FILE).read_text())
-    except json.JSONDecodeError as error:
+        config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{directory / CONFIG_FILE}: expected JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{directory / CONFIG_FILE}: expected a JSON object of RPFModel's arguments")
@@ -61,6 +62,11 @@ def load(name: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return config, safetensors.torch.load_file(directory / WEIGHTS_FILE)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{directory / WEIGHTS_FILE}: not a whole safetensors file: {error}") from error
+
+
+def offline() -> bool:
+    """Whether `RPF_OFFLINE` forbids every download: set, and not to 0."""
+    return os.environ.get(OFFLINE_VARIABLE, "") not in ("", "0")
 
 
 def pretrained_names() -> list[str]:
@@ -109,16 +115,28 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        # what was fetched before is found offline too
+        files = [CONFIG_FILE, WEIGHTS_FILE]
+        directory = Path(snapshot_download(name, allow_patterns=files, local_files_only=offline()))
     except HFValidationError as error:
         raise FileNotFoundError(
             f"{name} is neither a model directory, nor a model of the package ({_packaged()}), nor a name on the hub"
         ) from error
     except Exception as error:
+        reason = (
+            f"{OFFLINE_VARIABLE} is set, so the hub was not asked"
+            if offline()
+            else f"the hub gave none: {error}"
+        )
         raise FileNotFoundError(
-            f"{name} is neither a model directory, nor a model of the package ({_packaged()}), and the hub gave none: "
-            f"{error}"
+            f"{name} is neither a model directory, nor a model of the package ({_packaged()}), and {reason}"
         ) from error
+    missing = [file for file in files if not (directory / file).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{name} on the hub is no model of this package: it has no {' and no '.join(missing)}"
+        )
+    return directory
 
 
 def _packaged() -> str:
