@@ -320,6 +320,15 @@ def test_missing_weights_of_the_mask_are_known_before_anything_is_searched(
         enhance_photo(drawn(100, 100), [drawn(100, 100)], bicubic, FaceNetworks())
 
 
+def test_missing_weights_of_the_mask_are_known_before_anything_is_compared(
+    drawn: Draw, networks: Any, bicubic: RPFModel
+) -> None:
+    networks.mask_model = "bisenet"
+    with pytest.raises(FileNotFoundError, match=r"parsing_bisenet\.pth.*--mask-model hull"):
+        enhance_aligned(drawn(48, 48), drawn(120, 120), bicubic, networks)
+    assert networks.compared == 0
+
+
 def test_two_faces_in_a_reference(
     drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits
 ) -> None:

@@ -159,6 +159,7 @@ def enhance_aligned(
     networks = networks or FaceNetworks()
     name, reference_name = _name(photo, "the photo"), _name(reference, "the reference")
     warnings: list[str] = []
+    mask_of = networks.mask  # first of all: comparing may fetch weights
     found, portrait = (
         AlignedFace.whole(_read(file, label, warnings), label)
         for file, label in ((photo, name), (reference, reference_name))
@@ -172,9 +173,7 @@ def enhance_aligned(
         warnings.append(f"whether {reference_name} shows the same person was not compared: {error}")
     else:
         _same_person([compared], name, found, [reference_name], force, warnings, unknown)
-    lr, sharp, square, mask = _super_resolve(
-        found, name, portrait, reference_name, model, networks.mask, warnings
-    )
+    lr, sharp, square, mask = _super_resolve(found, name, portrait, reference_name, model, mask_of, warnings)
     matrix = np.array([[model.size, 0, 0], [0, model.size, 0]], np.float64)
     return Enhanced(
         sharp, found.crop(model.size), sharp, lr, square, mask, matrix, 0, found.side, 0, 1, compared,
