@@ -30,6 +30,11 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels.movedim(-3, -1).cpu().numpy())
 
 
+def to_tensor(image: NDArray[np.uint8]) -> Tensor:
+    """(H, W, 3) in 8 bit -> (1, 3, H, W) in [0, 1], fp32."""
+    return torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None]
+
+
 def png(image: NDArray[np.uint8] | Image.Image, texts: Mapping[str, str] | None = None) -> bytes:
     """Encode an (H, W, 3) uint8 image or a picture.
 

@@ -13,14 +13,13 @@ from PIL import Image
 
 from rpf_lightning.data.synthetic import render_photo
 from rpf_lightning.enhancing import FaceNetworks, RefusedError, enhance_aligned, enhance_photo
-from rpf_lightning.enhancing.back_projection import back_project
-from rpf_lightning.enhancing.faces import AlignedFace
 from rpf_lightning.enhancing.paste import enlarge
 from rpf_lightning.enhancing.run import entry_side
 from rpf_lightning.faces.detection import Face
 from rpf_lightning.faces.parsing import template_mask
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize, resize_mask
+from rpf_lightning.pictures import to_tensor
 
 Draw = Callable[..., NDArray[np.uint8]]
 Portraits = Sequence[NDArray[np.uint8]]
@@ -61,22 +60,19 @@ def test_what_comes_out(drawn: Draw, networks: Any, bicubic: RPFModel, portraits
 def test_the_model_gets_face_reference_and_mask(
     drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits
 ) -> None:
-    """The output is the model's own for these inputs, corrected by the photo and rounded."""
+    """The output is the model's own for these inputs, rounded."""
     details(bicubic)
     photo = drawn(160, 120, FACE)
     result = enhance_photo(photo, portraits, bicubic, networks)
-    own = AlignedFace.found(photo, networks.detector.detect(photo)[0]).crop(24)
-    lr, reference, own = (
-        torch.tensor(image).permute(2, 0, 1)[None] / 255 for image in (result.lr, result.reference, own)
-    )
+    lr, reference = to_tensor(result.lr), to_tensor(result.reference)
     with torch.no_grad():
         mask = torch.tensor(result.mask).float()[None, None]
-        wanted = back_project(bicubic(lr, reference, mask), own)[0]
-        other = back_project(bicubic(lr, reference), own)[0]
+        wanted = bicubic(lr, reference, mask)[0]
+        other = bicubic(lr, reference)[0]
     got = torch.tensor(result.face).permute(2, 0, 1) / 255
     assert (got - wanted).abs().max() <= 0.5 / 255 + 1e-5
     assert (got - other).abs().max() > 1 / 255
-    enlarged = back_project(resize(lr, 64).clamp(0, 1), own)[0]
+    enlarged = resize(lr, 64).clamp(0, 1)[0]
     assert (got - enlarged).abs().max() > 1 / 255
 
 
@@ -93,8 +89,8 @@ def test_what_lies_between_the_entry_sides_is_not_lost(
         return float(-10 * np.log10(((image.astype(float) - of) ** 2).mean() / 255**2))
 
     lost = np.asarray(Image.fromarray(result.lr).resize((64, 64), Image.Resampling.BICUBIC))
-    assert psnr(result.face, sharp) > psnr(result.before, sharp) > psnr(lost, sharp) - 0.01
-    reduced = Image.fromarray(result.face).resize((side, side), Image.Resampling.BICUBIC)
+    assert psnr(result.image, sharp) > psnr(result.before, sharp) > psnr(lost, sharp) - 0.01
+    reduced = Image.fromarray(result.image).resize((side, side), Image.Resampling.BICUBIC)
     assert psnr(np.asarray(reduced), photo) > 38
 
 

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from rpf_lightning.enhancing.paste import enlarge, enlargement, paste, paste_weights
+from rpf_lightning.enhancing.paste import corrected, enlarge, enlargement, paste, paste_weights
 from rpf_lightning.faces.alignment import align_face, alignment_matrix
 from rpf_lightning.faces.parsing import template_mask
 
@@ -90,3 +90,49 @@ def test_factors() -> None:
     assert enlargement(photo, 127.9, 128) == (2, False)
     assert enlargement(photo, 4.0, 128) == (14, True)  # 14.4^2 * 800 * 600 = 100 million
     assert enlargement(np.zeros((9000, 12000, 1), np.uint8), 20.0, 128) == (1, True)
+
+
+def smooth_noise(width: int, height: int) -> NDArray[np.uint8]:
+    noise = np.random.default_rng(0).integers(40, 216, (height // 4, width // 4, 3)).astype(np.uint8)
+    return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("at", [(11.0, 7.5), (-9.0, -4.0), (70.0, 50.0)])
+def test_corrected_agrees_with_the_photo_and_keeps_finer_details(at: tuple[float, float]) -> None:
+    photo = smooth_noise(80, 60)
+    matrix = 4 * np.array([[24.0, 3.0, at[0]], [-3.0, 24.0, at[1]]])
+    before = enlarge(photo, 4)
+    stripes = np.full((128, 128, 3), 80, np.uint8)
+    stripes[:, ::2] = 176
+    pasted = paste(before, stripes, matrix)
+    image = corrected(pasted, photo, matrix)
+    white, black = (paste(before, np.full_like(stripes, value), matrix) for value in (255, 0))
+    untouched = (white == black).all(2)
+    np.testing.assert_array_equal(image[untouched], before[untouched])
+    size = photo.shape[1], photo.shape[0]
+    reduced, wrong = (
+        np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)).astype(int)
+        for picture in (image, pasted)
+    )
+    # where the face fades out, so does the correction
+    assert np.abs(reduced - photo).mean() < 0.5 * np.abs(wrong - photo).mean()
+    inside = (np.abs(pasted.astype(int) - before).max(2) > 30)[:, 1:]
+    assert inside.any()
+    # the stripes are finer than the photo's pixels
+    kept, given = (
+        np.abs(np.diff(picture.astype(int), axis=1)).max(2)[inside].mean() for picture in (image, pasted)
+    )
+    assert kept > 0.8 * given
+
+
+def test_corrected_without_a_place_is_for_the_whole() -> None:
+    photo = smooth_noise(24, 24)
+    image = corrected(np.full((64, 64, 3), 128, np.uint8), photo)
+    reduced = np.asarray(Image.fromarray(image).resize((24, 24), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(reduced - photo).mean() < 1
+
+
+def test_corrected_changes_nothing_where_the_face_is_not() -> None:
+    photo = np.random.default_rng(2).integers(0, 256, (20, 20, 3)).astype(np.uint8)
+    image = np.zeros((40, 40, 3), np.uint8)
+    np.testing.assert_array_equal(corrected(image, photo, np.array([[8.0, 0, 90], [0, 8.0, 90]])), image)

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from rpf_lightning.model.resize import resize
-
-TIMES = 2  # a third changes PSNR by less than 0.1 dB
+TIMES = 3  # in the photo's grid each of them gained, the third 0.1 dB
 
 
-def back_project(face: Tensor, photo: Tensor) -> Tensor:
-    """Correct a super-resolved face by iterative back-projection (Irani and Peleg, 1991); not in the paper.
+def back_project(image: Tensor, photo: Tensor, weights: float | Tensor = 1.0) -> Tensor:
+    """Correct a super-resolved image by iterative back-projection (Irani and Peleg, 1991); not in the paper.
 
-    A face of 60 pixels enters a model at 32, so the output knows only what 32 pixels hold. Reduced to 60 pixels it
-    differs from the photo, and the enlarged difference is added. Details finer than the photo's pixels stay.
+    A face of 60 pixels enters a model at 32, so the output knows only what 32 pixels hold. Reduced to the photo's
+    size it differs from the photo, and the enlarged difference is added. Details finer than the photo's pixels stay.
 
     Args:
-        face: (B, 3, S, S) in [0, 1], the model's output.
-        photo: (B, 3, s, s) in [0, 1], s <= S: the same aligned square at the resolution that the photo has.
+        image: (B, 3, H, W) in [0, 1].
+        photo: (B, 3, h, w) in [0, 1], h <= H and w <= W: the same in the pixels that the photo has.
+        weights: Of the correction, in [0, 1], such as (B, 1, H, W).
 
     Returns:
-        (B, 3, S, S) in [0, 1].
+        (B, 3, H, W) in [0, 1].
     """
     for _ in range(TIMES):
-        difference = photo - resize(face, photo.shape[-1])
-        face = (face + resize(difference, face.shape[-1])).clamp(0, 1)
-    return face
+        difference = photo - _resize(image, photo)
+        image = (image + weights * _resize(difference, image)).clamp(0, 1)
+    return image
+
+
+def _resize(image: Tensor, like: Tensor) -> Tensor:
+    if image.shape[-2:] == like.shape[-2:]:
+        return image
+    return F.interpolate(image.to(torch.float32), size=like.shape[-2:], mode="bicubic", antialias=True)

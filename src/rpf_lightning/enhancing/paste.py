@@ -6,14 +6,19 @@ from functools import lru_cache
 from math import ceil
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from rpf_lightning.enhancing.back_projection import back_project
 from rpf_lightning.faces.parsing import template_mask
+from rpf_lightning.pictures import to_tensor, to_uint8
 
 FEATHER = 0.1  # of the aligned square's side: within this distance of the mean face the pasted one fades out
 RIM = 0.05  # the same along the edge of the square, where chins may reach
 WEIGHT_SIDE = 256
+CORNERS = np.array([[0, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]])  # of the aligned square
+MARGIN = 4  # pixels of the photo around it, so that resizing does not see the edge of what is cut out
 MAX_PIXELS = 100e6  # of an enlarged photo: 0.3 GB, held twice, with and without the face
 
 
@@ -58,7 +63,7 @@ def paste(
         (H, W, 3) uint8; pixels outside of the soft mask are the photo's.
     """
     height, width = photo.shape[:2]
-    corners = matrix @ np.array([[0, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]])
+    corners = matrix @ CORNERS
     left, top = np.floor(corners.min(1)).astype(int).clip(0, (width, height))
     right, bottom = np.ceil(corners.max(1)).astype(int).clip(0, (width, height))
     if right <= left or bottom <= top:
@@ -72,6 +77,43 @@ def paste(
     result = photo.copy()
     region = result[top:bottom, left:right]
     region[:] = np.rint(region + weights * (sharp - region)).astype(np.uint8)
+    return result
+
+
+def corrected(
+    image: NDArray[np.uint8], photo: NDArray[np.uint8], matrix: NDArray[np.float64] | None = None
+) -> NDArray[np.uint8]:
+    """Make an enlarged photo with a pasted face agree with the photo's own pixels, see `back_project`.
+
+    This is done in the pixels of the photo: an aligned crop of it was interpolated and is softer.
+
+    Args:
+        image: (H f, W f, 3) uint8.
+        photo: (H, W, 3) uint8.
+        matrix: Of the pasted face, see `paste`: where its weight is 0, nothing is changed. None: everywhere.
+
+    Returns:
+        (H f, W f, 3) uint8.
+    """
+    if matrix is None:
+        return to_uint8(back_project(to_tensor(image), to_tensor(photo))[0])
+    factor = len(image) // len(photo)
+    height, width = photo.shape[:2]
+    corners = matrix @ CORNERS / factor
+    left, top = (np.floor(corners.min(1)).astype(int) - MARGIN).clip(0, (width, height))
+    right, bottom = (np.ceil(corners.max(1)).astype(int) + MARGIN).clip(0, (width, height))
+    if right <= left or bottom <= top:
+        return image
+    box = (left * factor, top * factor, right * factor, bottom * factor)
+    weights = np.array(
+        _placed(_weight_image(), matrix, box, Image.Resampling.BILINEAR)
+    )  # writable, for torch
+    result = image.copy()
+    region = result[box[1] : box[3], box[0] : box[2]]
+    found = back_project(
+        to_tensor(region), to_tensor(photo[top:bottom, left:right]), torch.from_numpy(weights)
+    )
+    region[:] = to_uint8(found[0])
     return result
 
 

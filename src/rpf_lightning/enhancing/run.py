@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rpf_lightning.enhancing.back_projection import back_project
 from rpf_lightning.enhancing.choosing import nearest_reference, photo_face, reference_face
 from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks, MaskOf, RefusedError
 from rpf_lightning.enhancing.identity_check import (
@@ -22,12 +21,12 @@ from rpf_lightning.enhancing.identity_check import (
     compare,
     not_measured,
 )
-from rpf_lightning.enhancing.paste import enlarge, enlargement, paste
+from rpf_lightning.enhancing.paste import corrected, enlarge, enlargement, paste
 from rpf_lightning.enhancing.reading import read_srgb
 from rpf_lightning.faces.alignment import check_photo
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize_mask
-from rpf_lightning.pictures import to_uint8
+from rpf_lightning.pictures import to_tensor, to_uint8
 
 Photo = str | Path | NDArray[np.uint8]
 """A file, or (H, W, 3) uint8 RGB (sRGB)."""
@@ -40,9 +39,10 @@ class Enhanced:
     """An enhanced photo and how it came about.
 
     Attributes:
-        image: (H factor, W factor, 3) uint8 RGB: the photo, enlarged, with the face; of an aligned crop the face alone.
+        image: (H factor, W factor, 3) uint8 RGB: the photo, enlarged, with the face, which is corrected by the
+            photo's own pixels (`back_project`); of an aligned crop the face alone.
         before: The same size: the enlarged photo without the face; of an aligned crop its enlargement.
-        face: (S, S, 3) uint8, what the model made, corrected by the photo (`back_project`).
+        face: (S, S, 3) uint8, what the model made.
         lr: (l, l, 3) uint8, what it was given, l = L * 2^k.
         reference: (S, S, 3) uint8, the aligned reference.
         mask: (S, S) uint8, 1 on the reference's face and 0 elsewhere.
@@ -130,8 +130,8 @@ def enhance_photo(
     before = enlarge(image, factor)
     matrix = found.matrix * factor
     return Enhanced(
-        paste(before, sharp, matrix), before, sharp, lr, reference, mask, matrix, index, found.side, chosen,
-        factor, compared[chosen], tuple(warnings),
+        corrected(paste(before, sharp, matrix), image, matrix), before, sharp, lr, reference, mask, matrix, index,
+        found.side, chosen, factor, compared[chosen], tuple(warnings),
     )  # fmt: skip
 
 
@@ -176,8 +176,8 @@ def enhance_aligned(
     lr, sharp, square, mask = _super_resolve(found, name, portrait, reference_name, model, mask_of, warnings)
     matrix = np.array([[model.size, 0, 0], [0, model.size, 0]], np.float64)
     return Enhanced(
-        sharp, found.crop(model.size), sharp, lr, square, mask, matrix, 0, found.side, 0, 1, compared,
-        tuple(warnings),
+        corrected(sharp, found.image), found.crop(model.size), sharp, lr, square, mask, matrix, 0, found.side, 0, 1,
+        compared, tuple(warnings),
     )  # fmt: skip
 
 
@@ -285,10 +285,5 @@ def _super_resolve(
     device = next(model.parameters()).device
     with torch.inference_mode():
         mask = resize_mask(torch.from_numpy(large.astype(np.float32))[None, None], model.size)
-        output = model.eval()(_tensor(lr).to(device), _tensor(reference).to(device), mask.to(device))
-        output = back_project(output, _tensor(face.crop(round(face.side))).to(device))
-    return lr, to_uint8(output[0]), reference, mask[0, 0].numpy().astype(np.uint8)
-
-
-def _tensor(image: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None]
+        output = model.eval()(to_tensor(lr).to(device), to_tensor(reference).to(device), mask.to(device))[0]
+    return lr, to_uint8(output), reference, mask[0, 0].numpy().astype(np.uint8)
