@@ -293,9 +293,11 @@ def test_faces_between_the_entry_sides(prepared, tmp_path, capsys, alexnet_state
     rows = re.findall(r"^\| (\d+) \| (\d+) \| (.*) \|$", capsys.readouterr().out, re.MULTILINE)
     assert [(side, entry) for side, entry, _ in rows] == [("16", "16"), ("48", "32")]
     for _, _, cells in rows:
-        bicubic, output, corrected = (float(cell) for cell in cells.split(" | ")[:3])
+        bicubic, sharpened, output, corrected = (float(cell) for cell in cells.split(" | ")[:4])
         assert corrected > output + 1
-        assert bicubic != corrected
+        assert sharpened > bicubic
+        assert sharpened != corrected
+        assert len(cells.split(" | ")) == 3 * 4 + 1
     with pytest.raises(SystemExit):
         face_sides.main([*arguments, "--sides", "64"])
     assert "--sides: expected 16 to 63" in capsys.readouterr().err

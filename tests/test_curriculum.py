@@ -189,9 +189,11 @@ def test_command_line_passes_options_on(tmp_path: Path, fake: Callable[..., Fake
 def test_options_of_one_stage(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
     fits = fake()
     path = write_curriculum(tmp_path)
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("trainer: {accelerator: cpu}")
     options = [
         "--warping.trainer.max_epochs", "9", "--trainer.max_epochs", "7", "--refinement.data.people=8",
-        "--synthesis.trainer.max_epochs", "3", "--warping.trainer.max_steps", "-1",
+        "--synthesis.trainer.max_epochs", "3", "--warping.trainer.max_steps", "-1", f"-c={overlay}",
     ]  # fmt: skip
     run_curriculum(path, options, say=quiet)
     for args, name in zip(fits.args, FITS, strict=True):
@@ -200,6 +202,7 @@ def test_options_of_one_stage(tmp_path: Path, fake: Callable[..., FakeFits]) -> 
             name[7:], ["7"]
         )  # the last acts
         assert ("--data.people=8" in args) is (name[7:] == "refinement")
+        assert f"-c={overlay}" in args
         assert ("-1" in args) is (name[7:] == "warping")  # a value, no option of all stages
         assert "-1" not in args or args[args.index("-1") - 1] == "--trainer.max_steps"
     kept = state(tmp_path / "model")

@@ -246,13 +246,18 @@ def _reads(fit: Fit, early: Fit) -> bool:
     return early.block == fit.block and (early.stage != "refinement" or fit.stage == "finetune")
 
 
+def _is_option(word: str) -> bool:
+    """Whether a word of the command line names an option, and is no value such as -1."""
+    return word.startswith("--") or word.partition("=")[0] == "-c"
+
+
 def _options_of(stage: str, overrides: list[str]) -> list[str]:
     """The options of one stage's fits: first those of all, then its own."""
     common: list[str] = []
     own: list[str] = []
     target: list[str] = common
     for word in overrides:
-        if word.startswith("--") or word == "-c":  # not a value such as -1
+        if _is_option(word):
             named, _, rest = word.removeprefix("--").partition(".")
             target = common
             if named in STAGES:
@@ -331,7 +336,7 @@ def _settings(fit: Fit, overrides: list[str]) -> Settings:
     settings = _flatten(yaml.safe_load(fit.config.read_text()))
     name = ""
     for word in overrides:  # --name=value or --name value
-        if word.startswith("--") or word == "-c":
+        if _is_option(word):
             name, _, value = word.partition("=")
         else:
             value = word

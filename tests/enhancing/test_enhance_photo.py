@@ -354,6 +354,17 @@ def test_huge_photos_are_enlarged_less(
     assert (result.image[93:113, 153:173] == (255, 0, 0)).all()
 
 
+def test_photos_that_cannot_be_enlarged_are_refused(
+    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its own pixels the photo would come out as it was."""
+    monkeypatch.setattr("rpf_lightning.enhancing.paste.MAX_PIXELS", 2 * 160 * 120)
+    with pytest.raises(
+        RefusedError, match=r"the photo has 0 million pixels, too many .* surroundings of the face"
+    ):
+        enhance_photo(drawn(160, 120, FACE), portraits, bicubic, networks)
+
+
 @pytest.mark.parametrize("kind", ["grey", "transparent", "turned"])
 def test_files_of_all_kinds(
     drawn: Draw,

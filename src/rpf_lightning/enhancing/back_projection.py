@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-TIMES = 3  # in the photo's grid each of them gained, the third 0.1 dB
+from rpf_lightning.model.resize import resize
+
+TIMES = 3  # on ten photos of people, with faces of 17 to 120 pixels, the third gained 0.1 dB
 
 
 def back_project(image: Tensor, photo: Tensor, weights: float | Tensor = 1.0) -> Tensor:
@@ -23,13 +23,8 @@ def back_project(image: Tensor, photo: Tensor, weights: float | Tensor = 1.0) ->
     Returns:
         (B, 3, H, W) in [0, 1].
     """
+    small, large = photo.shape[-2:], image.shape[-2:]
     for _ in range(TIMES):
-        difference = photo - _resize(image, photo)
-        image = (image + weights * _resize(difference, image)).clamp(0, 1)
+        difference = photo - resize(image, small)
+        image = (image + weights * resize(difference, large)).clamp(0, 1)
     return image
-
-
-def _resize(image: Tensor, like: Tensor) -> Tensor:
-    if image.shape[-2:] == like.shape[-2:]:
-        return image
-    return F.interpolate(image.to(torch.float32), size=like.shape[-2:], mode="bicubic", antialias=True)

@@ -23,6 +23,7 @@ from rpf_lightning.faces.detection import INPUT_SIDES, MAX_INPUT_SIDE, Face, Fac
 from rpf_lightning.faces.identity import ArcFace
 from rpf_lightning.faces.landmarks import LandmarkModel, landmark_model
 from rpf_lightning.faces.parsing import BiSeNetParser, hull_mask, template_mask
+from rpf_lightning.pictures import to_tensor
 
 TILE = 640  # of the enlarged photo: the detector's own input side
 OVERLAP = 160  # of the enlarged photo; larger faces are found at a smaller scale
@@ -279,7 +280,7 @@ class FaceNetworks:
     @torch.no_grad()
     def _compute(self, face: AlignedFace) -> Tensor:
         crop = face.crop(min(max(1, round(face.side)), FEATURE_SIDE))
-        pixels = torch.from_numpy(crop.astype(np.float32) / 255).permute(2, 0, 1)[None].to(self.device)
+        pixels = to_tensor(crop).to(self.device)
         return torch.nn.functional.normalize(self.arcface(pixels)[0].float(), dim=0).cpu()
 
     @cached_property

@@ -91,7 +91,7 @@ def enhance_photo(
 
     Raises:
         RefusedError: If a photo shows no face, or several without a choice; if the face is as large as the model's
-            output already; if every reference clearly shows another person.
+            output already; if the photo is too large to be enlarged; if every reference clearly shows another person.
         FileNotFoundError: If a photo or weights are missing.
         ValueError: If a photo cannot be read or is no RGB image, or there is no list of references.
     """
@@ -114,6 +114,12 @@ def enhance_photo(
         warnings.append(f"{name}: {search.hint}")
     label = f"face {index} of {name}"
     _refuse_large(found, label, model, search.hint)
+    factor, limited = enlargement(image, found.side, model.size)
+    if factor == 1:  # in the photo's own pixels there is nothing to gain
+        raise RefusedError(
+            f"{name} has {image.shape[0] * image.shape[1] / 1e6:.0f} million pixels, too many to be enlarged: cut it "
+            "to the surroundings of the face"
+        )
     compared = [compare(found, portrait, networks) for portrait in portraits]
     unknown = not_measured(networks) if any(compared) else ""
     allowed = _same_person(compared, label, found, names, force, warnings, unknown, search.hint)
@@ -121,7 +127,6 @@ def enhance_photo(
     lr, sharp, reference, mask = _super_resolve(
         found, label, portraits[chosen], names[chosen], model, mask_of, warnings
     )
-    factor, limited = enlargement(image, found.side, model.size)
     if limited:
         warnings.append(
             f"{name}: enlarged {factor} times only, since it is large; the face loses detail. Cut the photo to "
@@ -159,12 +164,12 @@ def enhance_aligned(
     networks = networks or FaceNetworks()
     name, reference_name = _name(photo, "the photo"), _name(reference, "the reference")
     warnings: list[str] = []
-    mask_of = networks.mask  # first of all: comparing may fetch weights
     found, portrait = (
         AlignedFace.whole(_read(file, label, warnings), label)
         for file, label in ((photo, name), (reference, reference_name))
     )
     _refuse_large(found, name, model)
+    mask_of = networks.mask  # before ArcFace's weights, which may be fetched
     try:
         compared = compare(found, portrait, networks)
         unknown = not_measured(networks) if compared else ""

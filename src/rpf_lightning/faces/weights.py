@@ -20,7 +20,7 @@ from urllib.request import Request, urlopen
 from rich.console import Console
 from rich.progress import wrap_file
 
-from rpf_lightning.model.storage import OFFLINE_VARIABLE, offline
+from rpf_lightning.environment import OFFLINE_VARIABLE, offline
 
 WEIGHTS_VARIABLE = "RPF_WEIGHTS_DIR"
 CACHE_VARIABLE = "RPF_CACHE_DIR"

@@ -6,6 +6,7 @@ with constant matrices, which export to ONNX and run on every backend.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
@@ -26,25 +27,28 @@ def at_least_fp32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def resize(image: Tensor, side: int) -> Tensor:
-    """Resize square images with antialiased bicubic interpolation, in fp32 whatever autocast says.
+def resize(image: Tensor, side: int | Sequence[int]) -> Tensor:
+    """Resize images with antialiased bicubic interpolation, in fp32 whatever autocast says.
 
     Args:
-        image: (B, C, H, H), floating point.
-        side: Side of the result in pixels.
+        image: (B, C, H, W), floating point.
+        side: Side of the result in pixels, or its height and width.
 
     Returns:
-        (B, C, side, side) in at least fp32; not clamped, bicubic overshoots.
+        (B, C, height, width) in at least fp32; not clamped, bicubic overshoots.
     """
+    size = (side, side) if isinstance(side, int) else tuple(side)
     if image.dtype in (torch.float16, torch.bfloat16):
         image = image.float()
-    if image.shape[-1] == side and image.shape[-2] == side:
+    if image.shape[-2:] == size:
         return image
     with full_precision(image.device):
         if image.is_cuda:  # CUDA's kernel has no room for the 257 taps of a reduction by 64
-            rows, columns = (resample_matrix(length, side).to(image) for length in image.shape[-2:])
+            rows, columns = (
+                resample_matrix(*lengths).to(image) for lengths in zip(image.shape[-2:], size, strict=True)
+            )
             return rows @ image @ columns.T
-        return F.interpolate(image, size=(side, side), mode="bicubic", antialias=True)
+        return F.interpolate(image, size=size, mode="bicubic", antialias=True)
 
 
 def resize_mask(mask: Tensor, side: int) -> Tensor:

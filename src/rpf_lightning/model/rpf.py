@@ -360,7 +360,9 @@ class RPFModel(nn.Module):
         try:
             model = cls(**{**config, **overrides})
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}: the configuration does not fit RPFModel: {error}") from error
+            raise ValueError(
+                f"{name}: the configuration, or an argument given here, does not fit RPFModel: {error}"
+            ) from error
         storage.restore(model, state, name)
         return model.eval()
 

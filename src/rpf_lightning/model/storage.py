@@ -13,9 +13,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from rpf_lightning.environment import OFFLINE_VARIABLE, offline
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-OFFLINE_VARIABLE = "RPF_OFFLINE"
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 """Model directories that come with the package."""
 
@@ -38,7 +39,7 @@ def load(name: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the configuration and the weights of a model directory, of a model of the package, or of a hub repository.
 
     Args:
-        name: Tried in this order; the last needs a network.
+        name: Tried in this order; the last needs a network, or to have been fetched before.
 
     Raises:
         FileNotFoundError: If there is neither a directory nor a hub repository of that name.
@@ -62,11 +63,6 @@ def load(name: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return config, safetensors.torch.load_file(directory / WEIGHTS_FILE)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{directory / WEIGHTS_FILE}: not a whole safetensors file: {error}") from error
-
-
-def offline() -> bool:
-    """Whether `RPF_OFFLINE` forbids every download: set, and not to 0."""
-    return os.environ.get(OFFLINE_VARIABLE, "") not in ("", "0")
 
 
 def pretrained_names() -> list[str]:
@@ -114,27 +110,24 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    files = [CONFIG_FILE, WEIGHTS_FILE]
     try:
-        # what was fetched before is found offline too
-        files = [CONFIG_FILE, WEIGHTS_FILE]
+        # offline too: what was fetched before is found
         directory = Path(snapshot_download(name, allow_patterns=files, local_files_only=offline()))
     except HFValidationError as error:
         raise FileNotFoundError(
             f"{name} is neither a model directory, nor a model of the package ({_packaged()}), nor a name on the hub"
         ) from error
     except Exception as error:
-        reason = (
-            f"{OFFLINE_VARIABLE} is set, so the hub was not asked"
-            if offline()
-            else f"the hub gave none: {error}"
-        )
+        reason = f"{OFFLINE_VARIABLE} is set, so the hub was not asked" if offline() else "the hub gave none"
         raise FileNotFoundError(
-            f"{name} is neither a model directory, nor a model of the package ({_packaged()}), and {reason}"
+            f"{name} is neither a model directory, nor a model of the package ({_packaged()}), and {reason}: {error}"
         ) from error
     missing = [file for file in files if not (directory / file).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{name} on the hub is no model of this package: it has no {' and no '.join(missing)}"
+            f"{name}: expected {' and '.join(files)} of a repository of the hub, got no {' and no '.join(missing)}; "
+            f"either it is no model of this package, or only a part of it was fetched to {directory}"
         )
     return directory
 
