@@ -19,7 +19,7 @@ import measure
 import torch
 from torch import Tensor
 
-from rpf_lightning import ReferencePairsDataModule, RPFModel
+from rpf_lightning import RPFModel
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.enhancing.back_projection import back_project
 from rpf_lightning.enhancing.run import entry_side
@@ -91,12 +91,7 @@ def main(args: list[str] | None = None) -> None:
     model = RPFModel.from_pretrained(known.model)
     if not all(model.lr_size <= side < model.size for side in known.sides):
         parser.error(f"--sides: expected {model.lr_size} to {model.size - 1}, got {known.sides}")
-    data = ReferencePairsDataModule(
-        known.prepared, lr_size=model.lr_size, size=model.size, side=model.size, batch_size=8, cache_side=0,
-        limit_val=known.pairs,
-    )  # fmt: skip
-    data.setup()
-    batches = list(data.val_dataloader())
+    batches = measure.validation_batches(known.prepared, model, known.pairs)
     perceptual, identity = LPIPS(), ArcFace(known.pack)
     print(measure.heading())
     print(f"\n{known.model}, {sum(len(b.id) for b in batches)} pairs", end="\n\n")

@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: the machine's ceiling, peak memory, versions, Markdown tables."""
+"""What the benchmark scripts share: the machine's ceiling, peak memory, versions, validation pairs, Markdown tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+
+from rpf_lightning import ReferencePairsDataModule, RPFModel
+from rpf_lightning.data.records import ReferenceBatch
 
 
 def seconds(function: Callable[[], object], device: str = "cpu") -> float:
@@ -62,6 +65,15 @@ def _status(key: str) -> float:
         if line.startswith(key):
             return int(line.split()[1]) * 1024 / 1e6
     raise OSError(f"/proc/self/status has no {key}: memory is measured on Linux only")
+
+
+def validation_batches(prepared: str, model: RPFModel, pairs: int) -> list[ReferenceBatch]:
+    """Evenly spread validation pairs of a prepared folder at a model's sides, from the photos, in batches of 8."""
+    data = ReferencePairsDataModule(
+        prepared, lr_size=model.lr_size, size=model.size, side=model.size, batch_size=8, cache_side=0, limit_val=pairs
+    )  # fmt: skip
+    data.setup()
+    return list(data.val_dataloader())
 
 
 def processor() -> str:

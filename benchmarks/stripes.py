@@ -21,7 +21,7 @@ import measure
 import torch
 from torch import Tensor
 
-from rpf_lightning import ReferencePairsDataModule, RPFModel
+from rpf_lightning import RPFModel
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.losses import PerceptualLoss
 from rpf_lightning.model.resize import resize
@@ -95,12 +95,7 @@ def main(args: list[str] | None = None) -> None:
     if not (Path(known.prepared) / "prepare.json").is_file():
         parser.error(f"{known.prepared} is no prepared folder: it has no prepare.json")
     model = RPFModel.from_pretrained(known.model)
-    data = ReferencePairsDataModule(
-        known.prepared, lr_size=model.lr_size, size=model.size, side=model.size, batch_size=8, cache_side=0,
-        limit_val=known.pairs,
-    )  # fmt: skip
-    data.setup()
-    batches = list(data.val_dataloader())
+    batches = measure.validation_batches(known.prepared, model, known.pairs)
     print(measure.heading())
     periods = [f"{p:g} px" for p in PERIODS]
     print(f"\n{known.model}, {sum(len(b.id) for b in batches)} pairs, power relative to the GTs'", end="\n\n")

@@ -128,11 +128,9 @@ def test_configuration_must_be_an_object(directory):
         RPFModel.from_pretrained(directory)
 
 
-@pytest.mark.parametrize("name", ["nobody/nothing-of-this-name", "no/such/directory", "../nowhere"])
-def test_unknown_name_without_network(name, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+@pytest.fixture
+def connections(monkeypatch):
+    """Attempts to reach a network, all of which fail."""
     calls = []
 
     def connect(*args):
@@ -140,9 +138,18 @@ def test_unknown_name_without_network(name, monkeypatch, tmp_path):
         raise OSError("no network in tests")
 
     monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing-of-this-name", "no/such/directory", "../nowhere"])
+def test_unknown_name_without_network(name, monkeypatch, tmp_path, connections):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(FileNotFoundError, match=re.escape(name)):
         RPFModel.from_pretrained(name)
-    assert calls == []
+    assert connections == []
 
 
 def test_name_of_the_hub(directory, monkeypatch):
@@ -161,25 +168,17 @@ def test_name_of_the_hub(directory, monkeypatch):
     assert_same_weights(loaded.state_dict(), RPFModel.from_pretrained(directory).state_dict())
 
 
-def test_offline_the_hub_is_not_asked(monkeypatch, tmp_path):
+def test_offline_the_hub_is_not_asked(monkeypatch, tmp_path, connections):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    asked = []
-
-    def connect(*args):
-        asked.append(args)
-        raise OSError("no network in tests")
-
-    monkeypatch.setattr(socket.socket, "connect", connect)
-    monkeypatch.setattr(socket, "getaddrinfo", connect)
     for offline, reason in (
         ("0", "the hub gave none"),
         ("1", "RPF_OFFLINE is set, so the hub was not asked"),
     ):
-        asked.clear()
+        connections.clear()
         monkeypatch.setenv("RPF_OFFLINE", offline)
         with pytest.raises(FileNotFoundError, match=f"owner/name is neither.*{reason}"):
             RPFModel.from_pretrained("owner/name")
-        assert bool(asked) is (offline == "0")
+        assert bool(connections) is (offline == "0")
 
 
 def test_a_repository_without_a_model_is_named(tmp_path, monkeypatch):

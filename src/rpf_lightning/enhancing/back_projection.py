@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rpf_lightning.model.resize import resize
 
-TIMES = 3  # on ten photos of people, with faces of 17 to 120 pixels, the third gained 0.1 dB
+TIMES = 3  # each brings the result nearer to the photo
 
 
 def back_project(image: Tensor, photo: Tensor, weights: float | Tensor = 1.0) -> Tensor:
