@@ -1,4 +1,4 @@
-"""How fast training data come: the level cache against reading photos, the thin-plate warp, the pairing.
+"""How fast training data come: the level cache against photos, drawn references, the thin-plate warp, the pairing.
 
     python benchmarks/data.py PREPARED     # a folder that `rpf prepare` has written, photos of 512 or 1024 pixels
 
@@ -27,10 +27,15 @@ from rpf_lightning.data.level_cache import CachedPairs, LevelCache
 from rpf_lightning.data.pairing import Pair, near_duplicates, nearest_references
 from rpf_lightning.data.prepared import PreparedPhotos
 from rpf_lightning.data.records import ReferenceBatch
+from rpf_lightning.data.references import ReferenceOptions, References
 from rpf_lightning.data.thin_plate import SMOOTHING, tps_flow, warp
 from rpf_lightning.stages import WarpingStage
 
 LR, BATCH = 16, 8
+RECIPE = ReferenceOptions(
+    references="all", max_references=3, several_fraction=0.3, wrong_fraction=0.1, absent_fraction=0.05,
+    self_fraction=0.1, colour_jitter=0.1, similarity_jitter=0.05,
+)  # fmt: skip
 
 
 class PillowPairs(Dataset[dict[str, torch.Tensor]]):
@@ -108,22 +113,23 @@ def loading(photos: PreparedPhotos, pairs: list[Pair], side: int, at_least: floa
         photos.photo(index)
     level = {"lr_size": LR, "size": size}
     with tempfile.TemporaryDirectory() as folder:
-        cache = LevelCache(photos, indices, pairs, sides=[side], folder=folder, **level)
+        cache = LevelCache(photos, indices, sides=[side], folder=folder, **level)
         spent = measure.seconds(lambda: cache.build(say=lambda line: None))
         datasets: dict[str, tuple[Dataset, Callable | None]] = {
             "photos read and resized by Pillow, no warp": (PillowPairs(photos, pairs, side), None),
-            "`PairsDataset`: photos, thin-plate warp": (
-                PairsDataset(photos, pairs, side=side, **level),
+            "`PairsDataset`: photos, r_warp": (
+                PairsDataset(photos, pairs, side=side, warped=True, **level),
                 collate,
             ),
             "`CachedPairs`: the level cache": (CachedPairs(cache, pairs, side), collate),
+            "`CachedPairs`, r_warp": (CachedPairs(cache, pairs, side, warped=True), collate),
         }
         rates = {
             name: rate(DataLoader(data, BATCH, shuffle=True, drop_last=True, collate_fn=how), at_least)
             for name, (data, how) in datasets.items()
         }
-        batch = collate([CachedPairs(cache, pairs, side)[i] for i in range(BATCH)])
-    plain, _, ours = rates.values()
+        batch = collate([CachedPairs(cache, pairs, side, warped=True)[i] for i in range(BATCH)])
+    plain, *_, ours = rates.values()
     rows = [
         [name, f"{value:.{0 if value >= 10 else 1}f}", f"{value / plain:.1f}"]
         for name, value in rates.items()
@@ -132,10 +138,58 @@ def loading(photos: PreparedPhotos, pairs: list[Pair], side: int, at_least: floa
     rows.append(["warping step, 32 channels, batch 8", f"{step:.2g}", f"loader / step {ours / step:.1f}"])
     return [
         f"S = {side}, photos of {size} pixels, {len(pairs)} pairs, no workers. The cache takes "
-        f"{cache.gigabytes / len(pairs) * 1e3:.2f} MB a pair and {1e3 * spent / len(indices):.0f} ms a photo to make.",
+        f"{cache.gigabytes / len(indices) * 1e3:.2f} MB and {1e3 * spent / len(indices):.0f} ms a photo to make.",
         "",
         measure.markdown(["", "samples per second", "to Pillow"], rows),
     ]
+
+
+def drawing(
+    photos: PreparedPhotos, pairs: list[Pair], cache_sides: Sequence[int], at_least: float
+) -> list[str]:
+    """Measure caches up to some sides, and samples from them: the nearest reference, and drawn and changed ones."""
+    size, everyone = photos.photo(0).image.shape[0], photos.pairs("all")
+    trained = sorted({index for pair in everyone for index in pair[:2]})
+    indices = sorted({index for pair in pairs for index in pair[:2]})
+    references = References(
+        RECIPE, [pair[:2] for pair in pairs], indices, photos.identities, photos.near_duplicates(), 0
+    )
+    lines, rows = [], []
+    for cache_side in sorted({min(side, size) for side in cache_sides}):
+        sides = [2 * LR * 2**i for i in range((cache_side // LR).bit_length() - 1)]
+        whole = LevelCache(photos, trained, lr_size=LR, size=size, sides=sides)
+        with tempfile.TemporaryDirectory() as folder:
+            cache = LevelCache(photos, indices, lr_size=LR, size=size, sides=sides, folder=folder)
+            spent = measure.seconds(lambda cache=cache: cache.build(say=lambda line: None)) / len(indices)
+            lines.append(
+                f"`cache_side: {cache_side}`: {whole.gigabytes:.2f} GB for {len(trained):,} photos of {size} pixels, "
+                f"{1e3 * spent:.0f} ms a photo to make."
+            )
+            for side in sides[1:]:
+                fixed, drawn = (
+                    CachedPairs(cache, pairs, side, references=given) for given in (None, references)
+                )
+                given = [1e3 * sample_seconds(data, at_least) for data in (fixed, drawn)]
+                rows.append([cache_side, side, *(f"{value:.1f}" for value in given)])
+    heading = ["cache_side", "S", "nearest, ms a sample", "drawn and changed, ms a sample"]
+    return [
+        *lines,
+        "",
+        f"{torch.get_num_threads()} thread(s), no workers, processor time:",
+        "",
+        measure.markdown(heading, rows),
+    ]
+
+
+def sample_seconds(dataset: CachedPairs, at_least: float) -> float:
+    """Processor seconds per sample, over at least so many seconds, after eight samples."""
+    count, start = -8, 0.0
+    while count <= 0 or time.process_time() - start < at_least:
+        if count == 0:
+            start = time.process_time()
+        dataset[count % len(dataset), count // len(dataset) + 1]
+        count += 1
+    return (time.process_time() - start) / count
 
 
 def warping(photos: PreparedPhotos, pairs: list[Pair]) -> list[str]:
@@ -192,10 +246,11 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--photos", type=int, default=30_000, help="of the pairing")
     parser.add_argument(
         "--only",
-        choices=("loading", "warping", "pairing"),
+        choices=("loading", "drawing", "warping", "pairing"),
         nargs="+",
-        default=["loading", "warping", "pairing"],
+        default=["loading", "drawing", "warping", "pairing"],
     )
+    parser.add_argument("--cache-sides", type=int, nargs="+", default=[256, 512], help="of drawing")
     parser.add_argument("--seconds", type=float, default=5.0, help="per loader")
     known = parser.parse_args(args)
     photos = PreparedPhotos(known.prepared)
@@ -204,6 +259,8 @@ def main(args: list[str] | None = None) -> None:
     if "loading" in known.only:
         for side in known.sides:
             print("", *loading(photos, pairs, side, known.seconds), sep="\n")
+    if "drawing" in known.only:
+        print("", *drawing(photos, pairs, known.cache_sides, known.seconds), sep="\n")
     if "warping" in known.only:
         print("", *warping(photos, pairs[:64]), sep="\n")
     if "pairing" in known.only:

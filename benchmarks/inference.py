@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gpu
 import measure
@@ -33,6 +33,8 @@ from torch import Tensor
 
 from rpf_lightning.model import RPFModel, strips
 from rpf_lightning.model.resize import resize
+from rpf_lightning.model.rpf import ReconstructionBlock
+from rpf_lightning.model.strips import WHOLE, Strips
 from rpf_lightning.model.summary import count
 
 Run = Callable[[], Tensor]
@@ -46,8 +48,8 @@ def straightforward(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
 
 
 def modules(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
-    """The modules' own forward, which training uses: activations modulated."""
-    model._runs_in_strips = lambda *_: False  # type: ignore[method-assign]
+    """The library's modules on whole maps: in place, one sample's style in the weights."""
+    model._rows = lambda *_: WHOLE  # type: ignore[method-assign]
     return lambda: model(lr, reference)
 
 
@@ -59,13 +61,6 @@ def channels_last(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
 def fused(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
     """+ fuse()."""
     return modules(model.fuse(), lr, reference)
-
-
-def whole_maps(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
-    """+ in place, batch 1 modulates the weights."""
-    strips.STRIP_BYTES = 2**62
-    model.fuse()
-    return lambda: model(lr, reference)
 
 
 def ours(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
@@ -86,6 +81,11 @@ def low(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
     return lambda: model(lr, reference)
 
 
+def light(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
+    """The light network: channels 64, 64, 64, 32, 16, 16, width .125, with the copy path."""
+    return ours(model, lr, reference)
+
+
 def compiled(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
     """torch.compile of the fused modules."""
     model.fuse()
@@ -93,7 +93,7 @@ def compiled(model: RPFModel, lr: Tensor, reference: Tensor) -> Run:
     return lambda: network(lr, reference)
 
 
-DEFAULT = (straightforward, modules, channels_last, fused, whole_maps, ours, unfused, low)
+DEFAULT = (straightforward, modules, channels_last, fused, ours, unfused, low, light)
 VARIANTS = {variant.__name__: variant for variant in (*DEFAULT, compiled)}  # the last needs a C++ compiler
 
 
@@ -110,6 +110,20 @@ def build(options: argparse.Namespace) -> tuple[RPFModel, Tensor, Tensor]:
     return model, torch.rand(1, 3, 16, 16), resize(torch.rand(1, 3, 32, 32), model.size).clamp(0, 1)
 
 
+def light_network(blocks: int) -> RPFModel:
+    """A seeded network whose blocks above 128 pixels have few channels, with everything that is not in the paper."""
+    torch.manual_seed(0)
+    channels = [64, 64, 64, 32, 16, 16][:blocks]
+    model = RPFModel(
+        16, 2**blocks, channels=channels, width=0.125, residual=True, synthesis_residual=True, synthesis_copy=True,
+        flow_from="previous", refinement_mean=False, validate=False,
+    )  # fmt: skip
+    with torch.no_grad():
+        for block in model.blocks:
+            block.warping.flow_head.weight.normal_(std=0.5)  # type: ignore[union-attr, operator]
+    return model.eval()
+
+
 def save(folder: Path, options: argparse.Namespace) -> None:
     """Write the model and the images for the processes that measure."""
     model, *images = build(options)
@@ -124,6 +138,8 @@ def run_variant(name: str, options: argparse.Namespace) -> dict[str, Any]:
         before = measure.ceiling(), measure.convolution_ceiling()
         with torch.inference_mode(False):
             model = RPFModel.from_pretrained(options.folder, validate=False)
+            if name == "light":
+                model = light_network(len(model.blocks))
         lr, reference = torch.load(options.folder / IMAGES)
         loaded = measure.resident()
         measure.reset_peak()
@@ -139,6 +155,7 @@ def run_variant(name: str, options: argparse.Namespace) -> dict[str, Any]:
         if name == "ours" and options.layers:
             result["layers"] = layers(run)
             result["reuse"] = reuse(model, lr, reference)
+            result["sides"] = by_side(model, options.repeats)
     return result
 
 
@@ -196,8 +213,26 @@ def reuse(model: RPFModel, lr: Tensor, reference: Tensor) -> dict[str, float]:
     }
 
 
+def by_side(model: RPFModel, repeats: int) -> list[list[float]]:
+    """Each block on whole maps and in strips, in turns: [side, seconds and MB of either]."""
+    rows = []
+    for block in cast("list[ReconstructionBlock]", model.blocks):
+        x, level = torch.rand(1, 3, block.in_side, block.in_side), torch.rand(1, 3, block.side, block.side)
+        spent: dict[int, list[float]] = {2**62: [], strips.STRIP_BYTES: []}
+        added = dict.fromkeys(spent, 0.0)
+        for size in list(spent) * (repeats + 1):
+            strips.STRIP_BYTES = size
+            strips.release()
+            before = measure.resident()
+            measure.reset_peak()
+            spent[size].append(measure.seconds(partial(block, x, level, rows=Strips())))
+            added[size] = measure.peak() - before
+        rows.append([block.side, *(value for size in spent for value in (min(spent[size]), added[size]))])
+    return rows
+
+
 def fir_folding() -> str:
-    """Separate FIR against the FIR folded into the convolution (6x6 kernels), in strips of 16 MB."""
+    """Separate FIR against the FIR folded into the convolution (6x6 kernels), on maps of 16 MB."""
 
     def best(run: Callable[..., object], *tensors: Tensor) -> str:
         run(*tensors)
@@ -259,8 +294,10 @@ def report(options: argparse.Namespace) -> None:
     print(measure.heading())
     with torch.device("meta"):
         model = RPFModel(16, options.scale, width=options.width)
-    macs = sum(entry.macs for entry in count(model))
-    print(f"\n16 -> {model.size}, width {options.width}, batch 1, fp32: {macs / 1e9:.0f} GMAC\n")
+        small = light_network(len(model.blocks))
+    macs_of = [sum(entry.macs for entry in count(network)) for network in (model, small)]
+    said = f"{macs_of[0] / 1e9:.0f} GMAC; the light network has {macs_of[1] / 1e9:.0f}"
+    print(f"\n16 -> {model.size}, width {options.width}, batch 1, fp32: {said}\n")
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         options.folder = Path(folder)
@@ -271,24 +308,37 @@ def report(options: argparse.Namespace) -> None:
         outputs = {name: torch.load(Path(folder) / name) for name in options.only}
     rows = []
     for name, result in results.items():
+        macs = macs_of[name == "light"]
+        difference = (
+            "another network" if name == "light" else _difference(outputs[name], outputs[options.only[0]])
+        )
         ratios = [result["seconds"] * result[kind] / (2 * macs) for kind in ("ceiling", "convolution")]
         rows.append([
             VARIANTS[name].__doc__.removesuffix("."),
             f"{result['ceiling'] / 1e9:.0f}, {result['convolution'] / 1e9:.0f}",
             f"{2 * macs / result['ceiling']:.2f}", f"{result['seconds']:.2f}", *(f"{r:.2f}" for r in ratios),
             f"{result['loaded']:.0f}", f"{result['memory']:.0f}",
-            f"{(outputs[name] - outputs[options.only[0]]).abs().max().item():.1e}",
+            difference,
         ])  # fmt: skip
     head = [
         "variant", "ceilings, GFLOP/s", "floor, s", "seconds", "ratio", "to convolution",
         "loaded, MB", "peak adds, MB", "difference",
     ]  # fmt: skip
     print(measure.markdown(head, rows))
+    if "light" in results:
+        bound = 2 * 300e9 / results["light"]["ceiling"]
+        print(
+            f"\nThe light network: {results['light']['seconds']:.2f} s; 300 GMAC at the ceiling: {bound:.2f} s."
+        )
     if "ours" in results and options.layers:
         _print_layers(results["ours"])
         print("\n" + fir_folding())
     print()
     gpu.report(options.scale, options.width)
+
+
+def _difference(output: Tensor, first: Tensor) -> str:
+    return f"{(output - first).abs().max().item():.1e}"
 
 
 def _print_layers(result: dict[str, Any]) -> None:
@@ -304,6 +354,12 @@ def _print_layers(result: dict[str, Any]) -> None:
         ["the rest", rest[0], f"{rest[1]:.1f}", f"{floor:.3f}", f"{rest[2]:.3f}", f"{rest[2] - floor:.3f}"]
     )
     head = ["what is left, under the profiler", "calls", "GMAC", "floor, s", "seconds", "above floor"]
+    print("\n" + measure.markdown(head, rows))
+    head = ["block of side", "whole maps, s", "adds, MB", "in strips, s", "adds, MB"]
+    rows = [
+        [f"{side:.0f}", f"{a:.3f}", f"{b:.0f}", f"{c:.3f}", f"{d:.0f}"]
+        for side, a, b, c, d in result["sides"]
+    ]
     print("\n" + measure.markdown(head, rows))
     spent = result["reuse"]
     saved, more = (

@@ -216,7 +216,9 @@ def straightforward(kind: str, block: int, data: dict[str, Any], steps: int) -> 
     module = ReferencePairsDataModule(data["root"], limit_train=data["limit_train"], cache_side=0)
     size, side = 16 * SMALL["scale"], 16 * 2**block
     pairs = module.split_pairs().train
-    dataset = PairsDataset(module.prepared(), pairs, lr_size=16, size=size, side=side)
+    dataset = PairsDataset(
+        module.prepared(), pairs, lr_size=16, size=size, side=side, warped=kind == "warping"
+    )
     loader = DataLoader(dataset, data["batch_size"], shuffle=True, drop_last=True, collate_fn=collate)
     step, starts = StraightforwardStep(kind, block), []
 
@@ -294,7 +296,8 @@ def random_batch(batch: int, lr_size: int, side: int, device: str) -> ReferenceB
     points = torch.rand(batch, 68, 2, device=device)
     return ReferenceBatch(
         lr=torch.rand(batch, 3, lr_size, lr_size, device=device), gt=image, reference=image.flip(-1), gt_mask=mask,
-        reference_mask=mask, warped_reference=image.flip(-2), flow=torch.zeros(batch, 2, side, side, device=device),
+        reference_mask=mask, reference_ok=mask, warped_reference=image.flip(-2),
+        flow=torch.zeros(batch, 2, side, side, device=device), flow_known=torch.ones(batch, device=device),
         gt_landmarks=points, reference_landmarks=points, id=["noise"] * batch, reference_id=["noise"] * batch,
         place=list(range(batch)),
     )  # fmt: skip

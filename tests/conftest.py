@@ -84,7 +84,9 @@ def _batches(block: int) -> Any:
     from rpf_lightning.data.dataset import collate
 
     side = 16 * 2**block
-    data = SyntheticFacesDataModule(people=6, photos_each=2, lr_size=16, size=64, side=side)
+    data = SyntheticFacesDataModule(
+        people=6, photos_each=2, lr_size=16, size=64, side=side, warped_reference=True
+    )
     data.setup()
     return [collate([data.train_dataset[i], data.train_dataset[i + 1]]) for i in (0, 2)]
 

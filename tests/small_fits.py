@@ -1,4 +1,4 @@
-"""Trainers and configurations of fits that take a second: what several test files would repeat."""
+"""Trainers, configurations and curricula of fits that take a second: what several test files would repeat."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -41,4 +41,39 @@ def write_fit(path: Path, stage: str, trainer: dict[str, Any] | None = None, **i
         "data": FACES,
     }
     path.write_text(yaml.safe_dump(deepcopy(content)))
+    return path
+
+
+NETWORK = {"lr_size": 16, "scale": 8, "channels": 4, "width": 1 / 64, "residual": True}
+LISTED = ["block1-warping", "block2-synthesis", "joint1-2", "block3-refinement", "joint1-3", "joint3-3"]
+
+
+def entry(name: str, **options: Any) -> dict[str, Any]:
+    """A listed fit by its name."""
+    if name.startswith("joint"):
+        first, last = name.removeprefix("joint").split("-")
+        place: dict[str, Any] = {"stage": "joint", "first": int(first), "last": int(last)}
+    else:
+        block, stage = name.removeprefix("block").split("-")
+        place = {"stage": stage, "block": int(block)}
+    return {**place, "file": f"{place['stage']}.yaml", **({"options": options} if options else {})}
+
+
+def write_listed(folder: Path, fits: Any = None, **changes: Any) -> Path:
+    """Write a curriculum that lists its fits, and the files of its stages; the folder also holds its model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_fit(
+        folder / "refinement.yaml", "RefinementStage", input="lr", perceptual_weight=0, identity_weight=0
+    )
+    write_fit(folder / "warping.yaml", "WarpingStage", flow_weight=0.02)
+    write_fit(folder / "synthesis.yaml", "SynthesisStage", adversarial_weight=0)
+    write_fit(folder / "joint.yaml", "JointStage", perceptual_weight=0, identity_weight=0)
+    content = {
+        "model_dir": str(folder / "model"),
+        "network": NETWORK,
+        "fits": [entry(name) for name in LISTED] if fits is None else fits,
+        **changes,
+    }
+    path = folder / "curriculum.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path

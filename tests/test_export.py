@@ -301,3 +301,43 @@ def test_a_fused_model(format, run, tmp_path):
     expected = model(*inputs.values()).detach()
     export_model(model.fuse(), path, format, mask=False)
     torch.testing.assert_close(run(path, inputs), expected, atol=TOLERANCE, rtol=0)
+
+
+COPY = {**NEAR_IDENTITY, "synthesis_copy": True, "flow_from": "previous", "refinement_mean": False}
+
+
+@pytest.mark.parametrize("references", [None, 2])
+@pytest.mark.parametrize(("format", "name"), [("onnx", "m.onnx"), ("torch", "m.pt2")])
+def test_copy_path_and_several_references(tmp_path, format, name, references):
+    """Absent references, which differ from run to run, as well."""
+    model = small(4, **COPY)
+    with torch.no_grad():  # flows of flows as steep as `small` makes them would amplify the rounding
+        for block in model.blocks:
+            block.warping.flow_head.weight.mul_(0.05)
+    exported = export_model(model, tmp_path / name, format, batch_size=2, references=references)
+    axis = () if references is None else (2,)
+    assert exported.inputs["reference"] == (2, *axis, 3, 64, 64)
+    assert exported.inputs["mask"] == (2, *axis, 1, 64, 64)
+    torch.manual_seed(1)
+    inputs = {
+        key: images(shape[-1], shape[0] * (shape[1] if len(shape) == 5 else 1), shape[-3]).view(shape)
+        for key, shape in exported.inputs.items()
+    }
+    inputs["mask"] = (inputs["mask"] > 0.3).float()
+    inputs["mask"][0, :1] = 0  # the first one of the first sample
+    run = run_onnx if format == "onnx" else run_torch
+    with torch.no_grad():
+        torch.testing.assert_close(
+            run(tmp_path / name, inputs), model(*inputs.values()), rtol=0, atol=TOLERANCE
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "kwargs"),
+    [({}, {"references": 2}), (COPY, {"references": 0}), (COPY, {"references": 2, "reference": False})],
+)
+def test_references_of_a_model_that_takes_none(tmp_path, options, kwargs):
+    with pytest.raises(
+        ValueError, match=r"references: expected at least 1, with a reference and .*synthesis_copy"
+    ):
+        export_model(small(**options), tmp_path / "m.onnx", **kwargs)

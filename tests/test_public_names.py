@@ -11,6 +11,7 @@ NAMES = [
     "CelebAHQDataModule",
     "FFHQDataModule",
     "FreezeEarlierBlocks",
+    "JointStage",
     "RPFModel",
     "ReferencePairsDataModule",
     "RefinementStage",

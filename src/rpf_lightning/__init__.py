@@ -19,13 +19,14 @@ if TYPE_CHECKING:
         SyntheticFacesDataModule,
     )
     from rpf_lightning.model import RPFModel
-    from rpf_lightning.stages import RefinementStage, SynthesisStage, WarpingStage
+    from rpf_lightning.stages import JointStage, RefinementStage, SynthesisStage, WarpingStage
 
 _HOME = {
     "RPFModel": "model",
     "RefinementStage": "stages",
     "WarpingStage": "stages",
     "SynthesisStage": "stages",
+    "JointStage": "stages",
     "FreezeEarlierBlocks": "callbacks",
     "CelebAHQDataModule": "data",
     "FFHQDataModule": "data",
@@ -36,6 +37,7 @@ __all__ = [
     "CelebAHQDataModule",
     "FFHQDataModule",
     "FreezeEarlierBlocks",
+    "JointStage",
     "RPFModel",
     "ReferencePairsDataModule",
     "RefinementStage",

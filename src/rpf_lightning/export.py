@@ -41,6 +41,7 @@ def export_model(
     lr_side: int | None = None,
     reference: bool = True,
     mask: bool = True,
+    references: int | None = None,
     opset: int = OLDEST_OPSET,
     tolerance: float = TOLERANCE,
 ) -> Exported:
@@ -59,6 +60,8 @@ def export_model(
         lr_side: l; a side of more than L enters at a later block. None: L.
         reference: False: the only input is `lr`, whose enlargement serves as the reference.
         mask: False: there is no input `mask`. Without a reference there never is one.
+        references: K, of a model with `synthesis_copy`: `reference` is (B, K, 3, S, S) and `mask` (B, K, 1, S, S); one
+            that is zero everywhere is absent. None: one reference per sample, without that axis.
         opset: ONNX operator set; 18 at least.
         tolerance: Largest difference of the outputs that passes. Rounding stays far below the default in a
             trained model, but an untrained one without `residual` amplifies it and may need more.
@@ -69,7 +72,7 @@ def export_model(
     """
     path = Path(path)
     _check(model, path, format, opset)
-    inputs = _random_inputs(model, batch_size, lr_side, reference, mask)
+    inputs = _random_inputs(model, batch_size, lr_side, reference, mask, references)
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder,
@@ -117,6 +120,9 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument(
         "--no-mask", dest="mask", action="store_false", help="the reference is masked already"
     )
+    parser.add_argument(
+        "--references", type=int, help="K references per image; left out: one, without that axis"
+    )
     parser.add_argument("--opset", type=int, default=OLDEST_OPSET, help="ONNX operator set, 18 at least")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference that passes")
     options = vars(parser.parse_args(args))
@@ -150,7 +156,7 @@ def _check(model: RPFModel, path: Path, format: str, opset: int) -> None:
 
 
 def _random_inputs(
-    model: RPFModel, batch_size: int, lr_side: int | None, reference: bool, mask: bool
+    model: RPFModel, batch_size: int, lr_side: int | None, reference: bool, mask: bool, references: int | None
 ) -> dict[str, Tensor]:
     sides = [model.lr_size, *model.sides[:-1]]
     lr_side = model.lr_size if lr_side is None else lr_side
@@ -158,12 +164,17 @@ def _random_inputs(
         raise ValueError(f"lr_side: expected {' or '.join(map(str, sides))}, got {lr_side}")
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    if references is not None and not (reference and model.synthesis_copy and references >= 1):
+        raise ValueError(
+            f"references: expected at least 1, with a reference and a model with synthesis_copy=True, got {references}"
+        )
     generator = torch.Generator().manual_seed(0)
     inputs = {"lr": torch.rand(batch_size, 3, lr_side, lr_side, generator=generator)}
     if reference:
-        inputs["reference"] = torch.rand(batch_size, 3, model.size, model.size, generator=generator)
+        batch = (batch_size,) if references is None else (batch_size, references)
+        inputs["reference"] = torch.rand(*batch, 3, model.size, model.size, generator=generator)
         if mask:
-            inputs["mask"] = torch.rand(batch_size, 1, model.size, model.size, generator=generator).round()
+            inputs["mask"] = torch.rand(*batch, 1, model.size, model.size, generator=generator).round()
     return inputs
 
 

@@ -149,3 +149,11 @@ def test_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(0)
     untouched = [torch.rand(()).item() for _ in range(4)]
     assert drawn(ResumableLoader(Numbers(4))) == untouched != plain
+
+
+def test_the_epoch_travels_with_the_place() -> None:
+    plain, told = Shuffled(10, True, 3, 1, 2), Shuffled(10, True, 3, 1, 2, with_epoch=True)
+    for number in (0, 4):
+        assert epoch(told, number) == [(place, number) for place in epoch(plain, number)]
+    told.start = 2
+    assert epoch(told, 4) == [(place, 4) for place in epoch(plain, 4)[2:]]

@@ -77,10 +77,12 @@ def test_without_memory_nothing_is_kept() -> None:
 
 
 def test_cache_budget_counts_all_samples() -> None:
-    sides = {"lr_size": 8, "size": 256, "side": 256}  # 3.25 MiB and 1.8 kB a sample
+    sides = {"lr_size": 8, "size": 256, "side": 256}  # 2.75 MiB and 1.8 kB a sample, 3.5 MiB with r_warp
     pairs = [Pair(0, 2, 0.02)] * 10
-    assert PairsDataset(MadeUpPhotos(), pairs, **sides, cache_mb=33).cached
-    assert not PairsDataset(MadeUpPhotos(), pairs, **sides, cache_mb=32).cached
+    for warped, megabytes in ((False, 28), (True, 36)):
+        given = {**sides, "warped": warped}
+        assert PairsDataset(MadeUpPhotos(), pairs, **given, cache_mb=megabytes).cached
+        assert not PairsDataset(MadeUpPhotos(), pairs, **given, cache_mb=megabytes - 1).cached
 
 
 def test_bad_sides_are_refused_at_once() -> None:

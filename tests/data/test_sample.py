@@ -42,7 +42,7 @@ def bicubic(image: torch.Tensor, side: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("side", [16, 32, 64])
 def test_shapes_ranges_and_names(side: int) -> None:
-    sample = make_sample(made_up("g"), made_up("r", seed=1), lr_size=8, size=64, side=side)
+    sample = make_sample(made_up("g"), made_up("r", seed=1), lr_size=8, size=64, side=side, warped=True)
     assert sample.lr.shape == (3, 8, 8)
     for field in ("gt", "reference", "warped_reference"):
         image = getattr(sample, field)
@@ -50,11 +50,12 @@ def test_shapes_ranges_and_names(side: int) -> None:
         assert image.dtype == torch.float32
         assert image.min() >= 0
         assert image.max() <= 1
-    for mask in (sample.gt_mask, sample.reference_mask):
+    for mask in (sample.gt_mask, sample.reference_mask, sample.reference_ok):
         assert mask.shape == (1, side, side)
         assert mask.dtype == torch.float32
         assert set(mask.unique().tolist()) == {0.0, 1.0}
     assert sample.flow.shape == (2, side, side)
+    assert sample.flow_known == 1
     assert (sample.id, sample.reference_id) == ("g", "r")
 
 
@@ -80,9 +81,9 @@ def test_reference_pyramid_is_repeated_halving() -> None:
 
 def test_reference_without_mask() -> None:
     gt, reference = made_up("g"), made_up("r", seed=3)
-    sample = make_sample(gt, reference, lr_size=8, size=64, side=16, mask_reference=False)
+    sample = make_sample(gt, reference, lr_size=8, size=64, side=16, mask_reference=False, warped=True)
     torch.testing.assert_close(sample.reference, bicubic(bicubic(tensor(reference), 32), 16)[0])
-    assert sample.reference_mask.min() == 1
+    assert sample.reference_mask.min() == sample.reference_ok.min() == 1
     torch.testing.assert_close(sample.warped_reference, bicubic(tensor(reference), 16)[0], atol=1e-4, rtol=0)
     assert sample.gt_mask.min() == 0  # the GT's mask is another matter
 
@@ -125,7 +126,7 @@ for left, right in SWAPS:
 
 def test_mirrored_sample_is_the_sample_of_mirrored_photos() -> None:
     gt, reference = made_up("g"), made_up("r", shift=(5, -3), seed=2)
-    sides = {"lr_size": 8, "size": 64, "side": 32}
+    sides = {"lr_size": 8, "size": 64, "side": 32, "warped": True}
     flipped = mirror(make_sample(gt, reference, **sides))
     direct = make_sample(mirrored(gt), mirrored(reference), **sides)
     for name, value in direct._asdict().items():
@@ -144,10 +145,27 @@ def test_masks_are_area_averages() -> None:
         np.testing.assert_array_equal(mask[0].numpy(), expected)
 
 
+def test_ok_needs_every_pixel_underneath() -> None:
+    reference = made_up("r", shift=(6, 2))
+    reference.mask[30, 33] = 0
+    for side in (16, 32, 64):
+        sample = make_sample(made_up("g"), reference, lr_size=8, size=64, side=side)
+        f = 64 // side
+        expected = reference.mask.reshape(side, f, side, f).min((1, 3))
+        np.testing.assert_array_equal(sample.reference_ok[0].numpy(), expected)
+        assert not sample.reference_ok[0, 30 // f, 33 // f]
+    assert sample.warped_reference is None  # nobody asked for it
+
+
+def test_the_flow_of_another_person_is_no_target() -> None:
+    gt, other = made_up("g"), replace(made_up("r"), identity="b")
+    assert make_sample(gt, other, lr_size=8, size=64, side=16).flow_known == 0
+
+
 @pytest.mark.parametrize("side", [32, 64])
 def test_translated_reference_is_warped_onto_the_gt(side: int) -> None:
     gt, reference = made_up("g"), made_up("r", shift=(6, -4))
-    sample = make_sample(gt, reference, lr_size=8, size=64, side=side)
+    sample = make_sample(gt, reference, lr_size=8, size=64, side=side, warped=True)
     scale = side / 64
     torch.testing.assert_close(sample.flow[0], torch.full((side, side), 6 * scale), atol=1e-3, rtol=0)
     torch.testing.assert_close(sample.flow[1], torch.full((side, side), -4 * scale), atol=1e-3, rtol=0)
@@ -184,4 +202,6 @@ def test_lr_as_reference_is_what_the_model_takes_without_one(batch_of) -> None:
         torch.testing.assert_close(batch.reference, levels[block - 1])
         assert batch.flow.abs().max() == 0
         assert torch.equal(batch.warped_reference, batch.reference)
-        assert batch.reference_mask.min() == 1
+        assert batch.reference_mask.min() == batch.reference_ok.min() == batch.flow_known.min() == 1
+        unasked = batch_of(block)._replace(warped_reference=None)
+        assert lr_as_reference(unasked, 64).warped_reference is None

@@ -44,9 +44,9 @@ def sample(index: int, reference_seed: int, reference_id: str, side: int = 32) -
     generator = torch.Generator().manual_seed(reference_seed)
     reference = (gt + 0.05 * (1 + index) * torch.randn(3, side, side, generator=generator)).clamp(0.1, 0.9)
     lr = (resize(gt[None], 16).clamp(0, 1) * 255).round()[0] / 255
-    flow, points = torch.zeros(2, side, side), torch.zeros(68, 2)
+    flow, points, known = torch.zeros(2, side, side), torch.zeros(68, 2), torch.tensor(1.0)
     return ReferenceBatch(
-        lr, gt, reference, mask, mask, reference, flow, points, points, f"gt{index}", reference_id
+        lr, gt, reference, mask, mask, mask, None, flow, known, points, points, f"gt{index}", reference_id
     )
 
 

@@ -46,7 +46,7 @@ def model(model_dir):
 @pytest.fixture
 def pairs():
     """The pairs that two rows show: the first and the one in the middle."""
-    data = faces(lr_size=16, size=64).val_dataset()
+    data = faces(lr_size=16, size=64).val_dataset(warped=True)
     return [collate([data[0]]), collate([data[len(data) // 2]])]
 
 

@@ -167,17 +167,43 @@ def test_a_model_of_another_side_is_refused(model_dir: Path) -> None:
     (method,) = build_methods([f"model:RPF={model_dir}"])
     method.prepare(None, 16, 64)
     method.prepare(None, 32, 64)  # it enters at the second block
-    with pytest.raises(ValueError, match="RPF: gives faces of side 64, but 128 was asked for"):
+    method.prepare(None, 16, 32)  # it stops after the first one
+    with pytest.raises(ValueError, match="RPF: gives faces of side 32, 64, but 128 was asked for"):
         method.prepare(None, 16, 128)
     with pytest.raises(ValueError, match="RPF: takes an LR of side 16, 32, but lr_size is 8"):
         method.prepare(None, 8, 64)
+    with pytest.raises(ValueError, match="RPF: takes an LR of side 16, but lr_size is 32"):
+        method.prepare(None, 32, 32)
+
+
+@pytest.mark.parametrize("kind", ["model", "model-swap", "model-gt", "synthesized", "refinement"])
+def test_methods_stop_at_the_side_of_the_faces(kind: str, model_dir: Path, tmp_path: Path) -> None:
+    """As a model does that has no further blocks, and none of those runs."""
+    whole = RPFModel.from_pretrained(model_dir)
+    shorter = RPFModel(**{**whole.config, "scale": 2})
+    shorter.blocks[0].load_state_dict(whole.blocks[0].state_dict())
+    shorter.save_pretrained(tmp_path / "shorter")
+    method, expected = build_methods([f"{kind}:RPF={model_dir}", f"{kind}:shorter={tmp_path / 'shorter'}"])
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the second block runs")
+
+    for part in method.model.blocks[1].modules():  # type: ignore[attr-defined]
+        part.register_forward_hook(refuse)
+    method.prepare(None, 16, 32)
+    with torch.no_grad():
+        output = method(batch(32))
+        assert output.shape == (2, 3, 32, 32)
+        torch.testing.assert_close(output, expected(batch(32)), atol=1e-5, rtol=0)
+        with pytest.raises(AssertionError, match="second block"):
+            method(batch(64))
 
 
 def test_the_chain_clamps_between_its_blocks(model_dir: Path) -> None:
     """A refinement that triples the contrast: what leaves [0, 1] must not reach the next block."""
 
     class Triple(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: torch.Tensor, **_: Any) -> torch.Tensor:
             return 3 * x - 1
 
     model = RPFModel.from_pretrained(model_dir)

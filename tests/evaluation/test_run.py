@@ -341,6 +341,25 @@ def test_the_kept_command_line(prepared: Path, model_dir: Path, tmp_path: Path) 
     assert list(results["methods"]) == ["bicubic", "best", "reference"]
 
 
+def test_a_size_below_the_models_stops_there(
+    prepared: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+    original = RPFModel._reconstruct
+    monkeypatch.setattr(
+        RPFModel,
+        "_reconstruct",
+        lambda self, block, *args: (ran.append(block.side), original(self, block, *args))[1],
+    )
+    model = ["--method", f"model:RPF={model_dir}", "--method", f"model-none:none={model_dir}"]
+    results = run(prepared, tmp_path / "out", *model, "--size", "32", "--contact-images", "1")
+    assert set(ran) == {32}
+    assert results["protocol"]["size"] == 32
+    assert results["methods"]["RPF"]["psnr"] > 0
+    with Image.open(tmp_path / "out" / "grid.png") as grid:
+        assert grid.width > 32
+
+
 def test_what_cannot_work_says_so_in_one_line(
     prepared: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.signal import convolve2d, upfirdn
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rpf_lightning.model.layers import (
     FIR,
@@ -73,6 +74,41 @@ def test_modulated_convolution_equals_weights_per_sample(upsample):
     x, latent = images(channels=5, side=6, batch=3), torch.randn(3, 6, dtype=torch.float64)
     expected = each(lambda sample, v: naive.modulated(layer, sample, v, up=upsample), x, latent)
     torch.testing.assert_close(layer(x, latent), expected, atol=1e-9, rtol=0)
+
+
+class Multiplied(TorchDispatchMode):
+    """Collect the shapes of products."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten.mul:
+            self.shapes.add(tuple(result.shape))
+        return result
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("upsample", [False, True])
+@pytest.mark.parametrize("side", [3, 12])
+def test_one_sample_without_gradients_is_modulated_in_the_weights(side, upsample, fold):
+    """Where they are smaller than the map, which is then not multiplied; the numbers stay."""
+    layer = naive.randomize(ModulatedConv2d(5, 4, latent=6, upsample=upsample).double())
+    x, latent = images(channels=5, side=side, batch=1), torch.randn(1, 6, dtype=torch.float64)
+    with Multiplied() as multiplied:
+        expected = layer(x, latent)
+    assert tuple(x.shape) in multiplied.shapes
+    if fold:
+        layer.fold(1.0)
+    with torch.no_grad(), Multiplied() as multiplied:
+        torch.testing.assert_close(layer(x, latent), expected, atol=1e-12, rtol=1e-12)
+    assert (tuple(x.shape) in multiplied.shapes) == (side == 3)
+    with torch.no_grad():
+        half = layer.bfloat16()(x.bfloat16(), latent.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert (half - expected).abs().max() < 0.1 * expected.abs().max()
 
 
 def test_modulated_convolution_starts_with_style_one():

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from rpf_lightning.model.resize import Resize, resample_matrix, resize, resize_mask
+from rpf_lightning.model.resize import Resize, minimum_pool, resample_matrix, resize, resize_mask
 
 SIDES = [(64, 32), (64, 16), (16, 64), (16, 32), (48, 20), (20, 48), (112, 7), (5, 40)]
 
@@ -141,3 +141,17 @@ def test_gradients_of_the_module():
 @pytest.mark.parametrize(("source", "target"), SIDES)
 def test_matrix_of_the_module_is_the_exact_one_rounded_to_fp32(source, target):
     assert torch.equal(Resize(source, target).matrix, resample_matrix(source, target).float())
+
+
+def test_minimum_pool_needs_every_pixel() -> None:
+    mask = (torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)) > 0.05).float()
+    for side in (32, 16, 4):
+        factor = 32 // side
+        expected = mask.reshape(2, 1, side, factor, side, factor).amin((3, 5))
+        assert torch.equal(minimum_pool(mask, side), expected)
+    assert torch.equal(minimum_pool(mask, 64), mask.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    for wrong in (12, 24):
+        with pytest.raises(
+            ValueError, match=f"mask: expected a side of {wrong} times a power of two, got 32"
+        ):
+            minimum_pool(mask, wrong)

@@ -71,11 +71,13 @@ def test_intermediates_are_the_records_of_the_blocks_run_by_hand(mean):
         level[side] = bicubic(level[2 * side], side).clamp(0, 1)
     assert len(records) == 3
     for block, record, side in zip(model.blocks, records, (32, 64, 128), strict=True):
-        assert record._fields == ("flow", "aligned", "synthesized", "output")
+        assert record._fields == ("flow", "aligned", "synthesized", "output", "gate", "weights")
+        assert record.gate is None
+        assert record.weights is None
         flow, aligned = block.warping(x, level[side])
         synthesized = block.synthesis(x, aligned)
         refined = block.refinement((bicubic(x, side) + synthesized) / 2 if mean else synthesized)
-        for result, expected in zip(record, (flow, aligned, synthesized, refined), strict=True):
+        for result, expected in zip(record[:4], (flow, aligned, synthesized, refined), strict=True):
             assert result.shape == (2, 2 if result is record.flow else 3, side, side)
             torch.testing.assert_close(result, expected, atol=2e-4, rtol=1e-4)
         x = record.output.clamp(0, 1)
@@ -239,7 +241,7 @@ def test_records_are_fp32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output, records = model(lr, reference, return_intermediates=True)
     expected = model(lr, reference)
-    assert {image.dtype for record in records for image in record} == {torch.float32}
+    assert {image.dtype for record in records for image in record[:4]} == {torch.float32}
     assert output.dtype == torch.float32
     assert 1e-5 < (output - expected).abs().mean() < 3e-3
 
@@ -250,11 +252,12 @@ def test_prefix_and_block_equal_the_full_forward(block):
     model, lr, reference = small(16, 8), face(16, 2), face(128, 2)
     levels = model.encode_reference(reference)
     _, records = model(lr, reference, return_intermediates=True)
-    x = model.prefix(lr, levels[block - 1], block)
+    x, flow = model.prefix(lr, levels[block - 1], block)
+    assert flow is None
     assert x.shape[-1] == 16 * 2 ** (block - 1)
     assert torch.equal(x, lr if block == 1 else records[block - 2].output.clamp(0, 1))
     for result, expected in zip(
-        model.blocks[block - 1](x, levels[block - 1]), records[block - 1], strict=True
+        model.blocks[block - 1](x, levels[block - 1])[:4], records[block - 1][:4], strict=True
     ):
         assert_same(result, expected)
 
@@ -296,7 +299,7 @@ def test_every_reading_runs_and_uses_all_its_parameters(options):
     model = RPFModel(16, 4, channels=2, width=1 / 128, **options)
     output, records = model(face(16), face(64), half_mask(64), return_intermediates=True)
     assert output.shape == (1, 3, 64, 64)
-    assert all(image.isfinite().all() for record in records for image in record)
+    assert all(image.isfinite().all() for record in records for image in record[:4])
     records[-1].output.sum().backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 

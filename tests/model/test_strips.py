@@ -1,11 +1,12 @@
-"""Strip-wise inference computes what the modules' own forward computes, in less memory."""
+"""Steps in strips: the modules' own forward, a few rows at a time, to the same outputs in less memory."""
 
 from __future__ import annotations
 
-import itertools
+import copy
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import naive_layers as naive
 import pytest
@@ -16,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rpf_lightning import RPFModel
 from rpf_lightning.model import strips
-from rpf_lightning.model.strips import Map
+from rpf_lightning.model.strips import WHOLE, Strips
 
+COPY = {"synthesis_copy": True, "synthesis_residual": True, "flow_from": "previous", "refinement_mean": False}
 READINGS = [
     {},
     {"skip": "literal"},
@@ -26,143 +28,164 @@ READINGS = [
     {"progressive": False},
     {"refinement_mean": False},
     {"synthesis_fuse": False, "init": "torch", "flow_unit": "pixels"},
+    {"flow_from": "previous", "channels": [8, 4], "width": [1 / 32, 1 / 64]},
+    COPY,
+    {**COPY, "skip": "literal", "synthesis_fuse": False},
+    {**COPY, "progressive": False},
 ]
-
-
-def every_range(source: Map, expected: Tensor) -> None:
-    assert (source.height, source.width) == tuple(expected.shape[2:])
-    for first, stop in itertools.combinations(range(source.height + 1), 2):
-        rows = source.rows(first, stop)
-        assert rows.shape == expected[:, :, first:stop].shape, (first, stop)
-        torch.testing.assert_close(rows, expected[:, :, first:stop], rtol=0, atol=1e-12)
 
 
 @pytest.fixture
 def most_strips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Notes for every whole map in how many strips it was computed; strips are small, so that there are several."""
+    """Notes for every step on how many strips it ran; strips are small, so that there are several."""
     monkeypatch.setattr(strips, "STRIP_BYTES", 20_000)
     numbers: list[int] = []
-    original = strips.whole
+    original = Strips.__call__
 
-    def whole(source: Map, batch: int) -> Tensor:
-        asked = []
+    def call(self, step, *maps, **options):
+        numbers.append(0)
+        place = len(numbers) - 1
 
-        def rows(first: int, stop: int) -> Tensor:
-            asked.append(first)
-            return source.rows(first, stop)
+        def counted(*parts):
+            numbers[place] += 1
+            return step(*parts)
 
-        result = original(source._replace(rows=rows), batch)
-        numbers.append(len(asked))
-        return result
+        return original(self, counted, *maps, **options)
 
-    monkeypatch.setattr(strips, "whole", whole)
+    monkeypatch.setattr(Strips, "__call__", call)
     return numbers
 
 
-def image(channels: int = 3, height: int = 8, width: int = 6, batch: int = 1) -> Tensor:
+def build(memory: str = "auto", **reading: object) -> RPFModel:
+    torch.manual_seed(0)
+    return naive.stir_all(RPFModel(16, 4, **{"channels": 8, "width": 1 / 32, "memory": memory, **reading}))
+
+
+def inputs(model: RPFModel, batch: int = 2, several: int | None = None) -> tuple[Tensor, Tensor]:
+    """An LR and references; of several ones the first sample lacks one and the second all."""
+    lr, reference = torch.rand(batch, 3, 16, 16), torch.rand(batch, several or 1, 3, model.size, model.size)
+    if several:
+        reference[0, 1] = 0
+        reference[1:2] = 0
+    return lr, reference if several else reference[:, 0]
+
+
+def same(a: object, b: object, tolerance: float) -> None:
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def same_records(a: tuple[Tensor | None, ...], b: tuple[Tensor | None, ...], tolerance: float) -> None:
+    assert [x is None for x in a] == [x is None for x in b]
+    same([x for x in a if x is not None], [x for x in b if x is not None], tolerance)
+
+
+# one step
+
+
+def image(channels: int = 3, height: int = 16, width: int = 6, batch: int = 1) -> Tensor:
     return torch.randn(batch, channels, height, width, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("kernel", "stride", "pad"), [(3, 1, 1), (3, 2, 1), (3, 2, 0), (4, 1, 2), (4, 1, 1)])
-def test_rows_of_a_convolution(kernel: int, stride: int, pad: int) -> None:
-    x, weight = image(), torch.randn(5, 3, kernel, kernel, dtype=torch.float64)
-    bias = torch.randn(5, dtype=torch.float64)
-    expected = F.conv2d(x, weight, bias, stride, pad)
-    every_range(strips.convolve(strips.stored(x), weight, bias, stride, pad), expected)
+def convolutions(*shapes: tuple[int, int]) -> list[Tensor]:
+    return [torch.randn(a, b, 3, 3, dtype=torch.float64) for a, b in shapes]
 
 
-def test_rows_of_a_convolution_with_groups() -> None:
-    x, weight = image(), torch.randn(3, 1, 4, 4, dtype=torch.float64)
-    every_range(
-        strips.convolve(strips.stored(x), weight, None, pad=2, groups=3),
-        F.conv2d(x, weight, padding=2, groups=3),
-    )
-
-
-@pytest.mark.parametrize(("kernel", "stride", "pad"), [(3, 2, 0), (4, 2, 1), (3, 1, 1)])
-def test_rows_of_a_transposed_convolution(kernel: int, stride: int, pad: int) -> None:
-    x, weight = image(), torch.randn(3, 5, kernel, kernel, dtype=torch.float64)
-    bias = torch.randn(5, dtype=torch.float64)
-    expected = F.conv_transpose2d(x, weight, bias, stride, pad)
-    every_range(strips.deconvolve(strips.stored(x), weight, bias, stride, pad), expected)
-
-
-def test_rows_of_the_other_maps() -> None:
-    a, b = image(4), image(4)
-    every_range(strips.shuffle(strips.stored(a)), F.pixel_shuffle(a, 2))
-    both = strips.concatenate_relu(strips.stored(a), strips.stored(b), 8)
-    every_range(both, torch.cat((a, b), 1).relu())
-    every_range(strips.each(strips.stored(a), lambda x: x * 2), a * 2)
-    doubled = strips.each(strips.stored(a), lambda x: x * 2)
-    every_range(strips.add(doubled, strips.stored(b)), a * 2 + b)
-
-
-def test_rows_of_a_chain() -> None:
-    """Stride, enlargement and convolutions together, so that borders and halves meet."""
-    x, w = image(2), torch.randn(2, 2, 3, 3, dtype=torch.float64)
+@pytest.mark.parametrize("strip_bytes", [1, 600, 1_000])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_step_down_and_up_on_strips(
+    monkeypatch: pytest.MonkeyPatch, most_strips: list[int], strip_bytes: int, batch: int
+) -> None:
+    """Several maps in, several out, of three sides; borders and cuts."""
+    monkeypatch.setattr(strips, "STRIP_BYTES", strip_bytes)
+    a, b, c = convolutions((4, 3), (2, 4), (4, 2))
     up = torch.randn(2, 2, 4, 4, dtype=torch.float64)
-    chain = strips.convolve(strips.convolve(strips.stored(x), w, None), w, None, stride=2)
-    chain = strips.convolve(strips.deconvolve(chain, up, None, stride=2, pad=1), w, None)
-    expected = F.conv2d(F.conv2d(x, w, padding=1), w, stride=2, padding=1)
-    every_range(chain, F.conv2d(F.conv_transpose2d(expected, up, stride=2, padding=1), w, padding=1))
+
+    def step(fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+        features = F.conv2d(F.conv2d(fine, a, padding=1), b, stride=2, padding=1) + coarse
+        return features, F.conv2d(F.conv_transpose2d(features, up, stride=2, padding=1), c, padding=1)
+
+    maps = image(batch=batch), image(2, 8, 3, batch)
+    expected = step(*maps)
+    result = Strips()(step, *maps, halo=6, channels=4)
+    same(result, expected, 1e-12)
+    assert most_strips[-1] == {1: 8, 600: 2 + batch, 1_000: 2 * batch}[strip_bytes]
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in result)
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-def test_whole_computes_strips_of_the_given_size(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-    x, weight = image(3, 16, 16, batch).float(), torch.randn(4, 3, 3, 3)
-    source = strips.convolve(strips.stored(x), weight, None)
-    asked = []
+def test_a_halo_that_is_too_small_shows() -> None:
+    """So that the comparisons below would find one."""
+    a, b = convolutions((4, 3), (3, 4))
+    step = lambda x: F.conv2d(F.conv2d(x, a, padding=1), b, padding=1)  # noqa: E731
+    x = image()
+    run = Strips()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strips, "STRIP_BYTES", 1)
+        same(run(step, x, halo=2, channels=4), step(x), 1e-12)
+        assert not torch.allclose(run(step, x, halo=0, channels=4), step(x))
 
-    def rows(first: int, stop: int) -> Tensor:
-        asked.append((first, stop))
-        return source.rows(first, stop)
 
-    watched = source._replace(rows=rows)
-    released = []
+def test_strips_have_the_size_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    heights, released = [], []
     monkeypatch.setattr(strips, "release", lambda: released.append(True))
-    whole = strips.whole(watched, batch)
-    assert asked == [(0, 16)]
+
+    def step(x: Tensor) -> Tensor:
+        heights.append(x.shape[2])
+        return x + 1
+
+    x = image(batch=2)
+    run = Strips()
+    assert torch.equal(run(step, x, halo=0, channels=5), x + 1)
+    assert heights == [16]
     assert not released
-    asked.clear()
-    monkeypatch.setattr(strips, "STRIP_BYTES", 4 * 16 * 4 * 5)  # 5 rows of 16 columns and 4 channels
-    torch.testing.assert_close(strips.whole(watched, batch), whole)
-    assert [a for a, _ in asked] == [0, *(b for _, b in asked[:-1])]
-    assert asked[-1][1] == 16
-    assert max(b - a for a, b in asked) <= 5 // batch + (5 % batch > 0)
+    heights.clear()
+    monkeypatch.setattr(
+        strips, "STRIP_BYTES", 2 * 5 * 6 * 4 * 4
+    )  # 4 rows of 6 columns and 5 channels, in fp32
+    assert torch.equal(run(step, x, halo=0, channels=5), x + 1)
+    assert heights == [4, 4, 4, 4]
     assert released == [True]
+    heights.clear()
+    run(
+        step, x, halo=1, channels=5, strips=2
+    )  # at the border no halo, and a halo of whole rows of a map half as high
+    assert heights == [10, 10]
 
 
-@pytest.mark.parametrize("strip_bytes", [2**24, 60_000])
+# the model
+
+
+@pytest.mark.parametrize(("batch", "strip_bytes"), [(1, 15_000), (2, 60_000), (1, 2**24)])
 @pytest.mark.parametrize("memory", ["auto", "low"])
-@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("reading", READINGS, ids=str)
-def test_strips_equal_the_modules(
+def test_strips_equal_whole_maps(
     monkeypatch: pytest.MonkeyPatch, reading: dict[str, object], batch: int, memory: str, strip_bytes: int
 ) -> None:
     monkeypatch.setattr(strips, "STRIP_BYTES", strip_bytes)
-    torch.manual_seed(0)
-    model = naive.stir_all(RPFModel(16, 4, channels=8, width=1 / 32, memory=memory, **reading)).double()
-    lr, reference = torch.rand(batch, 3, 16, 16).double(), torch.rand(batch, 3, 64, 64).double()
-    expected, blocks = model(lr, reference, return_intermediates=True)
-    with torch.no_grad():
-        output, records = model(lr, reference, return_intermediates=True)
-        torch.testing.assert_close(output, expected, rtol=0, atol=1e-9)
+    model = build(memory, **reading).double()
+    for several in (None, 3) if model.synthesis_copy else (None,):
+        given = [x.double() for x in inputs(model, batch, several)]
+        expected, blocks = model(*given, return_intermediates=True)
+        with torch.no_grad():
+            output, records = model(*given, return_intermediates=True)
+        same(output, expected, 1e-9)
         for record, block in zip(records, blocks, strict=True):
-            torch.testing.assert_close(record, block, rtol=1e-9, atol=1e-9)
+            same_records(record, block, 1e-9)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("memory", ["auto", "low"])
-def test_strips_equal_the_modules_in_fp32(
-    most_strips: list[int], memory: str, mode: type[torch.no_grad]
+@pytest.mark.parametrize("copies", [False, True])
+def test_strips_equal_whole_maps_in_fp32(
+    most_strips: list[int], memory: str, mode: type[torch.no_grad], copies: bool
 ) -> None:
     """From the smallest side, where the warping module has no encoder."""
-    model = naive.stir_all(RPFModel(4, 16, channels=8, width=1 / 32, memory=memory))
+    reading = COPY if copies else {}
+    model = naive.stir_all(RPFModel(4, 16, channels=8, width=1 / 32, memory=memory, **reading))
     lr, reference = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 64, 64)
     expected = model(lr, reference)
     assert ((expected > 0) & (expected < 1)).float().mean() > 0.5
     assert expected.std() > 0.05
-    assert not most_strips  # so far the modules ran
+    assert not most_strips  # so far on whole maps
     with mode():
         output = model(lr, reference)
     assert max(most_strips) > 4
@@ -171,20 +194,18 @@ def test_strips_equal_the_modules_in_fp32(
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_strips_round_like_the_modules_under_autocast(
-    most_strips: list[int], batch: int, fused: bool
-) -> None:
-    model = naive.stir_all(RPFModel(16, 4, channels=8, width=1 / 32, memory="low"))
-    lr, reference = torch.rand(batch, 3, 16, 16), torch.rand(batch, 3, 64, 64)
-    exact = model(lr, reference)
+def test_strips_round_like_whole_maps_under_autocast(most_strips: list[int], batch: int, fused: bool) -> None:
+    model = build("low")
+    given = inputs(model, batch)
+    exact = model(*given)
     with torch.autocast("cpu", torch.bfloat16):
-        modules = model(lr, reference)
+        whole = model(*given)
         assert not most_strips
         model = model.fuse() if fused else model
         with torch.no_grad():
-            in_strips = model(lr, reference)
+            in_strips = model(*given)
     assert max(most_strips) > 4
-    error = (modules - exact).abs().mean()
+    error = (whole - exact).abs().mean()
     assert error > 1e-5
     assert (in_strips - exact).abs().mean() < 2 * error
 
@@ -193,7 +214,7 @@ def test_strips_round_like_the_modules_under_autocast(
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("memory", ["auto", "low"])
-@pytest.mark.parametrize("reading", READINGS, ids=str)
+@pytest.mark.parametrize("reading", [{}, {"skip": "literal"}, {"synthesis_fuse": False}, COPY], ids=str)
 def test_inputs_are_not_overwritten(
     most_strips: list[int],
     reading: dict[str, object],
@@ -202,9 +223,9 @@ def test_inputs_are_not_overwritten(
     layout: torch.memory_format,
     fused: bool,
 ) -> None:
-    model = naive.stir_all(RPFModel(16, 4, channels=8, width=1 / 32, memory=memory, **reading))
+    model = build(memory, **reading)
     model = model.fuse() if fused else model
-    lr, reference = (torch.rand(batch, 3, side, side).to(memory_format=layout) for side in (16, 64))
+    lr, reference = (x.to(memory_format=layout) for x in inputs(model, batch))
     levels = model.encode_reference(reference)
     copies = [x.clone() for x in (lr, reference, *levels)]
     weights = {name: weight.clone() for name, weight in model.named_parameters()}
@@ -212,10 +233,92 @@ def test_inputs_are_not_overwritten(
         first, second = model(lr, levels), model(lr, levels)
         assert torch.equal(first, second)
     assert max(most_strips) > 4
-    for x, copy in zip((lr, reference, *levels), copies, strict=True):
-        assert torch.equal(x, copy)
+    for x, kept in zip((lr, reference, *levels), copies, strict=True):
+        assert torch.equal(x, kept)
     for name, weight in model.named_parameters():
         assert torch.equal(weight, weights[name]), name
+
+
+def test_with_gradients_maps_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("strips have no gradient")
+
+    monkeypatch.setattr(Strips, "__call__", refuse)
+    model = naive.stir_all(RPFModel(16, 2, channels=8, width=1 / 32))
+    lr = torch.rand(1, 3, 16, 16, requires_grad=True)
+    model(lr, torch.rand(1, 3, 32, 32)).sum().backward()
+    assert lr.grad is not None
+    assert lr.grad.abs().sum() > 0
+    with torch.no_grad(), pytest.raises(AssertionError, match="no gradient"):
+        model(lr, torch.rand(1, 3, 32, 32))
+
+
+# hooks
+
+
+class Calls:
+    """What forward hooks on every module of a model see; nothing is copied."""
+
+    def __init__(self, model: RPFModel) -> None:
+        self.outputs: dict[str, list[Tensor]] = {}
+        self.order: list[str] = []
+        self.handles = [
+            module.register_forward_hook(lambda _, given, made, name=name: self.note(name, made))
+            for name, module in model.named_modules()
+        ]
+
+    def note(self, name: str, made: object) -> None:
+        self.order.append(name)
+        tensors = made if isinstance(made, tuple) else (made,)
+        self.outputs.setdefault(name, []).extend(x for x in tensors if isinstance(x, Tensor))
+
+
+@pytest.mark.parametrize("memory", ["auto", "low"])
+@pytest.mark.parametrize("several", [None, 2])
+@pytest.mark.parametrize("reading", [{}, {"skip": "literal"}, {"progressive": False}, COPY], ids=str)
+def test_hooks_see_every_module_in_both_ways(
+    monkeypatch: pytest.MonkeyPatch, reading: dict[str, object], memory: str, several: int | None
+) -> None:
+    model = build(memory, **reading)
+    if several and not model.synthesis_copy:
+        return
+    given = inputs(model, several=several)
+    models = [copy.deepcopy(model) for _ in range(3)]
+    whole, at_once, in_strips = (Calls(each) for each in models)
+    models[0](*given)
+    with torch.no_grad():
+        models[1](*given)
+        monkeypatch.setattr(strips, "STRIP_BYTES", 30_000)
+        models[2](*given)
+    assert {name for name in whole.outputs if "refinement" in name} > {"blocks.0.refinement.first"}
+    assert whole.outputs.keys() == at_once.outputs.keys() == in_strips.outputs.keys()
+    if memory == "auto":
+        assert whole.order == at_once.order  # every call, in the same order
+        for name, outputs in whole.outputs.items():
+            same([x.detach() for x in outputs], at_once.outputs[name], 1e-4)
+    for name in ("blocks.1", "blocks.1.warping", "blocks.1.synthesis", "blocks.1.refinement"):
+        assert in_strips.order.count(name) == whole.order.count(name)
+    one_convolution = f"blocks.{len(model.blocks) - 1}.synthesis.blocks.0.conv1"
+    assert len(in_strips.outputs[one_convolution]) > 4
+    rows = sum(x.shape[2] for x in in_strips.outputs[one_convolution])
+    assert rows > whole.outputs[one_convolution][0].shape[2]  # some of them twice
+
+
+def test_a_hook_may_change_what_a_module_makes(most_strips: list[int]) -> None:
+    model = build()
+    given = inputs(model)
+    with torch.no_grad():
+        plain = model(*given)
+        handle = model.blocks[1].synthesis.blocks[2].conv1.register_forward_hook(lambda *args: args[-1] * 0)
+        changed = model(*given)
+        handle.remove()
+        assert torch.equal(model(*given), plain)
+    handle = model.blocks[1].synthesis.blocks[2].conv1.register_forward_hook(lambda *args: args[-1] * 0)
+    same(changed, model(*given), 1e-5)
+    assert not torch.allclose(changed, plain, atol=1e-4)
+
+
+# memory
 
 
 class Largest(TorchDispatchMode):
@@ -230,9 +333,12 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def test_low_memory_never_holds_a_whole_map_of_the_last_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strips, "STRIP_BYTES", 100_000)
-    model = RPFModel(16, 8, channels=16, width=1 / 32)
+@pytest.mark.parametrize("reading", [{}, COPY], ids=str)
+def test_low_memory_never_holds_a_whole_map_of_the_last_side(
+    monkeypatch: pytest.MonkeyPatch, reading: dict[str, object]
+) -> None:
+    monkeypatch.setattr(strips, "STRIP_BYTES", 50_000)
+    model = RPFModel(16, 8, channels=16, width=1 / 32, **reading)
     lr, reference = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 128, 128)
     largest = {}
     for memory in ("auto", "low"):
@@ -248,36 +354,33 @@ def test_low_memory_never_holds_a_whole_map_of_the_last_side(monkeypatch: pytest
     assert largest["low"] < features // 2  # a strip with its halo
 
 
-def test_with_gradients_the_modules_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("strips have no gradient")
-
-    monkeypatch.setattr(strips, "warp", refuse)
-    model = naive.stir_all(RPFModel(16, 2, channels=8, width=1 / 32))
-    lr = torch.rand(1, 3, 16, 16, requires_grad=True)
-    model(lr, torch.rand(1, 3, 32, 32)).sum().backward()
-    assert lr.grad is not None
-    assert lr.grad.abs().sum() > 0
-    with torch.no_grad(), pytest.raises(AssertionError, match="no gradient"):
-        model(lr, torch.rand(1, 3, 32, 32))
-
-
 def test_unknown_memory_is_named() -> None:
     with pytest.raises(ValueError, match=r"memory: expected auto or low, got 'tiny'"):
         RPFModel(memory="tiny")
 
 
-def test_a_window_is_computed_once() -> None:
-    calls = []
+def test_threads_do_not_disturb_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One model with gradients and without, and a second with another setting, at once."""
+    monkeypatch.setattr(strips, "STRIP_BYTES", 20_000)
+    auto, low = build(), build("low", skip="literal")
+    given = inputs(auto)
+    expected = {model: model(*given).detach() for model in (auto, low)}
 
-    def rows(first: int, stop: int) -> Tensor:
-        calls.append((first, stop))
-        return torch.arange(first, stop)[None, None, :, None].expand(1, 1, -1, 2)
+    def run(place: int) -> None:
+        model = (auto, low)[place % 2]
+        with torch.set_grad_enabled(place % 3 == 0):
+            output = model(*given)
+        assert output.requires_grad == (place % 3 == 0)
+        torch.testing.assert_close(output.detach(), expected[model], rtol=0, atol=1e-5)
 
-    kept = strips.window(Map(rows, 10, 2, 2), 2, 8)
-    assert kept.rows(3, 5).flatten().tolist() == [3, 3, 4, 4]
-    assert kept.rows(2, 8).shape == (1, 1, 6, 2)
-    assert calls == [(2, 8)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(run, range(24)))
+
+
+def test_whole_runs_the_step_as_it_is() -> None:
+    x = image()
+    assert WHOLE(lambda y: y, x, halo=1, channels=3) is x
+    assert not WHOLE.low
 
 
 def test_a_residual_block_keeps_its_input() -> None:
@@ -286,8 +389,10 @@ def test_a_residual_block_keeps_its_input() -> None:
     block = ResidualBlock(4).double()
     nn.init.normal_(block.conv2.bias)
     x = image(4)
+    kept, expected = x.clone(), block(x).detach()
     with torch.no_grad():
-        every_range(strips._residual(strips.stored(x), block), block(x))
+        same(block(x), expected, 1e-12)
+    assert torch.equal(x, kept)
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc only")

@@ -9,6 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from rpf_lightning.model import RPFModel
+from rpf_lightning.model.references import Slots
 from rpf_lightning.model.resize import resample_matrix
 from rpf_lightning.model.summary import MODULES, count, main, table
 
@@ -32,6 +33,7 @@ MILLIONS = {
 LITERAL_GMAC = (6.4, 25.8, 64.7, 103.7, 143.1, 183.2)
 LITERAL_MILLIONS = (42.5, 55.1, 63.5, 66.0, 66.9, 67.3)
 SMALL = {"lr_size": 4, "scale": 8, "channels": 3, "width": 1 / 128}
+NEW = {"synthesis_residual": True, "synthesis_copy": True, "flow_from": "previous", "refinement_mean": False}
 OPTIONS = {
     "default": {},
     "skip": {"skip": "literal"},
@@ -144,6 +146,53 @@ def test_macs_are_those_of_a_real_run(options):
             expected.append(products.macs)
     assert [row.macs for row in count(model)] == expected
     assert min(expected) > 0
+
+
+def test_macs_of_the_copy_path_and_of_a_flow_that_is_handed_on():
+    """The gate, the resizing of the reference's high band and of the flow count; the first block is handed none."""
+    model = small(**NEW)
+    expected = []
+    for n, block in enumerate(model.blocks):
+        x, level = torch.rand(1, 3, block.in_side, block.in_side), torch.rand(1, 4, block.side, block.side)
+        flow = torch.rand(1, 2, block.in_side, block.in_side) if n else None
+        for run in (
+            lambda: block.warping(x, level, flow),
+            lambda: block.synthesis(x, level, Slots(level)),
+            lambda: block.refinement(level[:, :3]),
+        ):
+            with Products() as products:
+                run()
+            expected.append(products.macs)
+    assert [row.macs for row in count(model)] == expected
+    plain = count(small(**{**NEW, "synthesis_copy": False, "flow_from": None}))
+    more = [row.macs - other.macs for row, other in zip(count(model), plain, strict=True)]
+    sides = [(block.in_side, block.side) for block in model.blocks]
+    for place, (small_side, side) in enumerate(sides):
+        up = small_side * (small_side * side + side * side)  # of one channel
+        gate, down = 9 * 3 * side * side, side * (side * small_side + small_side * small_side)
+        assert more[3 * place] == (2 * up if place else 0)
+        assert more[3 * place + 1] == gate + 3 * down + 3 * up
+        assert more[3 * place + 2] == 0
+
+
+def test_a_network_with_sizes_per_block_on_the_command_line(capsys):
+    arguments = {**NEW, "channels": [3, 2, 1], "width": [1 / 64, 1 / 128, 1 / 128], "lr_size": 4, "scale": 8}
+    words = [
+        f"--{name}={json.dumps(value) if not isinstance(value, str) else value}"
+        for name, value in arguments.items()
+    ]
+    main(words)
+    assert capsys.readouterr().out == table(RPFModel(**arguments)) + "\n"
+    with pytest.raises(SystemExit):
+        main(["--channels", "[64, 64]"])
+    assert (
+        "channels: expected one number or a list of 6, one per block, got [64, 64]" in capsys.readouterr().err
+    )
+
+
+def test_the_light_network():
+    model = on_meta(channels=[64, 64, 64, 32, 16, 16], width=0.125, residual=True, **NEW)
+    assert sum(row.macs for row in count(model)) / 1e9 == pytest.approx(96.5, abs=0.1)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

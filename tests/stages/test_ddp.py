@@ -20,7 +20,7 @@ from lightning import Callback, Trainer
 from rpf_lightning.callbacks import FreezeEarlierBlocks, LastCheckpoint
 from rpf_lightning.data import SyntheticFacesDataModule
 from rpf_lightning.model.storage import weights_hash
-from rpf_lightning.stages import SynthesisStage
+from rpf_lightning.stages import JointStage, SynthesisStage
 
 class Watch(Callback):
     def __init__(self): self.places, self.hashes = [], []
@@ -28,7 +28,8 @@ class Watch(Callback):
         self.places.append([trainer.current_epoch, *batch.place])
         if POISON and trainer.global_rank == 1 and len(self.places) == 2: batch.gt[0, 0, 3, 3] = float("nan")
     def on_train_batch_end(self, trainer, stage, *args):
-        self.hashes.append(weights_hash(stage.trained_module.state_dict()) + weights_hash(stage.critic.state_dict()))
+        critic = weights_hash(stage.critic.state_dict()) if stage.critic else ""
+        self.hashes.append(weights_hash(stage.trained_module.state_dict()) + critic)
     def on_exception(self, trainer, stage, exception): self.write(trainer, repr(exception))
     def on_fit_end(self, trainer, stage): self.write(trainer, "")
     def write(self, trainer, error):
@@ -40,10 +41,15 @@ if __name__ == "__main__":
     OUT, MODEL, DEVICES, EPOCHS = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     POISON, RESUME = sys.argv[5] == "poison", sys.argv[6] if len(sys.argv) > 6 else None
     torch.manual_seed(0)
-    stage = SynthesisStage(MODEL, 2, learning_rate=1e-3, accumulate=2)
+    kind = os.environ["RPF_TEST_STAGE"]
+    if kind == "synthesis":
+        stage, drawn = SynthesisStage(MODEL, 2, learning_rate=1e-3, accumulate=2), {}
+    else:
+        stage = JointStage(MODEL, 1, 2, perceptual_weight=0.0, identity_weight=0.0, entry_fraction=0.5)
+        drawn = dict(references="all", max_references=3, several_fraction=0.5, wrong_fraction=0.2, absent_fraction=0.3)
     # on purpose other random numbers in each process: what is drawn may differ, what is trained may not
     torch.manual_seed(100 + int(os.environ.get("LOCAL_RANK", 0)))
-    data = SyntheticFacesDataModule(people=8, photos_each=3, batch_size=2, val_fraction=0.25, flip=True)
+    data = SyntheticFacesDataModule(people=8, photos_each=3, batch_size=2, val_fraction=0.25, flip=True, **drawn)
     Trainer(
         accelerator="cpu", devices=DEVICES, max_epochs=EPOCHS, limit_val_batches=1, num_sanity_val_steps=0,
         strategy="ddp_find_unused_parameters_true" if DEVICES > 1 else "auto", logger=False,
@@ -53,7 +59,9 @@ if __name__ == "__main__":
 """
 
 
-def run(out: Path, model_dir: Path, devices: int, epochs: int, *extra: str) -> list[dict[str, Any]]:
+def run(
+    out: Path, model_dir: Path, devices: int, epochs: int, *extra: str, stage: str = "synthesis"
+) -> list[dict[str, Any]]:
     out.mkdir()
     script = out / "train.py"
     script.write_text(SCRIPT)
@@ -68,6 +76,7 @@ def run(out: Path, model_dir: Path, devices: int, epochs: int, *extra: str) -> l
     ]
     # another test's `seed_everything` leaves its seed there, and Lightning would seed both processes with it
     environment = {name: value for name, value in os.environ.items() if name != "PL_GLOBAL_SEED"}
+    environment["RPF_TEST_STAGE"] = stage
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert (done.returncode == 0) is ("poison" not in extra), done.stdout + done.stderr
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(devices)]
@@ -122,3 +131,21 @@ def test_two_processes_that_go_on_equal_two_that_never_stopped(model_dir: Path, 
         assert begun[rank]["hashes"] + rest[rank]["hashes"] == whole[rank]["hashes"]
     states = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)["random_states"]
     assert not torch.equal(states[0]["torch"], states[1]["torch"])
+
+
+@pytest.mark.slow
+def test_joint_training_with_several_references_absent_ones_and_entries(
+    tmp_path: Path, network: dict[str, Any]
+) -> None:
+    """In one step a process may have one reference per sample and the other several, or none."""
+    torch.manual_seed(0)
+    model = RPFModel(**{**network, "synthesis_copy": True, "flow_from": "previous", "refinement_mean": False})
+    model.save_pretrained(tmp_path / "model")
+    ranks = run(tmp_path / "two", tmp_path / "model", 2, 2, stage="joint")
+    assert [rank["error"] for rank in ranks] == ["", ""]
+    assert ranks[0]["hashes"] == ranks[1]["hashes"]
+    assert len(set(ranks[0]["hashes"])) == len(ranks[0]["hashes"]) == 8
+    assert ranks[0]["val"] == ranks[1]["val"]
+    after = RPFModel.from_pretrained(tmp_path / "model").state_dict()
+    unchanged = [name for name, value in model.state_dict().items() if torch.equal(value, after[name])]
+    assert unchanged == []

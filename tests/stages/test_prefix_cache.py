@@ -35,19 +35,22 @@ class Watched:
     def __init__(self, stage: RPFStage, data: SyntheticFacesDataModule, folder: Path, **kwargs: Any) -> None:
         self.stage, self.computed = stage, 0
         self.given: dict[int, list[Tensor]] = {}
+        self.flows: dict[int, list[Tensor]] = {}
         prefix, own = stage.model.prefix, stage.prefix
 
-        def counted(*args: Any) -> Tensor:
+        def counted(*args: Any) -> tuple[Tensor, Tensor | None]:
             self.computed += int(stage.trainer.training)
             return prefix(*args)
 
-        def kept(batch: ReferenceBatch) -> Tensor:
-            x = own(batch)
+        def kept(batch: ReferenceBatch) -> tuple[Tensor, Tensor | None]:
+            x, flow = own(batch)
             if stage.trainer.training:
                 assert isinstance(batch.place, list)
-                for place, row in zip(batch.place, x, strict=True):
-                    self.given.setdefault(place, []).append(row.clone())
-            return x
+                for i, place in enumerate(batch.place):
+                    self.given.setdefault(place, []).append(x[i].clone())
+                    if flow is not None:
+                        self.flows.setdefault(place, []).append(flow[i].clone())
+            return x, flow
 
         stage.model.prefix = counted
         stage.prefix = kept
@@ -68,7 +71,7 @@ def test_computed_once_and_equal_to_the_model_up_to_8_bit(model_dir: Path, tmp_p
     for place, rows in fit.given.items():
         sample = data[place]
         with torch.no_grad():
-            x = fit.stage.model.prefix(sample.lr[None], sample.reference[None], 2)[0]
+            x = fit.stage.model.prefix(sample.lr[None], sample.reference[None], 2)[0][0]
         assert len(rows) == 3
         assert all(torch.equal(row, rows[0]) for row in rows)
         assert (rows[0] - x).abs().max() <= 0.5 / 255 + 1e-6
@@ -94,7 +97,7 @@ def test_a_share_of_the_samples_enters_at_the_block(model_dir: Path, tmp_path: P
     for place, rows in fit.given.items():
         reduced = resize(data[place].gt[None], 32)[0].clamp(0, 1)
         with torch.no_grad():
-            x = stage.model.prefix(data[place].lr[None], data[place].reference[None], 2)[0]
+            x = stage.model.prefix(data[place].lr[None], data[place].reference[None], 2)[0][0]
         for row in rows:
             entered.append(torch.equal(row, reduced))
             assert entered[-1] or (row - x).abs().max() <= 0.5 / 255 + 1e-6
@@ -102,7 +105,7 @@ def test_a_share_of_the_samples_enters_at_the_block(model_dir: Path, tmp_path: P
     assert abs(sum(entered) / 120 - fraction) < 0.15
     # neither in validation
     batch = next(iter(fit.trainer.datamodule.val_dataloader()))
-    assert torch.equal(stage.prefix(batch), stage.model.prefix(batch.lr, batch.reference, 2))
+    assert torch.equal(stage.prefix(batch)[0], stage.model.prefix(batch.lr, batch.reference, 2)[0])
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.5])
@@ -128,7 +131,7 @@ def test_a_flip_has_both_versions(model_dir: Path, tmp_path: Path) -> None:
     for place in fit.given:
         sample = data[place]
         with torch.no_grad():
-            x = fit.stage.model.prefix(sample.lr[None], sample.reference[None], 2)[0]
+            x = fit.stage.model.prefix(sample.lr[None], sample.reference[None], 2)[0][0]
         assert (fit.given[place][0] - x).abs().max() <= 0.5 / 255 + 1e-6
     assert fit.computed < 12 * 6
 
@@ -198,6 +201,17 @@ def test_off_with_a_random_degradation_and_says_so(
     assert not (model_dir / "cache").exists()
 
 
+def test_off_with_random_references_and_says_so(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(prefix_cache, "rank_zero_info", lines.append)
+    fit = Watched(WarpingStage(str(model_dir), 2), faces(references="all"), tmp_path)
+    assert fit.computed == 12
+    assert lines == ["x^(n) is computed in every step: references are random"]
+    assert not (model_dir / "cache").exists()
+
+
 def test_off_where_it_is_switched_off(model_dir: Path, tmp_path: Path) -> None:
     fit = Watched(WarpingStage(str(model_dir), 2, cache_prefix=False), faces(), tmp_path)
     assert fit.computed == 12
@@ -223,11 +237,11 @@ def test_validation_is_exact(model_dir: Path, tmp_path: Path) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
     own = stage.prefix
 
-    def kept(batch: ReferenceBatch) -> Tensor:
-        x = own(batch)
+    def kept(batch: ReferenceBatch) -> tuple[Tensor, Tensor | None]:
+        x, flow = own(batch)
         if not stage.trainer.training:
-            seen.append((x, stage.model.prefix(batch.lr, batch.reference, 2)))
-        return x
+            seen.append((x, stage.model.prefix(batch.lr, batch.reference, 2)[0]))
+        return x, flow
 
     stage.prefix = kept
     Watched(stage, faces(), tmp_path)
@@ -244,32 +258,32 @@ def cache(folder: Path, rows: int = 4, key: str = "k") -> PrefixCache:
     return made
 
 
-def refuse() -> Tensor:
+def refuse() -> tuple[Tensor, None]:
     raise AssertionError("is there already")
 
 
 def test_reads_back_what_was_computed(tmp_path: Path) -> None:
     x = torch.rand(2, 3, 8, 8)
     rounded = (x * 255).round() / 255
-    assert torch.equal(cache(tmp_path).get([3, 1], lambda: x, CPU), rounded)
+    assert torch.equal(cache(tmp_path).get([3, 1], lambda: (x, None), CPU)[0], rounded)
     again = cache(tmp_path)
     assert again.filled() == 2
-    assert torch.equal(again.get([1, 3], refuse, CPU), rounded.flip(0))
+    assert torch.equal(again.get([1, 3], refuse, CPU)[0], rounded.flip(0))
     with pytest.raises(AssertionError, match="is there already"):
         again.get([1, 0], refuse, CPU)
 
 
 def test_a_black_image_counts_as_computed(tmp_path: Path) -> None:
     made = cache(tmp_path)
-    made.get([0], lambda: torch.zeros(1, 3, 8, 8), CPU)
-    assert made.get([0], refuse, CPU).max() == 0
+    made.get([0], lambda: (torch.zeros(1, 3, 8, 8), None), CPU)
+    assert made.get([0], refuse, CPU)[0].max() == 0
 
 
 @pytest.mark.parametrize("what", ["row", "checksum"])
 def test_a_torn_row_is_computed_again(tmp_path: Path, what: str) -> None:
     made = cache(tmp_path)
     x = torch.rand(2, 3, 8, 8)
-    made.get([0, 1], lambda: x, CPU)
+    made.get([0, 1], lambda: (x, None), CPU)
     path = made.path if what == "row" else made.path.with_suffix(".crc.npy")
     array = np.load(path, mmap_mode="r+")
     array[1] = array[1] ^ 1 if what == "row" else 0
@@ -278,8 +292,8 @@ def test_a_torn_row_is_computed_again(tmp_path: Path, what: str) -> None:
     again.get([0], refuse, CPU)
     with pytest.raises(AssertionError, match="is there already"):
         again.get([1], refuse, CPU)
-    again.get([1], lambda: x[1:], CPU)
-    assert torch.equal(again.get([0, 1], refuse, CPU), (x * 255).round() / 255)
+    again.get([1], lambda: (x[1:], None), CPU)
+    assert torch.equal(again.get([0, 1], refuse, CPU)[0], (x * 255).round() / 255)
 
 
 def test_full_disk_is_said_and_not_fatal(
@@ -307,3 +321,34 @@ def test_says_how_much_space_it_takes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert lines == [f"x^(n) of 4 samples: 0.0 MB in {small.path}"]
     cache(tmp_path)
     assert len(lines) == 1
+
+
+def test_a_row_holds_the_flow_where_the_next_block_starts_from_it(tmp_path: Path) -> None:
+    x, flow = torch.rand(2, 3, 8, 8), torch.randn(2, 2, 8, 8) * 5
+    made = PrefixCache(tmp_path, 2, 8, 4, "k", with_flow=True)
+    assert made.open()
+    made.get([2, 0], lambda: (x, flow), CPU)
+    kept, kept_flow = made.get([0, 2], refuse, CPU)
+    assert torch.equal(kept, ((x * 255).round() / 255).flip(0))
+    assert torch.equal(kept_flow, flow.half().float().flip(0))
+    without = PrefixCache(tmp_path, 2, 8, 4, "k")
+    assert without.path != made.path
+
+
+def test_stages_share_x_and_the_flow(tmp_path: Path, network: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = RPFModel(**{**network, "flow_from": "previous"})
+    with torch.no_grad():
+        model.blocks[0].warping.flow_head.weight.normal_(std=0.05)
+    model.save_pretrained(tmp_path / "model")
+    fit = Watched(WarpingStage(str(tmp_path / "model"), 2), faces(), tmp_path, max_epochs=2)
+    assert fit.computed == 6
+    data = fit.trainer.datamodule.train_dataset
+    for place, flows in fit.flows.items():
+        with torch.no_grad():
+            sample = data[place]
+            _, flow = model.prefix(sample.lr[None], sample.reference[None], 2)
+        assert len(flows) == 2
+        assert torch.equal(*flows)
+        torch.testing.assert_close(flows[0], flow[0], rtol=2**-10, atol=1e-4)
+        assert flows[0].abs().max() > 0

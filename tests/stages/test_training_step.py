@@ -23,6 +23,7 @@ from small_fits import QUIET
 
 Fit = Callable[..., Any]
 BatchOf = Callable[..., Any]
+EARLIER = {"0.warping", "0.synthesis", "0.refinement"}
 BARE = {"perceptual_weight": 0.0, "identity_weight": 0.0}
 
 
@@ -65,7 +66,7 @@ def test_outputs_of_what_is_frozen_are_bitwise_the_same(
     def outputs(model: RPFModel) -> list[Tensor]:
         batch = batch_of(2)
         with torch.no_grad():
-            x = model.prefix(batch.lr, batch.reference, 2)
+            x, _ = model.prefix(batch.lr, batch.reference, 2)
             block = model.blocks[1]
             flow, aligned = block.warping(x, batch.reference)
             synthesized = block.synthesis(x, batch.reference)
@@ -91,9 +92,9 @@ def test_outputs_of_what_is_frozen_are_bitwise_the_same(
 @pytest.mark.parametrize(
     ("kind", "used"),
     [
-        ("warping", set()),
-        ("synthesis", {"1.warping"}),
-        ("synthesized", {"1.warping", "1.synthesis"}),
+        ("warping", EARLIER),
+        ("synthesis", EARLIER | {"1.warping"}),
+        ("synthesized", EARLIER | {"1.warping", "1.synthesis"}),
         ("x2", set()),
     ],
 )
@@ -108,7 +109,7 @@ def test_no_optimizer_state_and_no_graph_for_what_is_frozen(
 
     prefixes: list[Tensor] = []
     prefix = stage.prefix
-    stage.prefix = lambda batch: prefixes.append(prefix(batch)) or prefixes[-1]
+    stage.prefix = lambda batch: prefixes.append(prefix(batch)[0]) or (prefixes[-1], None)
     for n, block in enumerate(stage.model.blocks):
         for name in ("warping", "synthesis", "refinement"):
             if getattr(block, name) is not stage.trained_module:
@@ -771,6 +772,8 @@ def test_pictures(model_dir: Path, batch_of: BatchOf, kind: str, titles: str) ->
         assert not image.requires_grad
         assert image.min() >= 0
         assert image.max() <= 1
+    unwarped = make(kind, model_dir).pictures(batch._replace(warped_reference=None))
+    assert list(unwarped) == titles.replace("thin-plate ", "").split()
     assert torch.equal(pictures["GT"], batch.gt)
     assert torch.equal(pictures["LR"][..., ::4, ::4], batch.lr)
 

@@ -1,9 +1,17 @@
 """Lightning callbacks."""
 
+from rpf_lightning.callbacks.averaging import AveragedWeights
 from rpf_lightning.callbacks.checkpoints import LastCheckpoint
 from rpf_lightning.callbacks.face_metrics import FaceMetrics
 from rpf_lightning.callbacks.freezing import FreezeEarlierBlocks
 from rpf_lightning.callbacks.panels import ImagePanels
 from rpf_lightning.callbacks.predictions import PredictionWriter
 
-__all__ = ["FaceMetrics", "FreezeEarlierBlocks", "ImagePanels", "LastCheckpoint", "PredictionWriter"]
+__all__ = [
+    "AveragedWeights",
+    "FaceMetrics",
+    "FreezeEarlierBlocks",
+    "ImagePanels",
+    "LastCheckpoint",
+    "PredictionWriter",
+]

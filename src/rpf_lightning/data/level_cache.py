@@ -1,7 +1,7 @@
-"""What training reads: every level of every photo and pair, made once, as memory-mapped 8-bit arrays.
+"""What training reads: every level of every photo, made once, as memory-mapped 8-bit arrays.
 
-No photo is decoded in a training step. The rounding to 8 bit (the flow: to half precision) is 58.9 dB below
-full scale; evaluation does not read from here.
+No photo is decoded in a training step; flows come from landmarks in the step, so that any photo may be the reference
+of any other. The rounding to 8 bit is 58.9 dB below full scale; evaluation does not read from here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,38 +22,35 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rpf_lightning.data.dataset import LevelDataset, fingerprint
+from rpf_lightning.data.dataset import LevelDataset, ReferenceDataset, fingerprint
 from rpf_lightning.data.locking import locked
 from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.preparation.tables import new_array
 from rpf_lightning.data.prepared import PreparedPhotos
-from rpf_lightning.data.records import FaceBatch, ReferenceBatch
+from rpf_lightning.data.records import FaceBatch
 from rpf_lightning.data.sample import (
+    ReferenceLevel,
     check_sizes,
-    full_reference,
     gt_at,
     image_tensor,
-    landmark_fractions,
     lr_of,
     mask_at,
-    pyramid,
-    warp_to,
+    reference_levels,
 )
-from rpf_lightning.model.resize import resize_mask
 from rpf_lightning.model.storage import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 SAVE_EVERY = 64  # photos between two notes of how far it is
 PROGRESS = "progress.json"
 
 
 class LevelCache:
-    """The levels of some photos and pairs of a prepared folder, on disk.
+    """The levels of some photos of a prepared folder, on disk: each as a GT and as a reference.
 
     Args:
         photos: The prepared photos.
         indices: Photos to hold.
-        pairs: Pairs of these photos; without any, no references are held.
+        references: Whether to hold them as references, too.
         lr_size: Side L of the LR in pixels.
         size: Full output side.
         sides: Sides S of the levels to hold.
@@ -62,15 +58,15 @@ class LevelCache:
         folder: Where caches lie; None: `cache/` in the prepared folder.
 
     Raises:
-        ValueError: If a side is wrong or a pair's photo is not among `indices`.
+        ValueError: If a side is wrong.
     """
 
     def __init__(
         self,
         photos: PreparedPhotos,
         indices: Sequence[int],
-        pairs: Sequence[Pair],
         *,
+        references: bool = True,
         lr_size: int,
         size: int,
         sides: Sequence[int],
@@ -79,12 +75,10 @@ class LevelCache:
     ) -> None:
         for side in sides:
             check_sizes(lr_size, size, side)
-        self.photos, self.indices, self.pairs = photos, list(indices), list(pairs)
+        self.photos, self.indices, self.references = photos, list(indices), references
         self.lr_size, self.size, self.sides = lr_size, size, sorted(sides)
         self.mask_reference = mask_reference
         self.row_of = {index: row for row, index in enumerate(self.indices)}
-        if any(index not in self.row_of for pair in pairs for index in pair[:2]):
-            raise ValueError("pairs: expected pairs of the photos in indices")
         self.folder = Path(folder) if folder is not None else photos.root / "cache"
         self._arrays: dict[str, NDArray[Any]] = {}
 
@@ -93,23 +87,22 @@ class LevelCache:
         """Folder of this cache: its name depends on everything that its contents depend on."""
         content = [
             FORMAT, self.photos.sha256, self.lr_size, self.size, self.sides, self.mask_reference,
-            self.indices, [pair[:2] for pair in self.pairs],
+            self.indices, self.references,
         ]  # fmt: skip
         return self.folder / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name of an array -> shape and type; masks are bits."""
-        n, m = len(self.indices), len(self.pairs)
+        n = len(self.indices)
         found: dict[str, tuple[tuple[int, ...], str]] = {"lr": ((n, 3, self.lr_size, self.lr_size), "u1")}
         for side in self.sides:
             image, bits = (3, side, side), (1, side, math.ceil(side / 8))
             found[f"gt_{side}"] = ((n, *image), "u1")
             found[f"mask_{side}"] = ((n, *bits), "u1")
-            if m:
+            if self.references:
                 found[f"reference_{side}"] = ((n, *image), "u1")
                 found[f"reference_mask_{side}"] = ((n, *bits), "u1")
-                found[f"warped_{side}"] = ((m, *image), "u1")
-                found[f"flow_{side}"] = ((m, 2, side, side), "f2")
+                found[f"ok_{side}"] = ((n, *bits), "u1")
         return found
 
     @property
@@ -133,8 +126,8 @@ class LevelCache:
         if self.path.is_dir():
             return
         say(
-            f"cache of {len(self.indices):,} photos and {len(self.pairs):,} pairs at sides "
-            f"{', '.join(map(str, self.sides))}: {self.gigabytes:.2f} GB in {self.path}"
+            f"cache of {len(self.indices):,} photos at sides {', '.join(map(str, self.sides))}: "
+            f"{self.gigabytes:.2f} GB in {self.path}"
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.path.with_suffix(".lock")):
@@ -159,9 +152,8 @@ class LevelCache:
         loader = DataLoader(levels, batch_size=None, num_workers=num_workers, collate_fn=_nothing)
         steps = track(loader, "caching levels", total=len(self.indices), completed=start)
         for row, content in enumerate(steps, start=start):
-            for name, places in content.items():
-                for place, value in places:
-                    arrays[name][place] = value
+            for name, value in content.items():
+                arrays[name][row] = value
             if (row + 1) % SAVE_EVERY == 0:
                 _save(part, arrays, row + 1)
         _save(part, arrays, len(self.indices))
@@ -202,54 +194,69 @@ class LevelCache:
         """Read a mask (1, side, side) of 0 and 1."""
         return torch.from_numpy(np.unpackbits(self.array(name)[row], axis=-1, count=side).astype(np.float32))
 
+    def face(self, photo: int, side: int, source: str) -> FaceBatch:
+        """Read a photo as a GT, `source` being the array that stands for the LR."""
+        row = self.row_of[photo]
+        return FaceBatch(
+            lr=self.image(source, row),
+            gt=self.image(f"gt_{side}", row),
+            gt_mask=self.mask(f"mask_{side}", row, side),
+            id=self.photos.ids[photo],
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapped arrays to each process: pickled, they would be read whole."""
         return {**self.__dict__, "_arrays": {}}
 
 
-class CachedPairs(LevelDataset[ReferenceBatch]):
+class CachedPairs(ReferenceDataset):
     """Pairs of one level from a cache.
 
     Args:
         cache: A built cache.
-        pairs: Some of its pairs.
+        pairs: Pairs of its photos.
         side: One of its sides.
         source_side: See `make_sample`; one of its sides.
+        kwargs: `warped`, `flow_rest` and `references` of `ReferenceDataset`; r_warp is warped at the cache's largest
+            side.
     """
 
     def __init__(
-        self, cache: LevelCache, pairs: Sequence[Pair], side: int, source_side: int | None = None
+        self,
+        cache: LevelCache,
+        pairs: Sequence[Pair],
+        side: int,
+        source_side: int | None = None,
+        **kwargs: Any,
     ) -> None:
-        self.cache, self.pairs, self.side = cache, list(pairs), side
-        self.source = "lr" if source_side is None else f"gt_{source_side}"
-        place = {pair[:2]: row for row, pair in enumerate(cache.pairs)}
-        self.rows = [place[pair[:2]] for pair in self.pairs]
+        super().__init__(cache.photos, pairs, side, cache.sides, **kwargs)
+        self.cache = cache
+        self.source = source_name(source_side)
 
-    def __len__(self) -> int:
-        return len(self.pairs)
+    def face(self, photo: int) -> FaceBatch:
+        """Read a GT."""
+        return self.cache.face(photo, self.side, self.source)
 
-    def sample(self, index: int) -> ReferenceBatch:
-        """Return one sample without batch dimension."""
-        cache, side, photos = self.cache, self.side, self.cache.photos
-        pair, row = self.pairs[index], self.rows[index]
-        gt, reference = cache.row_of[pair.gt], cache.row_of[pair.reference]
-        return ReferenceBatch(
-            lr=cache.image(self.source, gt),
-            gt=cache.image(f"gt_{side}", gt),
-            reference=cache.image(f"reference_{side}", reference),
-            gt_mask=cache.mask(f"mask_{side}", gt, side),
-            reference_mask=cache.mask(f"reference_mask_{side}", reference, side),
-            warped_reference=cache.image(f"warped_{side}", row),
-            flow=torch.from_numpy(cache.array(f"flow_{side}")[row].astype(np.float32)),
-            gt_landmarks=_landmarks(photos, pair.gt),
-            reference_landmarks=_landmarks(photos, pair.reference),
-            id=photos.ids[pair.gt],
-            reference_id=photos.ids[pair.reference],
+    def levels(self, photo: int, sides: set[int]) -> dict[int, ReferenceLevel]:
+        """Read a reference."""
+        cache, row = self.cache, self.cache.row_of[photo]
+        return {
+            side: ReferenceLevel(
+                cache.image(f"reference_{side}", row),
+                cache.mask(f"reference_mask_{side}", row, side),
+                cache.mask(f"ok_{side}", row, side),
+            )
+            for side in sides
+        }
+
+    def fingerprint(self) -> str | None:
+        """Hash of everything that LR, references, masks and flow depend on, and of their order; None: random."""
+        if self.random:
+            return None
+        pairs = [pair[:2] for pair in self.pairs]
+        return fingerprint(
+            type(self).__name__, self.cache.path.name, pairs, self.side, self.source, self.flow_rest
         )
-
-    def fingerprint(self) -> str:
-        """Hash of everything that LR, references and masks depend on, and of their order."""
-        return fingerprint(type(self).__name__, self.cache.path.name, self.rows, self.side, self.source)
 
 
 class CachedFaces(LevelDataset[FaceBatch]):
@@ -266,62 +273,45 @@ class CachedFaces(LevelDataset[FaceBatch]):
         self, cache: LevelCache, indices: Sequence[int], side: int, source_side: int | None = None
     ) -> None:
         self.cache, self.indices, self.side = cache, list(indices), side
-        self.source = "lr" if source_side is None else f"gt_{source_side}"
+        self.source = source_name(source_side)
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def sample(self, index: int) -> FaceBatch:
+    def sample(self, index: int, epoch: int = 0) -> FaceBatch:
         """Return one sample without batch dimension."""
-        photo = self.indices[index]
-        row = self.cache.row_of[photo]
-        return FaceBatch(
-            lr=self.cache.image(self.source, row),
-            gt=self.cache.image(f"gt_{self.side}", row),
-            gt_mask=self.cache.mask(f"mask_{self.side}", row, self.side),
-            id=self.cache.photos.ids[photo],
-        )
+        return self.cache.face(self.indices[index], self.side, self.source)
 
 
-Places = list[tuple[int, NDArray[Any]]]
+def source_name(source_side: int | None) -> str:
+    """Name of the array that stands for the LR."""
+    return "lr" if source_side is None else f"gt_{source_side}"
 
 
-class _PhotoLevels(Dataset[dict[str, Places]]):
-    """Everything that comes from one photo: read once, as a GT and as the reference of others."""
+class _PhotoLevels(Dataset[dict[str, NDArray[np.uint8]]]):
+    """Everything that comes from one photo, which is read once."""
 
     def __init__(self, cache: LevelCache, start: int) -> None:
         self.cache, self.start = cache, start
-        self.uses: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        for row, pair in enumerate(cache.pairs):
-            self.uses[pair.reference].append((row, pair.gt))
 
     def __len__(self) -> int:
         return len(self.cache.indices) - self.start
 
-    def __getitem__(self, position: int) -> dict[str, Places]:
-        cache, row = self.cache, self.start + position
-        index = cache.indices[row]
-        photo = cache.photos.photo(index, check=True)  # a cache of other photos would never be noticed
+    def __getitem__(self, position: int) -> dict[str, NDArray[np.uint8]]:
+        cache = self.cache
+        # a cache of other photos would never be noticed
+        photo = cache.photos.photo(cache.indices[self.start + position], check=True)
         y = image_tensor(photo)
-        found: dict[str, Places] = {"lr": [(row, _bytes(lr_of(y, cache.size, cache.lr_size)))]}
+        found = {"lr": _bytes(lr_of(y, cache.size, cache.lr_size))}
         for side in cache.sides:
-            found[f"gt_{side}"] = [(row, _bytes(gt_at(y, side)))]
-            found[f"mask_{side}"] = [(row, _bits(mask_at(photo, cache.size, side)))]
-        if not cache.pairs:
-            return found
-        masked, mask = full_reference(photo, cache.size, cache.mask_reference)
-        levels = pyramid(masked, cache.sides)
-        for side in cache.sides:
-            found[f"reference_{side}"] = [(row, _bytes(levels[side]))]
-            found[f"reference_mask_{side}"] = [(row, _bits(resize_mask(mask, side)[0]))]
-            found[f"warped_{side}"], found[f"flow_{side}"] = [], []
-        points = landmark_fractions(photo)
-        for pair_row, gt in self.uses[index]:
-            gt_points = cache.photos.landmarks[gt]
-            assert gt_points is not None
-            for side, (warped, flow) in warp_to(masked, gt_points, points, cache.sides).items():
-                found[f"warped_{side}"].append((pair_row, _bytes(warped)))
-                found[f"flow_{side}"].append((pair_row, flow.numpy().astype(np.float16)))
+            found[f"gt_{side}"] = _bytes(gt_at(y, side))
+            found[f"mask_{side}"] = _bits(mask_at(photo, cache.size, side))
+        if cache.references:
+            levels = reference_levels(photo, cache.size, cache.sides, cache.mask_reference)
+            for side, level in levels.items():
+                found[f"reference_{side}"] = _bytes(level.image)
+                found[f"reference_mask_{side}"] = _bits(level.mask)
+                found[f"ok_{side}"] = _bits(level.ok)
         return found
 
 
@@ -331,12 +321,6 @@ def _bytes(image: Tensor) -> NDArray[np.uint8]:
 
 def _bits(mask: Tensor) -> NDArray[np.uint8]:
     return np.packbits(mask.numpy().astype(np.uint8), axis=-1)
-
-
-def _landmarks(photos: PreparedPhotos, index: int) -> Tensor:
-    points = photos.landmarks[index]
-    assert points is not None
-    return torch.from_numpy(points).float()
 
 
 def _save(part: Path, arrays: dict[str, NDArray[Any]], photos: int) -> None:

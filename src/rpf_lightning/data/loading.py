@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 
-class Shuffled(DistributedSampler[int]):
+class Shuffled(DistributedSampler[int | tuple[int, int]]):
     """Every sample once per epoch, in random order, each as it is or in a mirror.
 
     The order is a function of seed and epoch alone; Lightning calls `set_epoch`. Processes share an epoch out
@@ -25,17 +25,27 @@ class Shuffled(DistributedSampler[int]):
         seed: Draws order and flips: datasets hold nothing random, so workers have nothing to seed.
         rank: This process.
         processes: All of them.
+        with_epoch: Give (place, epoch) in place of the place: what else is random about a sample depends on it, and
+            workers that stay would not learn of it otherwise.
     """
 
-    def __init__(self, count: int, flip: bool, seed: int, rank: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self,
+        count: int,
+        flip: bool,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        with_epoch: bool = False,
+    ) -> None:
         super().__init__(range(count), processes, rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
-        self.count, self.flip = count, flip
+        self.count, self.flip, self.with_epoch = count, flip, with_epoch
         self.start = 0  # samples of the next epoch to leave out
 
     def __len__(self) -> int:
         return self.count // self.num_replicas
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[int | tuple[int, int]]:
         """Draw the epoch."""
         numbers = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(numbers[0]) >> 1)
@@ -44,7 +54,8 @@ class Shuffled(DistributedSampler[int]):
             order += self.count * torch.randint(2, (self.count,), generator=generator)
         start, self.start = self.start, 0
         mine = order[self.rank : len(self) * self.num_replicas : self.num_replicas]
-        return iter(mine[start:].tolist())
+        places: list[int] = mine[start:].tolist()
+        return iter([(place, self.epoch) for place in places] if self.with_epoch else places)
 
 
 class ResumableLoader(DataLoader[Any]):

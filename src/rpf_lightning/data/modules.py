@@ -121,20 +121,24 @@ class ReferencePairsDataModule(PreparedDataModule, PairsDataModule):
         if not sides:
             return None
         found, level = self.split_pairs(), self._level()
-        pairs = list(dict.fromkeys([*found.train, *found.val]))  # the test part is read once
-        indices = sorted({index for pair in pairs for index in pair[:2]})
+        # the test part is read once
+        indices = {index for pair in (*found.train, *found.val) for index in pair[:2]}
+        if self.drawing.random:
+            indices |= set(found.trained)
         return LevelCache(
-            self.prepared(), indices, pairs, lr_size=level["lr_size"], size=level["size"], sides=sides,
+            self.prepared(), sorted(indices), lr_size=level["lr_size"], size=level["size"], sides=sides,
             mask_reference=self.mask_reference, folder=self.cache_dir,
         )  # fmt: skip
 
-    def _dataset(self, pairs: Sequence[Pair], level: dict[str, int]) -> Dataset[ReferenceBatch]:
+    def _dataset(
+        self, pairs: Sequence[Pair], level: dict[str, int], **kwargs: Any
+    ) -> Dataset[ReferenceBatch]:
         cache = self.built_cache()
-        if cache is not None and set(pairs) <= set(cache.pairs):
-            return CachedPairs(cache, pairs, level["side"], self._source_side())
+        if cache is not None and all(index in cache.row_of for pair in pairs for index in pair[:2]):
+            return CachedPairs(cache, pairs, level["side"], self._source_side(), **kwargs)
         return PairsDataset(
             self.prepared(), pairs, lr_size=level["lr_size"], size=level["size"], side=level["side"],
-            mask_reference=self.mask_reference, source_side=self._source_side(),
+            mask_reference=self.mask_reference, source_side=self._source_side(), **kwargs,
         )  # fmt: skip
 
 
@@ -252,7 +256,7 @@ class FFHQDataModule(PreparedDataModule):
         photos, level = self._photos(), self._level()
         indices = sorted({*photos["train"], *photos["val"]})
         return LevelCache(
-            self.prepared(), indices, [], lr_size=level["lr_size"], size=level["size"], sides=sides,
+            self.prepared(), indices, references=False, lr_size=level["lr_size"], size=level["size"], sides=sides,
             folder=self.cache_dir,
         )  # fmt: skip
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from rpf_lightning.data.dataset import PairsDataset, PhotoSource, collate
 from rpf_lightning.data.degradation import Degradation
+from rpf_lightning.data.flow_target import FlowTarget, rest_of
 from rpf_lightning.data.loading import ResumableLoader, Shuffled
 from rpf_lightning.data.pairing import (
     Pair,
@@ -21,6 +22,7 @@ from rpf_lightning.data.pairing import (
     split_by_identity,
 )
 from rpf_lightning.data.records import FaceBatch, ReferenceBatch
+from rpf_lightning.data.references import ReferenceOptions, References
 from rpf_lightning.data.sample import lr_as_reference
 
 logger = logging.getLogger(__name__)
@@ -94,7 +96,8 @@ class LevelDataModule(LightningDataModule, ABC):
             raise ValueError(
                 f"{count} training samples do not fill batch_size={self.batch_size} in {processes} processes"
             )
-        sampler = Shuffled(count, self.flip, self.seed, rank, processes)
+        random = getattr(self.train_dataset, "random", False)
+        sampler = Shuffled(count, self.flip, self.seed, rank, processes, with_epoch=random)
         return self._loader(self.train_dataset, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -163,6 +166,7 @@ class SplitPairs(NamedTuple):
         test: Test pairs.
         others: Photos to take another person's reference from.
         duplicates: Photos that are the same photo twice.
+        trained: Photos of the training part, whatever is left out of `train`.
     """
 
     photos: PhotoSource
@@ -171,28 +175,70 @@ class SplitPairs(NamedTuple):
     test: list[Pair]
     others: Sequence[int]
     duplicates: list[tuple[int, int]]
+    trained: Sequence[int] = ()
 
 
 class PairsDataModule(LevelDataModule):
-    """Nearest-landmark pairs of the same person; subclasses name the photos.
+    """Pairs of photos of the same person; subclasses name the photos.
 
     Training and validation share no person. Nothing is read before `prepare_data`, `setup` or `val_dataset`.
+    Validation and test always show the nearest reference as it is.
 
     Args:
         mask_reference: Remove the non-facial region of references (eq. 1); False is the ablation of P Table 2.
         reference: ``"photo"``, or ``"lr"``: in training the enlarged LR in place of each reference, the ablation
             "w/o reference" of P Table 2.
+        references: ``"nearest"``: the one with the nearest landmarks (P IV-A); ``"all"``: in every epoch any other
+            photo of the person in the training part that is no near-duplicate of the GT.
+        max_references: Largest number K of references; above 1, training batches have an axis K.
+        several_fraction: Share of the samples whose person has the photos that get 2 .. K references.
+        wrong_fraction: Share of the samples whose references are all of another person.
+        absent_fraction: Share of the samples without reference.
+        self_fraction: Share of the samples whose reference is the GT itself under a random smooth warp.
+        colour_jitter: Strength s of a random change of each reference's colour: per channel gain and gamma within
+            e^-s .. e^s, bias within +-s/4.
+        similarity_jitter: Strength s of a random similarity of each reference about the face's centre: rotation
+            within +-s radians, scale within e^-s .. e^s, shift within +-s/2 of the side. The flow accounts for it.
+        flow_target: What flow is to be learned: ``"tps"``, the thin-plate spline (P III-B-1), ``"similarity"``, or
+            the share, 0 to 1, that is left of what the spline has beyond the similarity.
+        warped_reference: Make r_warp; None takes `needs_warped_reference` of the trainer's module.
         kwargs: Arguments of `LevelDataModule`.
+
+    Raises:
+        ValueError: If an argument is outside its range, or some do not go together.
     """
 
     def __init__(
-        self, mask_reference: bool = True, reference: Literal["photo", "lr"] = "photo", **kwargs: Any
+        self,
+        mask_reference: bool = True,
+        reference: Literal["photo", "lr"] = "photo",
+        references: Literal["nearest", "all"] = "nearest",
+        max_references: int = 1,
+        several_fraction: float = 0.0,
+        wrong_fraction: float = 0.0,
+        absent_fraction: float = 0.0,
+        self_fraction: float = 0.0,
+        colour_jitter: float = 0.0,
+        similarity_jitter: float = 0.0,
+        flow_target: FlowTarget = "tps",
+        warped_reference: bool | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if reference not in ("photo", "lr"):
             raise ValueError(f"reference: expected photo or lr, got {reference!r}")
+        self.drawing = ReferenceOptions(
+            references, max_references, several_fraction, wrong_fraction, absent_fraction, self_fraction,
+            colour_jitter, similarity_jitter,
+        )  # fmt: skip
+        if reference == "lr" and self.drawing.random:
+            raise ValueError(
+                "reference: expected photo where references are drawn or changed at random, got 'lr'"
+            )
         self.mask_reference = mask_reference
         self.reference = reference
+        self.flow_rest = rest_of(flow_target)
+        self.warped_reference = warped_reference
         self._split: SplitPairs | None = None
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -213,21 +259,22 @@ class PairsDataModule(LevelDataModule):
             ValueError: if a side is neither an argument nor an attribute of the module, or no pair was found.
         """
         level, pairs = self._level(), self.split_pairs()
-        self.train_dataset, self.val_dataset_, self.test_dataset = (
-            self._dataset(part, level) for part in (pairs.train, pairs.val, pairs.test)
+        shared: dict[str, Any] = {"warped": self._needs_warped(), "flow_rest": self.flow_rest}
+        self.train_dataset = self._dataset(pairs.train, level, references=self._references(), **shared)
+        self.val_dataset_, self.test_dataset = (
+            self._dataset(part, level, **shared) for part in (pairs.val, pairs.test)
         )
 
     def training_key(self) -> str | None:
         """Hash of everything that LR, reference and mask of the training samples depend on.
 
         What a frozen part of the model makes of a sample may be kept under it. None where these are random: the
-        LR of another degradation than the bicubic one.
+        LR of another degradation than the bicubic one, and references that are drawn or changed.
         """
-        if self.degradation != "bicubic":
+        key: str | None = self.train_dataset.fingerprint()  # type: ignore[attr-defined]
+        if self.degradation != "bicubic" or key is None:
             return None
-        if self.reference != "photo":
-            return f"{self.reference} {self.train_dataset.fingerprint()}"  # type: ignore[attr-defined]
-        return str(self.train_dataset.fingerprint())  # type: ignore[attr-defined]
+        return key if self.reference == "photo" else f"{self.reference} {key}"
 
     def split_pairs(self) -> SplitPairs:
         """Find and thin the pairs, the first time only.
@@ -242,6 +289,7 @@ class PairsDataModule(LevelDataModule):
                     f"no pair among {len(found.photos)} photos: expected people with two photos with landmarks"
                 )
             self._split = found._replace(
+                trained=sorted({index for pair in found.train for index in pair[:2]}),
                 train=evenly(found.train, self.limit_train),
                 val=evenly(found.val, self.limit_val),
                 test=evenly(found.test, self.limit_val),
@@ -252,13 +300,33 @@ class PairsDataModule(LevelDataModule):
             )  # fmt: skip
         return self._split
 
-    def val_dataset(self, side: int | None = None, other_person: bool = False) -> PairsDataset:
+    def _needs_warped(self) -> bool:
+        """Whether to make r_warp."""
+        if self.warped_reference is not None:
+            return self.warped_reference
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return bool(getattr(module, "needs_warped_reference", False))
+
+    def _references(self) -> References | None:
+        """Return what draws the references of the training samples; None: there is nothing to draw."""
+        if not self.drawing.random:
+            return None
+        found = self.split_pairs()
+        return References(
+            self.drawing, [pair[:2] for pair in found.train], found.trained, found.photos.identities,
+            found.duplicates, self.seed,
+        )  # fmt: skip
+
+    def val_dataset(
+        self, side: int | None = None, other_person: bool = False, warped: bool = False
+    ) -> PairsDataset:
         """Return the validation pairs for evaluation, at any level, unrounded, degraded and without `setup`.
 
         Args:
             side: Side of the samples; None is the full size.
             other_person: Give the same GTs each a reference of another person of the validation part, the
                 one with the nearest landmarks (the control of P Fig. 11).
+            warped: Make r_warp.
 
         Raises:
             ValueError: as in `setup`, or if the validation part shows one person only.
@@ -280,14 +348,17 @@ class PairsDataModule(LevelDataModule):
         return PairsDataset(
             found.photos, pairs, lr_size=lr_size, size=size, side=size if side is None else side,
             mask_reference=self.mask_reference, source_side=self._source_side(), degrade=degrade,
+            warped=warped, flow_rest=self.flow_rest,
         )  # fmt: skip
 
-    def _dataset(self, pairs: Sequence[Pair], level: dict[str, int]) -> Dataset[ReferenceBatch]:
+    def _dataset(
+        self, pairs: Sequence[Pair], level: dict[str, int], **kwargs: Any
+    ) -> Dataset[ReferenceBatch]:
         """Make the samples from photos that lie in memory; overridden where they lie on a disk."""
         return PairsDataset(
             self.split_pairs().photos, pairs,
             lr_size=level["lr_size"], size=level["size"], side=level["side"],
-            mask_reference=self.mask_reference, source_side=self._source_side(), cache_mb=MEMORY_MB,
+            mask_reference=self.mask_reference, source_side=self._source_side(), cache_mb=MEMORY_MB, **kwargs,
         )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -11,12 +11,47 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rpf_lightning.data.flow_target import target_flow
 from rpf_lightning.data.records import FaceBatch, Photo, ReferenceBatch
-from rpf_lightning.data.thin_plate import tps_flow, warp
+from rpf_lightning.data.thin_plate import warp
 from rpf_lightning.faces.landmarks import MIRRORED
-from rpf_lightning.model.resize import resize, resize_mask
+from rpf_lightning.model.resize import minimum_pool, resize, resize_mask
 
 Record = TypeVar("Record", FaceBatch, ReferenceBatch)
+
+
+class ReferenceLevel(NamedTuple):
+    """What a photo is as a reference, at one side S.
+
+    Attributes:
+        image: (3, S, S) masked (eq. 1), in [0, 1].
+        mask: (1, S, S) facial mask, 0 or 1.
+        ok: (1, S, S) 1 where no pixel at full size under this one is masked.
+    """
+
+    image: Tensor
+    mask: Tensor
+    ok: Tensor
+
+
+class ReferencePart(NamedTuple):
+    """What one reference gives to a sample; the fields are those of `ReferenceBatch`.
+
+    Attributes:
+        level: Image and masks.
+        warped: (3, S, S) r_warp, or None.
+        flow: (2, S, S).
+        known: Whether the flow is a target.
+        landmarks: (68, 2).
+        id: Name of the photo.
+    """
+
+    level: ReferenceLevel
+    warped: Tensor | None
+    flow: Tensor
+    known: bool
+    landmarks: NDArray[np.float64]
+    id: str
 
 
 def make_sample(
@@ -28,6 +63,8 @@ def make_sample(
     side: int,
     mask_reference: bool = True,
     source_side: int | None = None,
+    warped: bool = False,
+    flow_rest: float = 1.0,
 ) -> ReferenceBatch:
     """Build the sample of the reconstruction block that works at `side`.
 
@@ -45,6 +82,8 @@ def make_sample(
         mask_reference: Remove the non-facial region of the reference; without it (an ablation, P Table 2) its
             mask is 1 everywhere.
         source_side: Give in place of the LR the GT of this side, for a degradation to make the LR from.
+        warped: Make r_warp.
+        flow_rest: See `target_flow`.
 
     Returns:
         The sample without batch dimension: images (3, S, S), masks (1, S, S), `lr` (3, L, L), `flow`
@@ -55,22 +94,60 @@ def make_sample(
             landmarks or is not square.
     """
     check_sizes(lr_size, size, side)
-    gt_landmarks, reference_landmarks = landmark_fractions(gt), landmark_fractions(reference)
+    points, reference_points = landmark_fractions(gt), landmark_fractions(reference)
     face = make_face(gt, lr_size=lr_size, size=size, side=side, source_side=source_side)
-    masked, mask = full_reference(reference, size, mask_reference)
-    warped, flow = warp_to(masked, gt_landmarks, reference_landmarks, [side])[side]
+    levels = reference_levels(reference, size, [side, size] if warped else [side], mask_reference)
+    flow = target_flow(points, reference_points, side, flow_rest)
+    r_warp = None
+    if warped:
+        full_flow = flow if side == size else target_flow(points, reference_points, size, flow_rest)
+        r_warp = warp_to(levels[size].image, full_flow, side)
+    known = gt.identity == reference.identity
+    part = ReferencePart(levels[side], r_warp, flow, known, reference_points, reference.id)
+    return join(face, points, [part], warped=warped)
+
+
+def join(
+    face: FaceBatch,
+    points: NDArray[np.float64],
+    parts: Sequence[ReferencePart],
+    slots: int = 1,
+    warped: bool = False,
+) -> ReferenceBatch:
+    """Put a sample together.
+
+    Args:
+        face: The GT's part.
+        points: (68, 2) landmarks of the GT.
+        parts: At most `slots` references; what is missing becomes zeros.
+        slots: Axis K in front of the references' fields; with 1 there is none.
+        warped: Whether the parts have r_warp.
+    """
+    side, empty = face.gt.shape[-1], slots - len(parts)
+
+    def stacked(values: Sequence[Tensor], *shape: int) -> Tensor:
+        found = [*values, *[torch.zeros(shape)] * empty]
+        return found[0] if slots == 1 else torch.stack(found)
+
+    levels = [part.level for part in parts]
+    r_warp = [part.warped for part in parts if part.warped is not None]
+    names = (*(part.id for part in parts), *[""] * empty)
     return ReferenceBatch(
         lr=face.lr,
         gt=face.gt,
-        reference=pyramid(masked, [side])[side],
+        reference=stacked([level.image for level in levels], 3, side, side),
         gt_mask=face.gt_mask,
-        reference_mask=resize_mask(mask, side)[0],
-        warped_reference=warped,
-        flow=flow,
-        gt_landmarks=torch.from_numpy(gt_landmarks).float(),
-        reference_landmarks=torch.from_numpy(reference_landmarks).float(),
-        id=gt.id,
-        reference_id=reference.id,
+        reference_mask=stacked([level.mask for level in levels], 1, side, side),
+        reference_ok=stacked([level.ok for level in levels], 1, side, side),
+        warped_reference=stacked(r_warp, 3, side, side) if warped else None,
+        flow=stacked([part.flow for part in parts], 2, side, side),
+        flow_known=stacked([torch.tensor(float(part.known)) for part in parts]),
+        gt_landmarks=torch.from_numpy(points).float(),
+        reference_landmarks=stacked(
+            [torch.from_numpy(part.landmarks).float() for part in parts], *points.shape
+        ),
+        id=face.id,
+        reference_id=names[0] if slots == 1 else names,
     )
 
 
@@ -88,12 +165,12 @@ def make_face(gt: Photo, *, lr_size: int, size: int, side: int, source_side: int
 
 def gt_at(y: Tensor, side: int) -> Tensor:
     """Reduce a (1, 3, H, H) photo to y^(n), (3, side, side), in one bicubic step."""
-    return _bicubic(y, side)[0]
+    return bicubic(y, side)[0]
 
 
 def lr_of(y: Tensor, size: int, lr_size: int) -> Tensor:
     """Reduce a (1, 3, H, H) photo to the LR (3, L, L) by way of the full size; it would be an 8-bit file."""
-    return (_bicubic(_bicubic(y, size), lr_size) * 255).round()[0] / 255
+    return (bicubic(bicubic(y, size), lr_size) * 255).round()[0] / 255
 
 
 def full_reference(reference: Photo, size: int, mask_reference: bool) -> tuple[Tensor, Tensor]:
@@ -105,73 +182,69 @@ def full_reference(reference: Photo, size: int, mask_reference: bool) -> tuple[T
     mask = _full_mask(reference, size)
     if not mask_reference:
         mask = torch.ones_like(mask)
-    return _bicubic(image_tensor(reference), size) * mask, mask
+    return bicubic(image_tensor(reference), size) * mask, mask
 
 
-def pyramid(masked: Tensor, sides: Sequence[int]) -> dict[int, Tensor]:
-    """Halve a masked reference (1, 3, size, size) repeatedly; return (3, S, S) for the sides S asked for."""
-    levels = {}
-    while True:
-        side = masked.shape[-1]
-        if side in sides:
-            levels[side] = masked[0]
-        if side <= min(sides):
-            return levels
-        masked = _bicubic(masked, side // 2)
+def reference_levels(
+    reference: Photo, size: int, sides: Iterable[int], mask_reference: bool = True
+) -> dict[int, ReferenceLevel]:
+    """Bring a photo to full size, mask it (eq. 1) and halve it repeatedly.
 
-
-def warp_to(
-    masked: Tensor,
-    gt_landmarks: NDArray[np.float64],
-    reference_landmarks: NDArray[np.float64],
-    sides: Sequence[int],
-) -> dict[int, tuple[Tensor, Tensor]]:
-    """Warp a masked reference (1, 3, size, size) to the GT at full size (eq. 3).
-
-    Returns:
-        Side S -> r_warp (3, S, S) and the flow (2, S, S) in pixels of S.
+    Args:
+        reference: The photo.
+        size: Full output side.
+        sides: Sides S asked for.
+        mask_reference: See `make_sample`.
     """
-    size = masked.shape[-1]
-    full_flow = tps_flow(gt_landmarks, reference_landmarks, size)
-    warped = warp(masked, full_flow)
-    return {
-        side: (
-            _bicubic(warped, side)[0],
-            full_flow if side == size else tps_flow(gt_landmarks, reference_landmarks, side),
-        )
-        for side in sides
-    }
+    image, mask = full_reference(reference, size, mask_reference)
+    levels, wanted = {}, set(sides)
+    while True:
+        side = image.shape[-1]
+        if side in wanted:
+            levels[side] = ReferenceLevel(image[0], resize_mask(mask, side)[0], minimum_pool(mask, side)[0])
+        if side <= min(wanted):
+            return levels
+        image = bicubic(image, side // 2)
+
+
+def warp_to(masked: Tensor, flow: Tensor, side: int) -> Tensor:
+    """Warp a masked reference (3, H, H) to the GT with a flow (2, H, H), then reduce it to r_warp (3, S, S) (eq. 3)."""
+    return bicubic(warp(masked[None], flow), side)[0]
 
 
 def lr_as_reference(batch: ReferenceBatch, size: int) -> ReferenceBatch:
     """Put the enlarged LR in place of the reference, as `RPFModel` does without one (P Table 2).
 
-    It is aligned already: the thin-plate flow is zero, the warped reference the reference itself.
+    It is aligned already: the flow is zero, the warped reference, where there is one, the reference itself.
 
     Args:
         batch: A batch of a level.
         size: Full output side; the LR is enlarged to it and halved down to the level's side.
     """
     side = batch.gt.shape[-1]
-    reference = _bicubic(batch.lr, size)
+    reference = bicubic(batch.lr, size)
     while reference.shape[-1] > side:
-        reference = _bicubic(reference, reference.shape[-1] // 2)
+        reference = bicubic(reference, reference.shape[-1] // 2)
+    everywhere = torch.ones_like(batch.reference_mask)
     return batch._replace(
-        reference=reference, warped_reference=reference, reference_mask=torch.ones_like(batch.reference_mask),
-        flow=torch.zeros_like(batch.flow), reference_landmarks=batch.gt_landmarks,
+        reference=reference, reference_mask=everywhere, reference_ok=everywhere,
+        warped_reference=None if batch.warped_reference is None else reference,
+        flow=torch.zeros_like(batch.flow), flow_known=torch.ones_like(batch.flow_known),
+        reference_landmarks=batch.gt_landmarks,
     )  # fmt: skip
 
 
 def mirror(sample: Record) -> Record:
-    """Flip a sample or a batch horizontally, the GT and the reference alike.
+    """Flip a sample or a batch horizontally, the GT and the references alike.
 
     A thin-plate spline through mirrored points is the mirrored spline, so nothing has to be computed anew.
     """
     values = sample._asdict()
     for name, value in values.items():
         if "landmarks" in name:
-            values[name] = mirror_landmarks(value)
-        elif isinstance(value, Tensor):
+            present = value.any(-1, keepdim=True).any(-2, keepdim=True)
+            values[name] = mirror_landmarks(value) * present  # absent references stay zeros
+        elif isinstance(value, Tensor) and name != "flow_known":
             values[name] = value.flip(-1)
     if "flow" in values:
         values["flow"][..., 0, :, :] *= -1  # x
@@ -228,6 +301,6 @@ def _full_mask(photo: Photo, size: int) -> Tensor:
     return resize_mask(mask, size)
 
 
-def _bicubic(image: Tensor, side: int) -> Tensor:
-    """Resize and clamp to [0, 1]."""
+def bicubic(image: Tensor, side: int) -> Tensor:
+    """Resize (B, C, H, H) to (B, C, side, side) and clamp to [0, 1]."""
     return resize(image, side).clamp(0, 1)

@@ -174,8 +174,8 @@ class BothReferences(Dataset[EvaluationBatch]):
             own.reference,
             other.reference,
             own.id,
-            own.reference_id,
-            other.reference_id,
+            str(own.reference_id),
+            str(other.reference_id),
             masked=self.masked,
         )
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rpf_lightning.evaluation.methods import Method
+from rpf_lightning.evaluation.methods import Method, up_to
 from rpf_lightning.evaluation.records import ENLARGED_LR, EvaluationBatch, collate
 from rpf_lightning.model.resize import resize
 from rpf_lightning.model.rpf import RPFModel
@@ -51,7 +51,7 @@ def picture_row(model: RPFModel, sample: EvaluationBatch) -> PictureRow:
 
     Args:
         model: The model; it computes where it is.
-        sample: One sample at full size, without batch dimension.
+        sample: One sample at the side where the model stops, without batch dimension.
 
     Returns:
         The pictures of `PICTURE_TITLES` and the reference; the aligned reference and the synthesized image are
@@ -60,9 +60,10 @@ def picture_row(model: RPFModel, sample: EvaluationBatch) -> PictureRow:
     device = next(model.parameters()).device
     lr, reference = sample.lr[None].to(device), sample.reference[None].to(device)
     with torch.inference_mode():
-        output, blocks = model(lr, reference, return_intermediates=True)
+        size = reference.shape[-1]
+        output, blocks = model(lr, return_intermediates=True, **up_to(model, reference, size))
         last = blocks[-1]
-        bicubic = resize(lr, model.size)
+        bicubic = resize(lr, size)
         images = (lr, bicubic, last.aligned, last.synthesized, output, sample.gt[None], reference)
         pictures = [_picture(image, nearest=image is lr) for image in images]
     titles = (*PICTURE_TITLES, reference_title(sample))

@@ -127,9 +127,10 @@ def figure_thin_plate(
 
     With a `model` a column shows what its last block has learned to warp; without one, `data` needs its sides.
     """
-    figure = Figure(model, data, out, rows, of_references=True)
+    figure = Figure(model, data, out, rows, of_references=True, warped=True)
     lines = []
     for batch in figure.batches():
+        assert batch.warped_reference is not None
         points, reference_points = batch.gt_landmarks[0], batch.reference_landmarks[0]
         inside = (warp(batch.reference_mask, batch.flow[0]) > 0.5).float()
         over = batch.gt * (1 - inside) + (batch.gt + batch.warped_reference) / 2 * inside
@@ -183,7 +184,7 @@ def figure_references(
             values = figure.measure(output, given)
             if identity is not None:
                 values["isc"] = float(isc(output, given.gt, identity))
-            above[title] = cell(given.reference[0], None, given.reference_id[0])
+            above[title] = cell(given.reference[0], None, str(given.reference_id[0]))
             below[title] = cell(output[0], values)
         lines += [Row(f"{batch.id[0]}: references", above), Row(f"{batch.id[0]}: outputs", below)]
     return write_figure(figure.out, lines)

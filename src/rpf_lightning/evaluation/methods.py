@@ -140,22 +140,34 @@ class NetworkMethod(Method):
         return {**super().describe(), "source": self.source, **config}
 
     def prepare(self, ids: Sequence[str] | None, lr_size: int, size: int) -> None:
-        """Check the sides.
+        """Check the sides; an RPF model stops at that of any of its blocks.
 
         Raises:
-            ValueError: If the network gives another one, or does not take the LR's.
+            ValueError: If the network gives other ones, or does not take the LR's.
         """
-        if self.model.size != size:
-            raise ValueError(f"{self.name}: gives faces of side {self.model.size}, but {size} was asked for")
+        made = self.model.sides if isinstance(self.model, RPFModel) else (self.model.size,)
+        if size not in made:
+            sides = ", ".join(map(str, made))
+            raise ValueError(f"{self.name}: gives faces of side {sides}, but {size} was asked for")
         if isinstance(self.model, RPFModel):
-            sides = [self.model.lr_size, *self.model.sides[:-1]]
-            if lr_size not in sides:
-                taken = ", ".join(map(str, sides))
-                raise ValueError(f"{self.name}: takes an LR of side {taken}, but lr_size is {lr_size}")
+            taken = [side for side in (self.model.lr_size, *made) if side < size]
+            if lr_size not in taken:
+                sides = ", ".join(map(str, taken))
+                raise ValueError(f"{self.name}: takes an LR of side {sides}, but lr_size is {lr_size}")
 
     def network(self) -> nn.Module:
         """Return the network."""
         return self.model
+
+
+def up_to(model: RPFModel, reference: Tensor | None, size: int) -> dict[str, Any]:
+    """Arguments of `RPFModel.forward` beside the LR: with a reference of side `size`, to stop there."""
+    if size == model.size:
+        return {"reference": reference}
+    return {
+        "reference": None if reference is None else model.encode_reference(reference, size=size),
+        "size": size,
+    }
 
 
 class Model(NetworkMethod):
@@ -180,9 +192,8 @@ class Model(NetworkMethod):
 
     def __call__(self, batch: EvaluationBatch) -> Tensor:
         """Super-resolve."""
-        if self.given == "none":
-            return self.model(batch.lr)
-        return self.model(batch.lr, self.reference(batch))
+        reference = None if self.given == "none" else self.reference(batch)
+        return self.model(batch.lr, **up_to(self.model, reference, batch.gt.shape[-1]))
 
     def reference(self, batch: EvaluationBatch) -> Tensor:
         """Return the reference that the model gets."""
@@ -200,11 +211,13 @@ class Model(NetworkMethod):
 class Synthesized(NetworkMethod):
     """The image of the last block's synthesis module: whether its refinement keeps the person."""
 
+    model: RPFModel
     kind = "synthesized"
 
     def __call__(self, batch: EvaluationBatch) -> Tensor:
         """Synthesize."""
-        _, blocks = self.model(batch.lr, batch.reference, return_intermediates=True)
+        given = up_to(self.model, batch.reference, batch.gt.shape[-1])
+        _, blocks = self.model(batch.lr, return_intermediates=True, **given)
         synthesized: Tensor = blocks[-1].synthesized
         return synthesized.clamp(0, 1)
 
@@ -218,7 +231,7 @@ class RefinementChain(NetworkMethod):
         """Refine at every level, from the block that takes the LR's side on."""
         x = batch.lr
         for block in cast("list[ReconstructionBlock]", self.model.blocks):
-            if block.in_side >= batch.lr.shape[-1]:
+            if batch.lr.shape[-1] <= block.in_side < batch.gt.shape[-1]:
                 x = block.refine(x, block.enlarge(x)).clamp(0, 1)
         return x
 

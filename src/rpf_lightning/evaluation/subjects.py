@@ -36,6 +36,7 @@ class Figure:
     """What all figures begin with: checked arguments, the model, and evenly spread validation pairs.
 
     With `of_references` the figure is about photos of references: data with the LR in their place are refused.
+    With `warped` the pairs have r_warp.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Figure:
         rows: int,
         metrics: Sequence[str] = (),
         of_references: bool = False,
+        warped: bool = False,
     ) -> None:
         self.out = Path(out)
         if self.out.suffix.lower() != ".png":
@@ -68,7 +70,7 @@ class Figure:
             if data.size != self.model.size:
                 raise ValueError(f"data: its size {data.size} is not the model's, {self.model.size}")
         self.data = data
-        self.dataset = data.val_dataset()
+        self.dataset = data.val_dataset(warped=warped)
         if not len(self.dataset):
             raise ValueError("data: it has no validation pairs")
         self.places = evenly(list(range(len(self.dataset))), rows)
@@ -186,7 +188,10 @@ def blocks_of(model: RPFModel, batch: ReferenceBatch) -> list[BlockOutput]:
     device = device_of(model)
     with torch.inference_mode():
         blocks = model(batch.lr.to(device), batch.reference.to(device), return_intermediates=True)[1]
-    return [BlockOutput(*(image.cpu() for image in block)) for block in blocks]
+    return [
+        block._replace(**{name: image.cpu() for name, image in block._asdict().items() if image is not None})
+        for block in blocks
+    ]
 
 
 def output_of(model: RPFModel, batch: ReferenceBatch) -> Tensor:

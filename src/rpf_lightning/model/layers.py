@@ -14,6 +14,38 @@ from rpf_lightning.model.resize import full_precision
 Activation = Literal["leaky_relu", "relu"]
 
 
+def is_traced() -> bool:
+    """Whether a graph is being made of the computation, which must not depend on values."""
+    return torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+
+
+def only_infers(*inputs: Tensor) -> bool:
+    """Whether what is computed of these will need no gradient, and is no part of a graph that is being made."""
+    return not is_traced() and not (torch.is_grad_enabled() and any(x.requires_grad for x in inputs))
+
+
+def overwritable(x: Tensor, layer: nn.Module) -> bool:
+    """Whether what a layer made may be overwritten: no gradient, graph or forward hook of the layer needs it."""
+    seen = layer._forward_hooks or nn.modules.module._global_forward_hooks
+    return not seen and only_infers(x)
+
+
+def relu_of(layer: nn.Module, x: Tensor) -> Tensor:
+    """ReLU of what a layer makes of x; in its place where it may be overwritten, which saves time and memory."""
+    x = layer(x)
+    return F.relu(x, inplace=overwritable(x, layer))
+
+
+def relu_beside(a: Tensor, b: Tensor) -> Tensor:
+    """ReLU of both maps' channels beside each other: without gradients one pass over the memory."""
+    if not only_infers(a, b):
+        return F.relu(torch.cat((a, b), dim=1))
+    both = a.new_empty((len(a), *a.shape[2:], a.shape[1] + b.shape[1])).permute(0, 3, 1, 2)
+    for x, part in ((a, both[:, : a.shape[1]]), (b, both[:, a.shape[1] :])):
+        torch.clamp_min(x, 0, out=part)
+    return both
+
+
 def centred(image: Tensor, offset: float) -> Tensor:
     """Shift an image in [0, 1] before the first convolution; zero padding then means grey."""
     return image + offset if offset else image
@@ -68,13 +100,16 @@ class LRFeatures(nn.Module):
         self.steps = nn.ModuleList(
             nn.Conv2d(channels if steps > 1 else 3, 4 * channels, 3, padding=1) for _ in range(steps)
         )
+        # rows of side S on which one depends, above and below: one of the side that a convolution sees
+        self.halo = sum(2**step for step in range(1, steps + 1)) + (2**steps if steps > 1 else 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, in_side, in_side) -> (B, C, S, S)."""
         if self.first is not None:
-            x = F.relu(self.first(x))
+            x = relu_of(self.first, x)
         for conv in self.steps:
-            x = F.relu(F.pixel_shuffle(conv(x), 2))
+            x = F.pixel_shuffle(conv(x), 2)
+            x = F.relu(x, inplace=only_infers(x))
         return x
 
 
@@ -91,11 +126,19 @@ class Activate(nn.Module):
         self.gain = math.sqrt(2.0)
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
-        """Any shape -> the same shape; `inplace` overwrites x, where no gradient is needed."""
+        """Any shape -> the same shape; `inplace` overwrites x, see `overwritable`."""
+        inplace = inplace and not (self._forward_hooks or self._forward_pre_hooks)
         x = F.leaky_relu(x, self.slope, inplace)
         if self.gain == 1:
             return x
-        return x.mul_(self.gain) if inplace else x * self.gain
+        return x.mul_(self.gain) if inplace or only_infers(x) else x * self.gain
+
+
+def act_of(act: Activate, layer: nn.Module, *inputs: Tensor) -> Tensor:
+    """Activation of what a layer makes of its inputs; in its place where it may be overwritten."""
+    x = layer(*inputs)
+    activated: Tensor = act(x, overwritable(x, layer))
+    return activated
 
 
 class FIR(nn.Module):
@@ -252,7 +295,16 @@ class ModulatedConv2d(nn.Module):
             (B, out, H, H), or (B, out, 2H, 2H) with `upsample`.
         """
         style, factor = self.factors(latent)
-        x = modulate(x, self.kernel(), style, self.fir)
+        kernel = self.kernel()
+        if len(x) == 1 and kernel.numel() <= x.numel() and only_infers(x, style, factor, kernel, self.bias):
+            # one sample's factors fit into the weights, which are smaller than the map
+            kernel = (kernel * style[0, :, None, None] * factor.T[..., None, None]).to(x.dtype)
+            if self.fir is None:
+                return F.conv2d(x, kernel, self.bias, padding=1)
+            raised: Tensor = self.fir(F.conv_transpose2d(x, kernel.transpose(0, 1), stride=2))
+            own = raised if overwritable(raised, self.fir) else None
+            return torch.add(raised, self.bias[:, None, None].to(raised.dtype), out=own)
+        x = modulate(x, kernel, style, self.fir)
         return x * factor.to(x.dtype)[:, :, None, None] + self.bias[:, None, None].to(x.dtype)
 
     def factors(self, latent: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -14,9 +16,13 @@ from rpf_lightning.model.layers import (
     EqualizedConv2d,
     EqualizedLinear,
     ModulatedConv2d,
+    act_of,
+    overwritable,
 )
 from rpf_lightning.model.resize import at_least_fp32
+from rpf_lightning.model.strips import WHOLE, Rows
 
+Step = Callable[[Tensor], tuple[Tensor, Tensor]]
 Skip = Literal["same_resolution", "literal"]
 COARSEST_SIDE = 4  # "e_1 has the spatial resolution of 4x4"
 LATENT = 512
@@ -39,8 +45,8 @@ class Downscale(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C[s], s, s) -> e (B, C[s], s, s) and the block's output (B, C[s/2], s/2, s/2)."""
-        feature = self.act(self.conv(x))
-        return feature, self.act(self.stride(feature))
+        feature = act_of(self.act, self.conv, x)
+        return feature, act_of(self.act, self.stride, feature)
 
 
 class FeatureModulation(nn.Module):
@@ -57,10 +63,11 @@ class FeatureModulation(nn.Module):
     def forward(self, styled: Tensor, feature: Tensor) -> Tensor:
         """Blend s and e, both (B, C, H, H), to d (B, C, H, H)."""
         feature = self.conv(feature)
-        if self.folded:
-            return self.act(styled + feature)
-        a, b = (weight[:, None, None].to(styled.dtype) for weight in self.weights())
-        return self.act(a * styled + b * feature)
+        own = feature if overwritable(feature, self.conv) else None
+        if not self.folded:
+            a, b = (weight[:, None, None].to(styled.dtype) for weight in self.weights())
+            styled, feature = a * styled, torch.mul(b, feature, out=own)
+        return self.act(torch.add(styled, feature, out=own), own is not None)
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """The factors a and b, (C,) each."""
@@ -85,6 +92,10 @@ class Upscale(nn.Module):
         super().__init__()
         self.literal = skip == "literal"
         blended = in_channels if self.literal else out_channels
+        # for `Rows`: rows of the feature's side that one row depends on, and the most channels at that side
+        self.halo, self.widest = (
+            (2, max(in_channels, 4 * out_channels)) if self.literal else (4, out_channels)
+        )
         self.up = ModulatedConv2d(in_channels, out_channels, latent, upsample=True)
         self.conv = ModulatedConv2d(blended, blended, latent)
         self.blend = FeatureModulation(blended, act)
@@ -93,8 +104,8 @@ class Upscale(nn.Module):
     def forward(self, x: Tensor, latent: Tensor, feature: Tensor) -> Tensor:
         """d_(k-1) (B, in, H, H), v_k and the encoder's feature -> d_k (B, out, 2H, 2H)."""
         if self.literal:
-            return self.act(self.up(self.blend(self.conv(x, latent), feature), latent))
-        return self.blend(self.conv(self.act(self.up(x, latent)), latent), feature)
+            return act_of(self.act, self.up, self.blend(self.conv(x, latent), feature), latent)
+        return self.blend(self.conv(act_of(self.act, self.up, x, latent), latent), feature)
 
     def fold(self, gain: float) -> None:
         """For inference: put the constants, with the activation's `gain`, into the weights."""
@@ -156,26 +167,45 @@ class RefinementModule(nn.Module):
             with torch.no_grad():
                 self.to_rgb.weight.mul_(0.02)  # starts close to the identity
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, rows: Rows = WHOLE) -> Tensor:
         """Refine.
 
         Args:
             image: (B, 3, S, S): the mean of the enlarged x^(n) and the synthesized image (paper III-B-3), or, which
                 differs from the paper, the synthesized image alone (`refinement_mean` of `RPFModel`).
+            rows: On whole maps or in strips.
 
         Returns:
             (B, 3, S, S) in at least fp32, not clamped.
         """
-        x = self.act(self.first(image))
-        features = []  # of side S, S/2, ..., 8; with the literal skip S/2, ..., 4
-        for downscale in self.encoder:
-            feature, x = downscale(x)
+        x, features = image, []  # of side S, S/2, ..., 8; with the literal skip S/2, ..., 4
+        again = rows.low and not self.literal  # the largest feature is computed where it is needed, twice
+        for level, downscale in enumerate(cast("list[Downscale]", self.encoder)):
+            step: Step = downscale if level else self._enter
+            run = partial(rows, halo=4, channels=downscale.conv.weight.shape[0])
+            if self.literal or (again and not level):
+                feature, x = x, run(partial(_second, step), x)
+            else:
+                feature, x = run(step, x)
             features.append(x if self.literal else feature)
-        for upscale, latent in zip(self.decoder, self.latent_vectors(x), strict=True):
-            x = upscale(x, latent, features.pop())
-        output = self.to_rgb(x)
-        output = at_least_fp32(output)
+        decoder = cast("list[Upscale]", list(self.decoder))
+        for upscale, latent in zip(decoder, self.latent_vectors(x), strict=True):
+            last = upscale is decoder[-1]
+            raised = partial(self._leave, again) if last else _upscale
+            run = partial(rows, halo=upscale.halo + last, channels=upscale.widest)
+            x = run(partial(raised, upscale, latent), x, features.pop())
+        output = at_least_fp32(x)
         return output + image if self.residual else output
+
+    def _enter(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The first feature and the encoder's features below it."""
+        both: tuple[Tensor, Tensor] = self.encoder[0](act_of(self.act, self.first, image))
+        return both
+
+    def _leave(self, again: bool, upscale: Upscale, latent: Tensor, x: Tensor, feature: Tensor) -> Tensor:
+        """The last block and the image; `again`: `feature` is the image that the first feature is made of."""
+        rgb: Tensor = self.to_rgb(upscale(x, latent, self._enter(feature)[0] if again else feature))
+        return rgb
 
     def latent_vectors(self, coarse: Tensor) -> list[Tensor]:
         """Embed the encoder's output (B, C[4], 4, 4): v_1, ..., v_K, each (B, latent)."""
@@ -207,6 +237,15 @@ class RefinementModule(nn.Module):
         for upscale in cast("list[Upscale]", self.decoder):
             upscale.fold(gain)
         self.to_rgb.fold(1.0)
+
+
+def _upscale(upscale: Upscale, latent: Tensor, x: Tensor, feature: Tensor) -> Tensor:
+    raised: Tensor = upscale(x, latent, feature)
+    return raised
+
+
+def _second(step: Step, x: Tensor) -> Tensor:
+    return step(x)[1]
 
 
 def refuse_checkpoints(module: nn.Module) -> None:

@@ -66,6 +66,31 @@ def resize_mask(mask: Tensor, side: int) -> Tensor:
     return (F.interpolate(mask.float(), size=(side, side), mode="area") >= 0.5).to(mask.dtype)
 
 
+def minimum_pool(mask: Tensor, side: int) -> Tensor:
+    """Reduce a mask so that 1 means that every pixel underneath is 1: the minimum of 2x2 windows, repeatedly.
+
+    Args:
+        mask: (B, 1, H, H); H is `side` times a power of two, or at most `side` (then enlarged with nearest).
+        side: Side of the result in pixels.
+
+    Returns:
+        (B, 1, side, side) in the mask's dtype.
+
+    Raises:
+        ValueError: If H is above `side` and not that times a power of two.
+    """
+    height = mask.shape[-1]
+    if height < side:
+        return F.interpolate(mask, size=(side, side), mode="nearest")
+    factor = height // side
+    if height % side or factor & (factor - 1):
+        raise ValueError(f"mask: expected a side of {side} times a power of two, got {height}")
+    while mask.shape[-1] > side:
+        mask = torch.minimum(mask[..., ::2, :], mask[..., 1::2, :])
+        mask = torch.minimum(mask[..., ::2], mask[..., 1::2])
+    return mask
+
+
 @lru_cache(maxsize=128)
 def resample_matrix(source: int, target: int, start: float = 0.0, stop: float = 1.0) -> Tensor:
     """Build the (target, source) float64 matrix of 1-D antialiased bicubic resampling.

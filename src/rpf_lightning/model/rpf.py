@@ -5,20 +5,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rpf_lightning.model import storage, strips
-from rpf_lightning.model.layers import Activation, lay_out
+from rpf_lightning.model import storage
+from rpf_lightning.model.layers import Activation, is_traced, lay_out, only_infers
+from rpf_lightning.model.references import Slots, erode, with_ok
 from rpf_lightning.model.refinement import RefinementModule, Skip, refuse_checkpoints
-from rpf_lightning.model.resize import Resize, resize
-from rpf_lightning.model.synthesis import SynthesisModule
-from rpf_lightning.model.warping import FlowUnit, WarpingModule
+from rpf_lightning.model.resize import Resize, minimum_pool, resize
+from rpf_lightning.model.strips import WHOLE, Rows, Strips, release
+from rpf_lightning.model.synthesis import CopySynthesisModule, SynthesisModule, Synthesized
+from rpf_lightning.model.warping import FlowFrom, FlowUnit, WarpingModule
 
 Memory = Literal["auto", "low"]
 
@@ -26,17 +28,42 @@ Memory = Literal["auto", "low"]
 class BlockOutput(NamedTuple):
     """What one reconstruction block computed; images are fp32 and not clamped.
 
+    With five-dimensional references, `flow`, `aligned` and `weights` have an axis K behind B.
+
     Attributes:
         flow: (B, 2, S, S) in pixels of side S, eq. 2.
         aligned: (B, 3, S, S) aligned reference.
         synthesized: (B, 3, S, S) output of the synthesis module.
         output: (B, 3, S, S) output of the refinement module, x^(n+1).
+        gate: (B, 1, S, S) in [0, 1], see `CopySynthesisModule`; None without `synthesis_copy`.
+        weights: (B, 1, S, S) the references' shares; None without `synthesis_copy`.
     """
 
     flow: Tensor
     aligned: Tensor
     synthesized: Tensor
     output: Tensor
+    gate: Tensor | None = None
+    weights: Tensor | None = None
+
+
+class Alignment(NamedTuple):
+    """References aligned to a block's input: one row per reference, without the absent ones.
+
+    Attributes:
+        flow: (R, 2, S, S) in pixels of side S.
+        aligned: (R, 3, S, S), or (R, 4, S, S) with ok.
+        slots: Which reference of which sample each row is; a single reference per sample is its own row.
+    """
+
+    flow: Tensor
+    aligned: Tensor
+    slots: Slots
+
+    @property
+    def image(self) -> Tensor:
+        """(R, 3, S, S): without ok."""
+        return self.aligned[:, :3]
 
 
 class ReconstructionBlock(nn.Module):
@@ -54,7 +81,10 @@ class ReconstructionBlock(nn.Module):
         synthesis_fuse: See `SynthesisModule`.
         flow_unit: See `WarpingModule`.
         init: See `WarpingModule`.
-        refinement_mean: See `RPFModel`.
+        refinement_mean: See `RPFModel`, like the next three.
+        synthesis_copy: With a `CopySynthesisModule`.
+        flow_from: See `WarpingModule`.
+        reference_temperature: See `CopySynthesisModule`.
     """
 
     def __init__(
@@ -71,46 +101,70 @@ class ReconstructionBlock(nn.Module):
         flow_unit: FlowUnit = "relative",
         init: Literal["kaiming", "torch"] = "kaiming",
         refinement_mean: bool = True,
+        synthesis_copy: bool = False,
+        flow_from: FlowFrom | None = None,
+        reference_temperature: float = 0.5,
     ) -> None:
         super().__init__()
         self.side = side
         self.in_side = in_side
         self.refinement_mean = refinement_mean
-        self.warping = WarpingModule(side, in_side, channels, flow_unit, init)
-        self.synthesis = SynthesisModule(side, in_side, channels, synthesis_fuse, synthesis_residual, init)
+        self.warping = WarpingModule(side, in_side, channels, flow_unit, init, flow_from)
+        self.synthesis: SynthesisModule = (
+            CopySynthesisModule(side, in_side, channels, synthesis_fuse, init, reference_temperature)
+            if synthesis_copy
+            else SynthesisModule(side, in_side, channels, synthesis_fuse, synthesis_residual, init)
+        )
         self.refinement = RefinementModule(side, width, skip, residual, act)
         self.enlarge = Resize(in_side, side)
 
-    def forward(self, x: Tensor, reference: Tensor) -> BlockOutput:
+    def forward(
+        self, x: Tensor, reference: Tensor, previous: Tensor | None = None, rows: Rows = WHOLE
+    ) -> BlockOutput:
         """Reconstruct.
 
         Args:
             x: x^(n), (B, 3, in_side, in_side) in [0, 1].
-            reference: r_hat^(n), (B, 3, S, S) in [0, 1], masked.
+            reference: r_hat^(n), (B, 3, S, S) in [0, 1], masked; with `synthesis_copy` (B, 4, S, S), see
+                `RPFModel.pyramid`. Several: (B, K, ..., S, S).
+            previous: The flow of the block before; see `WarpingModule`.
+            rows: On whole maps or, without gradients, in strips.
         """
-        flow, aligned = self.warping(x, reference)
-        synthesized = self.synthesis(x, aligned)
-        return BlockOutput(flow, aligned, synthesized, self.refine(x, synthesized))
+        alignment = self.align(x, reference, previous, rows)
+        image, gate, weights = self.synthesize(x, alignment, rows)
+        flow, aligned = (alignment.slots.spread(each) for each in (alignment.flow, alignment.image))
+        return BlockOutput(flow, aligned, image, self.refine(x, image, rows), gate, weights)
 
-    def in_strips(self, x: Tensor, reference: Tensor, low_memory: bool) -> BlockOutput:
-        """`forward` without gradients, a few rows at a time (see `model/strips.py`).
+    def align(
+        self, x: Tensor, reference: Tensor, previous: Tensor | None = None, rows: Rows = WHOLE
+    ) -> Alignment:
+        """Align the references; arguments as in `forward`.
 
-        Args:
-            x: See `forward`.
-            reference: See `forward`.
-            low_memory: Also compute the two largest maps twice instead of keeping them.
+        With `synthesis_copy` a sample without any reference gets the enlarged input, and a flow of zero.
         """
-        flow, aligned = strips.warp(self.warping, x, reference, low_memory)
-        synthesized = strips.synthesize(self.synthesis, x, aligned)
-        output = strips.refine(self.refinement, self._refinement_input(x, synthesized), low_memory)
-        return BlockOutput(flow, aligned, synthesized, output)
+        copies = isinstance(self.synthesis, CopySynthesisModule)
+        slots = Slots(reference, packed=copies and not is_traced())
+        own = slots.of_samples(x)
+        before = None if previous is None else slots.of_references(previous)
+        flow, aligned = self.warping(own, slots.of_references(reference), before, rows=rows)
+        if copies:
+            there = slots.present[:, None, None, None]
+            nothing = F.pad(self.enlarge(own).clamp(0, 1), (0, 0, 0, 0, 0, 1))  # and ok = 0
+            flow, aligned = torch.where(there, flow, 0.0), torch.where(there, aligned, nothing)
+        return Alignment(flow, aligned, slots)
 
-    def refine(self, x: Tensor, synthesized: Tensor) -> Tensor:
+    def synthesize(self, x: Tensor, alignment: Alignment, rows: Rows = WHOLE) -> Synthesized:
+        """Blend what `align` returned into the face."""
+        if isinstance(self.synthesis, CopySynthesisModule):
+            copied: Synthesized = self.synthesis(x, alignment.aligned, alignment.slots, rows=rows)
+            return copied
+        return Synthesized(self.synthesis(x, alignment.aligned, rows=rows))
+
+    def refine(self, x: Tensor, synthesized: Tensor, rows: Rows = WHOLE) -> Tensor:
         """Refinement of the mean of the enlarged input and the synthesized image (paper III-B-3), or of the latter."""
-        return self.refinement(self._refinement_input(x, synthesized))
-
-    def _refinement_input(self, x: Tensor, synthesized: Tensor) -> Tensor:
-        return (self.enlarge(x) + synthesized) / 2 if self.refinement_mean else synthesized
+        image = (self.enlarge(x) + synthesized) / 2 if self.refinement_mean else synthesized
+        refined: Tensor = self.refinement(image, rows=rows)
+        return refined
 
 
 class RPFModel(nn.Module):
@@ -119,8 +173,8 @@ class RPFModel(nn.Module):
     Args:
         lr_size: L, side of the LR image; a power of two of at least 4.
         scale: kappa, the scale factor; a power of two of at least 2. The output has side ``scale * lr_size``.
-        channels: C, features of the warping and synthesis modules (64 in the paper).
-        width: Width multiplier of the refinement modules (1 = GCFSR's channels).
+        channels: C, features of the warping and synthesis modules (64 in the paper): one number, or one per block.
+        width: Width multiplier of the refinement modules (1 = GCFSR's channels): one number, or one per block.
         skip: Where the refinement blends encoder features: ``"same_resolution"`` or ``"literal"``.
         residual: The refinement predicts a difference to its input. Differs from the paper when True.
         act: Activation of the refinement: ``"leaky_relu"`` as in GCFSR or ``"relu"`` as in the paper's text.
@@ -133,6 +187,11 @@ class RPFModel(nn.Module):
         refinement_mean: The refinement sees the mean of the enlarged input and the synthesized image (III-B-3).
             False, which differs from the paper: the synthesized image alone, so that half of what it took from
             the reference need not be found again.
+        synthesis_copy: Copies the detail of the references past the synthesis' convolutions, takes several of them and
+            samples without any; see `CopySynthesisModule`. Not in the paper; needs `synthesis_residual`.
+        flow_from: ``"previous"``: each block corrects the flow of the block before; None, as in the paper: each
+            estimates its own. See `WarpingModule`.
+        reference_temperature: T of `CopySynthesisModule`.
         validate: Check the values of the inputs (range, NaN). It synchronises a GPU; shapes are always
             checked. Skipped while exporting or compiling.
         memory: Without gradients a CPU computes the feature maps in strips (faster, and in less than half the
@@ -147,8 +206,8 @@ class RPFModel(nn.Module):
         self,
         lr_size: int = 16,
         scale: int = 64,
-        channels: int = 64,
-        width: float = 1.0,
+        channels: int | list[int] = 64,
+        width: float | list[float] = 1.0,
         skip: Skip = "same_resolution",
         residual: bool = False,
         act: Activation = "leaky_relu",
@@ -158,6 +217,9 @@ class RPFModel(nn.Module):
         flow_unit: FlowUnit = "relative",
         init: Literal["kaiming", "torch"] = "kaiming",
         refinement_mean: bool = True,
+        synthesis_copy: bool = False,
+        flow_from: FlowFrom | None = None,
+        reference_temperature: float = 0.5,
         validate: bool = True,
         memory: Memory = "auto",
     ) -> None:
@@ -169,13 +231,27 @@ class RPFModel(nn.Module):
         _check_choice("flow_unit", flow_unit, ("relative", "pixels"))
         _check_choice("init", init, ("kaiming", "torch"))
         _check_choice("memory", memory, ("auto", "low"))
-        if channels < 1 or width <= 0:
+        if flow_from is not None:
+            _check_choice("flow_from", flow_from, ("previous",))
+        if synthesis_copy and not synthesis_residual:
+            raise ValueError(
+                "synthesis_copy: adds to the enlarged input, so it needs synthesis_residual=True"
+            )
+        if not reference_temperature > 0:
+            raise ValueError(
+                f"reference_temperature: expected a positive number, got {reference_temperature}"
+            )
+        sides = [lr_size * 2**n for n in range(1, scale.bit_length())] if progressive else [lr_size * scale]
+        channels_of = _per_block("channels", channels, len(sides))
+        widths = _per_block("width", width, len(sides))
+        if min(channels_of) < 1 or min(widths) <= 0:
             raise ValueError(f"channels and width must be positive, got {channels} and {width}")
         self.config: dict[str, Any] = {
             "lr_size": lr_size, "scale": scale, "channels": channels, "width": width, "skip": skip,
             "residual": residual, "act": act, "progressive": progressive,
             "synthesis_residual": synthesis_residual, "synthesis_fuse": synthesis_fuse,
             "flow_unit": flow_unit, "init": init, "refinement_mean": refinement_mean,
+            "synthesis_copy": synthesis_copy, "flow_from": flow_from, "reference_temperature": reference_temperature,
             "validate": validate, "memory": memory,
         }  # fmt: skip
         self.lr_size = lr_size
@@ -184,14 +260,16 @@ class RPFModel(nn.Module):
         self.validate = validate
         self.memory = memory
         self.fused = False
-        sides = [lr_size * 2**n for n in range(1, int(math.log2(scale)) + 1)] if progressive else [self.size]
+        self.synthesis_copy = synthesis_copy
+        self.chains_flow = flow_from == "previous"
         self.sides = tuple(sides)
+        self.widths = tuple(widths)
         self.blocks = nn.ModuleList(
             ReconstructionBlock(
                 side,
                 side // 2 if progressive else lr_size,
-                channels,
-                width,
+                own_channels,
+                own_width,
                 skip,
                 residual,
                 act,
@@ -200,8 +278,11 @@ class RPFModel(nn.Module):
                 flow_unit,
                 init,
                 refinement_mean,
+                synthesis_copy,
+                flow_from,
+                reference_temperature,
             )
-            for side in sides
+            for side, own_channels, own_width in zip(sides, channels_of, widths, strict=True)
         )
         self.halve = nn.ModuleList(Resize(2 * side, side) for side in sides[:-1])
 
@@ -212,6 +293,7 @@ class RPFModel(nn.Module):
         reference: Tensor | Sequence[Tensor] | None = ...,
         mask: Tensor | None = ...,
         return_intermediates: Literal[False] = ...,
+        size: int | None = ...,
     ) -> Tensor: ...
 
     @overload
@@ -222,6 +304,7 @@ class RPFModel(nn.Module):
         mask: Tensor | None = ...,
         *,
         return_intermediates: Literal[True],
+        size: int | None = ...,
     ) -> tuple[Tensor, list[BlockOutput]]: ...
 
     def forward(
@@ -230,6 +313,7 @@ class RPFModel(nn.Module):
         reference: Tensor | Sequence[Tensor] | None = None,
         mask: Tensor | None = None,
         return_intermediates: bool = False,
+        size: int | None = None,
     ) -> Tensor | tuple[Tensor, list[BlockOutput]]:
         """Super-resolve faces (paper III).
 
@@ -237,79 +321,108 @@ class RPFModel(nn.Module):
             lr: (B, 3, l, l), RGB in [0, 1], l = L * 2^k: it enters at block k + 1, so that one x64 model also
                 serves x32, x16, ...
             reference: (B, 3, S, S), RGB in [0, 1], S = kappa * L: another photo of the same person; or what
-                `encode_reference` returned. None: the bicubically enlarged LR serves as the reference.
-            mask: (B, 1, S, S), 1 on the facial region of the reference and 0 elsewhere (eq. 1). Without it the
-                reference counts as masked already; the model never parses.
+                `encode_reference` returned. With `synthesis_copy` also (B, K, 3, S, S): K photos of that person; one
+                that is zero everywhere (or whose mask is) is absent, and all of them may be. None: the bicubically
+                enlarged LR serves as the reference.
+            mask: (B, 1, S, S) or (B, K, 1, S, S), 1 on the facial region of the reference and 0 elsewhere (eq. 1).
+                Without it the reference counts as masked already; the model never parses.
             return_intermediates: Also return the `BlockOutput` of every block that ran.
+            size: Side of the output: that of any block above l, where the reconstruction stops. None: S.
 
         Returns:
-            (B, 3, S, S) in [0, 1], and with `return_intermediates` the list of block outputs.
+            (B, 3, size, size) in [0, 1], and with `return_intermediates` the list of block outputs.
 
         Raises:
             ValueError: If a shape does not fit, or (with `validate`) a value is NaN or outside [0, 1].
         """
         first = self._check_lr(lr)
+        last = self._check_size(size, first)
         if reference is None:
             if mask is not None:
                 raise ValueError("mask was given without a reference; it masks the reference")
             reference = resize(lr, self.size).clamp(0, 1)
-        pyramid = self._check_pyramid(reference, lr, mask)
+        pyramid = self._check_pyramid(reference, lr, mask, last)
         records = []
-        x = lr
-        blocks = cast("list[ReconstructionBlock]", self.blocks)[first:]
-        for block, level in zip(blocks, pyramid[first:], strict=True):
-            record = self._reconstruct(block, x, level)
-            x = record.output.clamp(0, 1)
+        x, flow = lr, None
+        blocks = cast("list[ReconstructionBlock]", self.blocks)[first:last]
+        for block, level in zip(blocks, pyramid[first:last], strict=True):
+            record = self._reconstruct(block, x, level, flow)
+            x, flow = record.output.clamp(0, 1), self.handed_on(record)
             if return_intermediates:
                 records.append(record)
         return (x, records) if return_intermediates else x
 
-    def encode_reference(self, reference: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+    def encode_reference(
+        self, reference: Tensor, mask: Tensor | None = None, size: int | None = None
+    ) -> tuple[Tensor, ...]:
         """Mask the reference (eq. 1) and halve it down to every block's side.
 
         Args:
-            reference: (B, 3, S, S) in [0, 1].
-            mask: (B, 1, S, S) of 0 and 1, or None if it is masked already.
+            reference: (B, 3, S, S) or (B, K, 3, S, S) in [0, 1].
+            mask: (B, 1, S, S) or (B, K, 1, S, S) of 0 and 1, or None if it is masked already.
+            size: The reference's side, that of a block, for a `forward` that stops there. None: S.
 
         Returns:
-            r_hat^(1), ..., r_hat^(N), each (B, 3, side, side) in [0, 1]: `forward` takes it in place of the
-            reference, so that many LR images of one person share the work.
+            r_hat^(1), ..., r_hat^(N), each (B, 3, side, side) in [0, 1], with `synthesis_copy` (B, 4, side, side), and
+            with K as given: `forward` takes it in place of the reference, so that many LR images of one person share
+            the work.
 
         Raises:
             ValueError: As in `forward`.
         """
-        self._check_image("reference", reference, self.size)
+        last = self._check_size(size, 0)
+        side = self.sides[last - 1]
+        self._check_image("reference", reference, side)
         if mask is not None:
-            if mask.shape != (reference.shape[0], 1, self.size, self.size):
-                expected = (reference.shape[0], 1, self.size, self.size)
+            expected = (*reference.shape[:-3], 1, side, side)
+            if mask.shape != expected:
                 raise ValueError(f"mask: expected the shape {expected}, got {tuple(mask.shape)}")
             self._check_values("mask", mask)
             reference = reference * mask
-        return self.pyramid(reference, len(self.blocks))
+        return self.pyramid(with_ok(reference, mask) if self.synthesis_copy else reference, last)
 
     def pyramid(self, reference: Tensor, block: int) -> tuple[Tensor, ...]:
-        """Halve a masked reference of side S of `block` (counted from 1) down to the first block's side."""
-        levels = [reference]
+        """Halve a masked reference of side S of `block` (counted from 1) down to the first block's side.
+
+        Args:
+            reference: (..., 3, S, S); with `synthesis_copy` (..., 4, S, S): the fourth channel is 1 where no masked
+                pixel of the full-size reference is under the pixel (`minimum_pool` of the mask).
+            block: n.
+
+        Returns:
+            One level per block up to n, as many channels; the fourth is ok: the minimum also over 3x3 pixels.
+        """
+        levels, oks = [reference[..., :3, :, :]], [reference[..., 3:, :, :]]
         for halve in reversed(self.halve[: block - 1]):
             levels.append(halve(levels[-1]).clamp(0, 1))
+            if self.synthesis_copy:
+                oks.append(minimum_pool(oks[-1], levels[-1].shape[-1]))
+        if self.synthesis_copy:
+            levels = [torch.cat((level, erode(ok)), dim=-3) for level, ok in zip(levels, oks, strict=True)]
         return tuple(reversed(levels))
 
-    def prefix(self, lr: Tensor, reference: Tensor, block: int) -> Tensor:
+    def prefix(self, lr: Tensor, reference: Tensor, block: int) -> tuple[Tensor, Tensor | None]:
         """Compute x^(n), the input of block n = `block` (counted from 1), from the blocks before it.
 
         Args:
             lr: (B, 3, L, L) in [0, 1].
-            reference: The masked reference at the side of block n, (B, 3, S, S) in [0, 1].
+            reference: The masked reference at the side of block n, see `pyramid`.
             block: n.
 
         Returns:
-            (B, 3, S/2, S/2) in [0, 1].
+            (B, 3, S/2, S/2) in [0, 1]; and with ``flow_from="previous"`` the flow of block n - 1, (B, 2, S/2, S/2) or
+            (B, K, 2, S/2, S/2) in its pixels, else or where there is no block before None.
         """
-        x = lr
-        earlier = cast("list[ReconstructionBlock]", self.blocks)[: block - 1]
-        for before, level in zip(earlier, self.pyramid(reference, block)[:-1], strict=True):
-            x = self._reconstruct(before, x, level).output.clamp(0, 1)
-        return x
+        return self.after(lr, self.pyramid(reference, block)[:-1])
+
+    def after(self, lr: Tensor, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Run as many blocks as there are levels of `pyramid`; return what `prefix` returns for the next block."""
+        x, flow = lr, None
+        blocks = cast("list[ReconstructionBlock]", self.blocks)
+        for block, level in zip(blocks, levels, strict=False):
+            record = self._reconstruct(block, x, level, flow)
+            x, flow = record.output.clamp(0, 1), self.handed_on(record)
+        return x, flow
 
     def fuse(self) -> RPFModel:
         """Prepare for inference, in place: fold constants into the weights, lay them out channels_last.
@@ -331,7 +444,7 @@ class RPFModel(nn.Module):
         if not self.fused:
             refuse_checkpoints(self)  # before it would have loaded the modules that come first
         self.fused = True
-        strips.release()  # of the weights' copies
+        release()  # of the weights' copies
         return self.requires_grad_(False).eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -346,37 +459,44 @@ class RPFModel(nn.Module):
     def from_pretrained(cls, name: str | Path, **overrides: Any) -> RPFModel:
         """Load a model in fp32 and eval mode, strictly: no weight missing, none left over.
 
+        Arguments that add to the network, such as ``synthesis_copy=True`` or a larger `scale`, give it new heads and
+        further blocks, which start as in a new model; all that the saved network has is still loaded strictly.
+
         Args:
             name: A model directory; a model that comes with the package, ``"celeba-hq-16to128"``; or a repository of
                 the Hugging Face hub such as ``"owner/name"``.
-            **overrides: Arguments of the constructor that change no weight, such as ``validate=False``.
+            **overrides: Arguments of the constructor, in place of the saved ones.
 
         Raises:
             FileNotFoundError: If neither a directory, nor a model of the package, nor a hub repository of that name can
                 be read.
-            ValueError: If the files do not fit each other.
+            ValueError: If the files do not fit each other, or an argument would change a weight that they hold.
         """
         config, state = storage.load(name)
         try:
             model = cls(**{**config, **overrides})
+            with torch.device("meta"):
+                saved = cls(**config) if overrides else model
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"{name}: the configuration, or an argument given here, does not fit RPFModel: {error}"
             ) from error
-        storage.restore(model, state, name)
+        storage.restore(model, state, name, new=model.state_dict().keys() - saved.state_dict().keys())
         return model.eval()
 
-    def _reconstruct(self, block: ReconstructionBlock, x: Tensor, reference: Tensor) -> BlockOutput:
-        if self._runs_in_strips(block, x, reference):
-            return block.in_strips(x, reference, self.memory == "low")
-        return block(x, reference)
+    def handed_on(self, record: BlockOutput) -> Tensor | None:
+        """The flow that the next block starts from, if it does."""
+        return record.flow if self.chains_flow else None
 
-    def _runs_in_strips(self, block: nn.Module, *inputs: Tensor) -> bool:
-        if _is_traced() or not (self.memory == "low" or inputs[0].device.type == "cpu"):
-            return False
-        return not torch.is_grad_enabled() or not any(
-            tensor.requires_grad for tensor in (*inputs, *block.parameters())
-        )
+    def _reconstruct(
+        self, block: ReconstructionBlock, x: Tensor, reference: Tensor, flow: Tensor | None
+    ) -> BlockOutput:
+        return block(x, reference, flow, rows=self._rows(block, x, reference))
+
+    def _rows(self, block: nn.Module, *inputs: Tensor) -> Rows:
+        if self.memory == "low" or inputs[0].device.type == "cpu":
+            return Strips(self.memory == "low") if only_infers(*inputs, *block.parameters()) else WHOLE
+        return WHOLE
 
     def _check_lr(self, lr: Tensor) -> int:
         if lr.ndim != 4 or lr.shape[1] != 3 or lr.shape[2] != lr.shape[3]:
@@ -388,7 +508,7 @@ class RPFModel(nn.Module):
         return sides.index(lr.shape[-1])
 
     def _check_pyramid(
-        self, reference: Tensor | Sequence[Tensor], lr: Tensor, mask: Tensor | None
+        self, reference: Tensor | Sequence[Tensor], lr: Tensor, mask: Tensor | None, last: int
     ) -> tuple[Tensor, ...]:
         if isinstance(reference, Tensor):
             pyramid = self.encode_reference(reference, mask)
@@ -397,19 +517,39 @@ class RPFModel(nn.Module):
                 raise ValueError("mask was given with an encoded reference, which is masked already")
             pyramid = tuple(reference)
             got = [tuple(level.shape) if isinstance(level, Tensor) else type(level) for level in pyramid]
-            batch = tuple(pyramid[0].shape[:1]) if pyramid and isinstance(pyramid[0], Tensor) else ()
-            if got != [(*batch, 3, side, side) for side in self.sides]:
-                raise ValueError(f"reference: expected levels of side {_listed(self.sides)}, got {got}")
+            first = pyramid[0].shape if pyramid and isinstance(pyramid[0], Tensor) else ()
+            channels = 4 if self.synthesis_copy else 3
+            sides = self.sides[: max(len(got), last)]  # a forward that stops early needs no further ones
+            if got != [(*first[:-3], channels, side, side) for side in sides] or len(first) not in (4, 5):
+                raise ValueError(
+                    f"reference: expected levels of side {_listed(sides)}, got {got}. `encode_reference` makes "
+                    f"them, of {channels} channels; several photos, all of one side, are one tensor (B, K, 3, S, S)"
+                )
             for level in pyramid:
                 self._check_values("reference", level)
+        if pyramid[0].ndim == 5 and not (self.synthesis_copy or pyramid[0].shape[1] == 1):
+            raise ValueError(
+                f"reference: several per sample need a model with synthesis_copy=True, got {pyramid[0].shape[1]}"
+            )
         if pyramid[0].shape[0] not in (1, lr.shape[0]):
             raise ValueError(f"reference: expected 1 or {lr.shape[0]} images, got {pyramid[0].shape[0]}")
-        return tuple(level.expand(lr.shape[0], -1, -1, -1) for level in pyramid)
+        return tuple(level.expand(lr.shape[0], *level.shape[1:]) for level in pyramid)
+
+    def _check_size(self, size: int | None, first: int) -> int:
+        """Number of the block, counted from 1, at which to stop."""
+        if size is None:
+            return len(self.blocks)
+        if size not in self.sides[first:]:
+            raise ValueError(f"size: expected {_listed(self.sides[first:])}, got {size}")
+        return self.sides.index(size) + 1
 
     def _check_image(self, name: str, image: Tensor, side: int) -> None:
-        if image.ndim != 4 or image.shape[1:] != (3, side, side):
-            expected = f"(B, 3, {side}, {side})"
-            raise ValueError(f"{name}: expected RGB images of the shape {expected}, got {tuple(image.shape)}")
+        if image.ndim not in (4, 5) or image.shape[-3:] != (3, side, side):
+            shape = tuple(image.shape)
+            raise ValueError(
+                f"{name}: expected RGB images of the shape (B, 3, {side}, {side}), got {shape}; several per sample are "
+                f"(B, K, 3, {side}, {side})"
+            )
         self._check_values(name, image)
 
     def _check_values(self, name: str, image: Tensor) -> None:
@@ -418,22 +558,25 @@ class RPFModel(nn.Module):
         dtype = next(self.parameters()).dtype
         if image.dtype != dtype and not torch.is_autocast_enabled(image.device.type):
             raise ValueError(f"{name}: expected {dtype} as the model's weights, got {image.dtype}")
-        if not len(image):
+        if not image.numel():
             raise ValueError(f"{name}: expected at least one image, got none")
-        if not self.validate or _is_traced():
+        if not self.validate or is_traced():
             return
         low, high = image.min().item(), image.max().item()
         if not (low >= 0 and high <= 1):  # also false for NaN
             raise ValueError(f"{name}: expected values in [0, 1] without NaN, got {low:.4g} .. {high:.4g}")
 
 
-def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
-
-
 def _check_power_of_two(name: str, value: int, least: int) -> None:
     if value < least or value & (value - 1):
         raise ValueError(f"{name}: expected a power of two of at least {least}, got {value}")
+
+
+def _per_block(name: str, value: Any, count: int) -> list[Any]:
+    values = list(value) if isinstance(value, list | tuple) else [value] * count
+    if len(values) != count:
+        raise ValueError(f"{name}: expected one number or a list of {count}, one per block, got {value}")
+    return values
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +70,22 @@ def pretrained_names() -> list[str]:
     return sorted(path.parent.name for path in PRETRAINED.glob(f"*/{CONFIG_FILE}"))
 
 
-def restore(model: nn.Module, state: Mapping[str, Tensor], name: str | Path) -> None:
+def restore(model: nn.Module, state: Mapping[str, Tensor], name: str | Path, new: Iterable[str] = ()) -> None:
     """Load weights strictly; half-precision files become fp32.
+
+    Args:
+        model: Takes them.
+        state: Weights by their names.
+        name: Where they come from.
+        new: Names of weights that the file cannot have: they stay as they are.
 
     Raises:
         ValueError: If a weight is missing, left over, or of another shape.
     """
+    there = {key: value for key, value in model.state_dict().items() if key in set(new) - state.keys()}
     try:
-        model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, strict=True)
+        given = {key: tensor.float() for key, tensor in state.items()}
+        model.load_state_dict({**there, **given}, strict=True)
     except RuntimeError as error:
         raise ValueError(f"the weights of {name} do not fit its {CONFIG_FILE}: {error}") from error
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from rpf_lightning.model.references import Slots
 from rpf_lightning.model.rpf import ReconstructionBlock, RPFModel
 from rpf_lightning.model.storage import CONFIG_FILE
 
@@ -37,8 +38,9 @@ def count(model: RPFModel) -> list[ModuleCount]:
     """Count parameters and multiply-accumulates (1 MAC = 2 FLOP): three modules per block, in order.
 
     All convolutions count, the FIR's too (16 per channel and output pixel), and all products with matrices:
-    latents, styles, demodulation, the enlargement inside a residual synthesis. Not counted are elementwise
-    work, the bilinear warp and what is outside the modules: enlarging x^(n), halving the reference.
+    latents, styles, demodulation, the resizing inside a synthesis and of the flow. Not counted are elementwise
+    work, the bilinear warp and what is outside the modules: enlarging x^(n), halving the reference. There is one
+    reference: each further one costs the warping and synthesis modules once more, up to the image they make.
 
     Args:
         model: On any device, also on meta; it is neither run nor changed.
@@ -49,11 +51,18 @@ def count(model: RPFModel) -> list[ModuleCount]:
     counts = []
     for n, (block, shapes) in enumerate(zip(model.blocks, copy.blocks, strict=True), start=1):
         assert isinstance(shapes, ReconstructionBlock)
-        x = torch.empty(1, 3, shapes.in_side, shapes.in_side, device="meta")
+        x, flow = (torch.empty(1, c, shapes.in_side, shapes.in_side, device="meta") for c in (3, 2))
         image = torch.empty(1, 3, shapes.side, shapes.side, device="meta")
+        level = torch.empty(1, 3 + model.synthesis_copy, shapes.side, shapes.side, device="meta")
+        slots = (Slots(level),) if model.synthesis_copy else ()
+        inputs: dict[str, tuple[Any, ...]] = {
+            "warping": (x, level, flow if n > 1 else None),
+            "synthesis": (x, level, *slots),
+            "refinement": (image,),
+        }
         for name in MODULES:
             with FlopCounterMode(display=False) as counter:
-                getattr(shapes, name)(*((image,) if name == "refinement" else (x, image)))
+                getattr(shapes, name)(*inputs[name])
             parameters = sum(p.numel() for p in getattr(block, name).parameters())
             counts.append(ModuleCount(n, shapes.side, name, parameters, counter.get_total_flops() // 2))
     return counts

@@ -9,15 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rpf_lightning.model.layers import LRFeatures, centred, init_convolutions
-from rpf_lightning.model.resize import at_least_fp32, full_precision
+from rpf_lightning.model.layers import LRFeatures, centred, init_convolutions, relu_beside, relu_of
+from rpf_lightning.model.resize import Resize, at_least_fp32, full_precision
+from rpf_lightning.model.strips import WHOLE, Rows
 
 FlowUnit = Literal["relative", "pixels"]
+FlowFrom = Literal["previous"]
 COARSEST_SIDE = 8  # "the encoder output has the spatial resolution of 8x8"
 
 
-def backward_warp(image: Tensor, flow: Tensor) -> Tensor:
-    """Warp backwards, eq. 2: ``out(p) = image(p + flow(p))``, bilinear, zero outside the image.
+def backward_warp(image: Tensor, flow: Tensor, padding: Literal["zeros", "border"] = "zeros") -> Tensor:
+    """Warp backwards, eq. 2: ``out(p) = image(p + flow(p))``, bilinear.
 
     Coordinates are computed in fp32 (or fp64 for fp64 input) outside autocast: in bf16 they would be 4
     pixels apart at side 1024.
@@ -25,6 +27,7 @@ def backward_warp(image: Tensor, flow: Tensor) -> Tensor:
     Args:
         image: (B, C, S, S).
         flow: (B, 2, S, S), x and y displacement in pixels.
+        padding: What lies outside the image: ``"zeros"``, or its ``"border"`` repeated.
 
     Returns:
         (B, C, S, S) in at least fp32.
@@ -37,7 +40,7 @@ def backward_warp(image: Tensor, flow: Tensor) -> Tensor:
         x = (flow[:, 0].to(dtype) + centre_x) * (2 / width) - 1
         y = (flow[:, 1].to(dtype) + centre_y[:, None]) * (2 / height) - 1
         grid = torch.stack((x, y), dim=-1)
-        return F.grid_sample(image.to(dtype), grid, "bilinear", "zeros", align_corners=False)
+        return F.grid_sample(image.to(dtype), grid, "bilinear", padding, align_corners=False)
 
 
 class Downscale(nn.Module):
@@ -50,8 +53,8 @@ class Downscale(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, H) -> the features at side H and at side H/2."""
-        skip = F.relu(self.conv(x))
-        return skip, F.relu(self.stride(skip))
+        skip = relu_of(self.conv, x)
+        return skip, relu_of(self.stride, skip)
 
 
 class Upscale(nn.Module):
@@ -65,8 +68,8 @@ class Upscale(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Features at side H/2 and the skip at side H -> features at side H."""
-        x = F.relu(self.up(F.relu(self.conv(x))))
-        return F.relu(self.merge(torch.cat((x, skip), dim=1)))
+        x = relu_beside(self.up(relu_of(self.conv, x)), skip)
+        return relu_of(self.merge, x)
 
 
 class WarpingModule(nn.Module):
@@ -82,6 +85,8 @@ class WarpingModule(nn.Module):
             level; ``"pixels"``: in pixels.
         init: ``"kaiming"``: Kaiming for ReLU and images centred by -0.5; ``"torch"``: torch's default
             initialisation and images as they are. The paper names none.
+        flow_from: ``"previous"``: the module corrects the flow of the block before; None, as in the paper: every block
+            estimates its own.
     """
 
     def __init__(
@@ -91,11 +96,13 @@ class WarpingModule(nn.Module):
         channels: int = 64,
         flow_unit: FlowUnit = "relative",
         init: Literal["kaiming", "torch"] = "kaiming",
+        flow_from: FlowFrom | None = None,
     ) -> None:
         super().__init__()
         levels = int(math.log2(side // COARSEST_SIDE))
         self.flow_scale = side / 64 if flow_unit == "relative" else 1.0
         self.offset = -0.5 if init == "kaiming" else 0.0
+        self.channels = channels
         self.lr_features = LRFeatures(in_side, side, channels)
         self.reference_features = nn.Conv2d(3, channels, 3, padding=1)
         self.encoder = nn.ModuleList(
@@ -105,35 +112,84 @@ class WarpingModule(nn.Module):
         self.flow_head = nn.Conv2d(channels if levels else 2 * channels, 2, 3, padding=1)
         if init == "kaiming":
             init_convolutions(self)
+        self.enlarge = Resize(in_side, side) if flow_from == "previous" else None
         nn.init.zeros_(self.flow_head.weight)
         nn.init.zeros_(self.flow_head.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, reference: Tensor, previous: Tensor | None = None, rows: Rows = WHOLE
+    ) -> tuple[Tensor, Tensor]:
         """Align the reference to the input.
+
+        With ``flow_from="previous"`` the flow is ``u(p) = v(p) + u_up(p + v(p))``: u_up is the flow of the block
+        before, brought to this side, and v what this module adds, seeing the reference aligned by u_up. The reference
+        itself is sampled once, with u: sampled twice it would lose the octave that the copy path takes from it.
 
         Args:
             x: x^(n), (B, 3, in_side, in_side) in [0, 1].
-            reference: r_hat^(n), (B, 3, S, S) in [0, 1], masked.
+            reference: r_hat^(n), (B, 3, S, S) in [0, 1], masked; further channels are warped along.
+            previous: The flow of the block before, (B, 2, in_side, in_side) in its pixels. None: zero. Not read
+                without `flow_from`.
+            rows: On whole maps or in strips.
 
         Returns:
-            The flow (B, 2, S, S) in pixels and the aligned reference (B, 3, S, S) in [0, 1].
+            The flow (B, 2, S, S) in pixels and the aligned reference, as many channels as the reference has.
         """
-        features = torch.cat(
-            (
-                self.lr_features(centred(x, self.offset)),
-                F.relu(self.reference_features(centred(reference, self.offset))),
-            ),
-            dim=1,
-        )
-        skips = []
-        for block in self.encoder:
-            skip, features = block(features)
-            skips.append(skip)
-        for block in self.decoder:
-            features = block(features, skips.pop())
+        seen, coarse = reference[:, :3], None
+        if self.enlarge is not None and previous is not None:
+            with full_precision(previous.device):
+                coarse = self.enlarge(previous) * (seen.shape[-1] / previous.shape[-1])
+            seen = backward_warp(seen, coarse)
+        flow = self._estimate(centred(x, self.offset), centred(seen, self.offset), rows)
+        flow = at_least_fp32(flow) * self.flow_scale
+        if coarse is not None:
+            flow = flow + backward_warp(coarse, flow, "border")  # zeros would bend a constant flow at the rim
+        return flow, backward_warp(reference, flow)
+
+    def _estimate(self, x: Tensor, seen: Tensor, rows: Rows) -> Tensor:
+        """The flow head's output."""
+        halo, channels = self.lr_features.halo, self.channels
+        if not self.encoder:
+            return rows(
+                lambda *images: self._head(self._features(*images)),
+                x,
+                seen,
+                halo=halo + 1,
+                channels=2 * channels,
+            )
+        skips, features = list[tuple[Tensor, ...]](), x
+        for level, block in enumerate(self.encoder):
+            if level:
+                skip, features = rows(block, features, halo=2, channels=channels)
+                skips.append((skip,))
+            elif rows.low:  # its skip is the largest map: computed again where it is needed
+                features = rows(
+                    lambda *images: self._enter(*images)[1], x, seen, halo=halo + 2, channels=2 * channels
+                )
+                skips.append((x, seen))
+            else:
+                skip, features = rows(self._enter, x, seen, halo=halo + 2, channels=2 * channels)
+                skips.append((skip,))
+        for level, block in enumerate(self.decoder, start=1):
+            if level < len(self.decoder):
+                features = rows(block, features, *skips.pop(), halo=4, channels=2 * channels)
+        return rows(self._leave, features, *skips.pop(), halo=max(6, 3 + halo), channels=2 * channels)
+
+    def _features(self, x: Tensor, seen: Tensor) -> Tensor:
+        return relu_beside(self.lr_features(x), self.reference_features(seen))
+
+    def _enter(self, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """The first skip and the features below it."""
+        both: tuple[Tensor, Tensor] = self.encoder[0](self._features(x, seen))
+        return both
+
+    def _leave(self, features: Tensor, *skip: Tensor) -> Tensor:
+        """The last block, from the first skip or what it is made of, and the flow head."""
+        return self._head(self.decoder[-1](features, skip[0] if len(skip) == 1 else self._enter(*skip)[0]))
+
+    def _head(self, features: Tensor) -> Tensor:
         with full_precision(
             features.device
         ):  # in bf16 a flow of 8 units has steps of 1/16: a pixel at side 1024
-            flow = self.flow_head(features.to(self.flow_head.weight.dtype))
-        flow = at_least_fp32(flow) * self.flow_scale
-        return flow, backward_warp(reference, flow)
+            flow: Tensor = self.flow_head(features.to(self.flow_head.weight.dtype))
+        return flow

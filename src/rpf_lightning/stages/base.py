@@ -16,8 +16,10 @@ from torchmetrics import Metric, MetricCollection
 from rpf_lightning.data.records import FaceBatch, ReferenceBatch
 from rpf_lightning.losses import IdentityLoss, PerceptualLoss
 from rpf_lightning.losses.adversarial import PenaltyNorm
+from rpf_lightning.losses.identity import IdentityNorm
 from rpf_lightning.metrics import PSNR, SSIM, LRConsistency, PSNRFace
 from rpf_lightning.model.resize import full_precision, resize
+from rpf_lightning.model.rpf import Alignment
 from rpf_lightning.stages.adversary import ADVERSARIES, CriticKind, gradient_norms
 from rpf_lightning.stages.finite import FiniteGuard, names
 from rpf_lightning.stages.model_dir import DirectoryStage
@@ -56,6 +58,7 @@ class RPFStage(DirectoryStage):
         perceptual_weight: Weight of the AlexNet term (eq. 8); 0 loads no AlexNet.
         identity_weight: Weight of the ArcFace term (eq. 9); 0 loads no ArcFace. insightface's models are for
             non-commercial research only.
+        identity_norm: See `IdentityLoss`.
         perceptual_norm: See `PerceptualLoss`.
         perceptual_jitter: See `PerceptualLoss`.
         critic: ``"srntt"``: Wasserstein with gradient penalty, as in the paper; ``"stylegan2"``: StyleGAN2's
@@ -73,6 +76,12 @@ class RPFStage(DirectoryStage):
 
     needs_references = True
     """Whether batches must be a `ReferenceBatch`; a `FaceBatch` serves stage 1."""
+    needs_warped_reference = False
+    """Whether they must hold r_warp (eq. 3), which takes time to make."""
+    identity_side = 0
+    """Smallest side of images that ArcFace's term looks at."""
+    takes_several = False
+    """Whether they may hold several references per sample."""
     monitor: tuple[str, Literal["min", "max"]] = ("val/psnr", "max")
     """The validation metric by which the best checkpoint is kept."""
     output_title = "output"
@@ -92,6 +101,7 @@ class RPFStage(DirectoryStage):
         adversarial_weight: float = 0.0,
         perceptual_weight: float = 0.0,
         identity_weight: float = 0.0,
+        identity_norm: IdentityNorm = "l1",
         perceptual_norm: Literal["mse", "l2"] = "mse",
         perceptual_jitter: int = 1,
         critic: CriticKind = "srntt",
@@ -120,7 +130,7 @@ class RPFStage(DirectoryStage):
         self.perceptual = (
             PerceptualLoss(perceptual_norm, jitter=perceptual_jitter) if perceptual_weight else None
         )
-        self.identity = IdentityLoss() if identity_weight else None
+        self.identity = IdentityLoss(norm=identity_norm) if identity_weight else None
         self.val_metrics = MetricCollection(dict(self.metrics()), prefix="val/")
         self.test_metrics = self.val_metrics.clone(prefix="test/")
         self.generator_steps = 0  # the trainer's global_step counts the critic's steps as well
@@ -146,15 +156,35 @@ class RPFStage(DirectoryStage):
         """Where the terms' gradients are compared."""
         return outputs["output"]
 
-    def prefix(self, batch: ReferenceBatch) -> Tensor:
-        """x^(n), without gradients: in training from the cache, or the reduced GT (`entry_fraction`)."""
-        x = self._earlier_blocks(batch)
+    def references(self, batch: ReferenceBatch) -> Tensor:
+        """The references as `RPFModel.pyramid` takes them: with ok where the model has a copy path."""
+        if not self.model.synthesis_copy:
+            return batch.reference
+        return torch.cat((batch.reference, batch.reference_ok), dim=-3)
+
+    def prefix(self, batch: ReferenceBatch) -> tuple[Tensor, Tensor | None]:
+        """x^(n) and the flow before it, without gradients: in training from the cache, or the reduced GT and none."""
+        x, flow = self._earlier_blocks(batch)
         if self.entry_fraction and self.block > 1 and self.trainer.training:
-            entered = torch.rand(len(x)) < self.entry_fraction
-            x = torch.where(
-                entered.to(x.device)[:, None, None, None], resize(batch.gt, x.shape[-1]).clamp(0, 1), x
-            )
-        return x
+            entered = (torch.rand(len(x)) < self.entry_fraction).to(x.device)[:, None, None, None]
+            x = torch.where(entered, resize(batch.gt, x.shape[-1]).clamp(0, 1), x)
+            flow = None if flow is None else torch.where(entered, 0.0, flow)
+        return x, flow
+
+    def align(self, batch: ReferenceBatch) -> tuple[Tensor, Alignment]:
+        """x^(n), and the references that the warping module aligns to it."""
+        x, flow = self.prefix(batch)
+        level = self.model.pyramid(self.references(batch), self.block)[-1]
+        return x, self.current_block.align(x, level, flow)
+
+    def feature_terms(self, image: Tensor, gt: Tensor) -> Outputs:
+        """The weighted terms that look through a network of others, AlexNet (eq. 8) and ArcFace (eq. 9)."""
+        terms = {}
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual_weight * self.perceptual(image, gt)
+        if self.identity is not None and gt.shape[-1] >= self.identity_side:
+            terms["identity"] = self.identity_weight * self.identity(image, gt)
+        return terms
 
     def terms(self) -> dict[str, float]:
         """Weight of every term that all stages can have; 0 is off."""
@@ -185,9 +215,7 @@ class RPFStage(DirectoryStage):
         terms = ", ".join(f"{name} {f'x {w:g}' if w else 'off'}" for name, w in self.terms().items())
         trained = {id(p) for p in self.trained_module.parameters()}
         size = sum(p.numel() for p in self.trained_module.parameters()) / 1e6
-        rank_zero_info(
-            f"block {self.block} {self.name}: side {self.side}, {size:.2f} M trained parameters; {terms}"
-        )
+        rank_zero_info(f"{self.title}: side {self.side}, {size:.2f} M trained parameters; {terms}")
         if self.identity is not None:
             rank_zero_info("identity: insightface's models are for non-commercial research only")
         if any(p.requires_grad and id(p) not in trained for p in self.model.parameters()):
@@ -256,7 +284,7 @@ class RPFStage(DirectoryStage):
             values, step=self._batches(), epoch=self.current_epoch, id=names(batch.id),
             reference_id=names(getattr(batch, "reference_id", [])),
         )  # fmt: skip
-        self._log("train", values)
+        self._log("train", {**values, **self.watched(outputs)})
         self.log("loss", total.detach(), prog_bar=True, logger=False)
 
     def on_train_epoch_end(self) -> None:
@@ -294,7 +322,7 @@ class RPFStage(DirectoryStage):
         outputs = self.generate(batch)
         values = self.reconstruction_terms(batch, outputs)
         size = batch.lr.shape[0]
-        self._log(phase, {**values, **self.diagnostics(batch, outputs)}, size)
+        self._log(phase, {**values, **self.diagnostics(batch, outputs), **self.watched(outputs)}, size)
         metrics.update(
             output=outputs["output"], gt=batch.gt, mask=batch.gt_mask, lr=batch.lr,
             reference=getattr(batch, "reference", None), flow=outputs.get("flow"), goal=getattr(batch, "flow", None),
@@ -313,6 +341,10 @@ class RPFStage(DirectoryStage):
 
     def diagnostics(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
         """Further values for the validation log."""
+        return {}
+
+    def watched(self, outputs: Outputs) -> Outputs:
+        """Further values for the logs of training and validation."""
         return {}
 
     @torch.no_grad()
@@ -347,12 +379,12 @@ class RPFStage(DirectoryStage):
         # the package's loaders draw none of these numbers
         restore_random_state(states[self.global_rank if self.global_rank < len(states) else 0])
 
-    def _earlier_blocks(self, batch: ReferenceBatch) -> Tensor:
+    def _earlier_blocks(self, batch: ReferenceBatch) -> tuple[Tensor, Tensor | None]:
         """What the frozen blocks before this one make."""
 
-        def compute() -> Tensor:
+        def compute() -> tuple[Tensor, Tensor | None]:
             with torch.no_grad():
-                return self.model.prefix(batch.lr, batch.reference, self.block)
+                return self.model.prefix(batch.lr, self.references(batch), self.block)
 
         if self._kept_prefix is None or not self.trainer.training:
             return compute()
@@ -362,11 +394,7 @@ class RPFStage(DirectoryStage):
     def _generator_terms(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
         """All weighted terms; each is a scalar in fp32."""
         image = outputs["output"]
-        terms = self.reconstruction_terms(batch, outputs)
-        if self.perceptual is not None:
-            terms["perceptual"] = self.perceptual_weight * self.perceptual(image, batch.gt)
-        if self.identity is not None:
-            terms["identity"] = self.identity_weight * self.identity(image, batch.gt)
+        terms = {**self.reconstruction_terms(batch, outputs), **self.feature_terms(image, batch.gt)}
         if self.critic is not None:
             score = self.critic(self.critic_images(batch, image)[1])
             terms["adversarial"] = self.adversarial_weight * self.adversary.generator_loss(score)
@@ -402,13 +430,21 @@ class RPFStage(DirectoryStage):
                 f"{type(self).__name__} ({self.name}) needs references; {type(data).__name__} gives none. Use a "
                 "datamodule of pairs, such as ReferencePairsDataModule"
             )
+        if isinstance(batch, ReferenceBatch) and batch.reference.ndim == 5 and not self.takes_several:
+            raise ValueError(
+                f"{type(self).__name__} ({self.name}) takes one reference per sample, got {batch.reference.shape[1]}: "
+                "expected max_references: 1 of the data, or a JointStage"
+            )
+
+    def progress(self) -> float:
+        """Share of the fit's generator steps that are done."""
+        steps = math.ceil(int(self.trainer.num_training_batches) / self.accumulate)
+        return self.generator_steps / max(1, steps * int(self.trainer.max_epochs or 1))
 
     def _decay(self, optimizer: Any) -> None:
         if self.decay == "cosine":
-            steps = math.ceil(int(self.trainer.num_training_batches) / self.accumulate)
-            total = max(1, steps * int(self.trainer.max_epochs or 1))
             for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate * (1 + math.cos(math.pi * self.generator_steps / total)) / 2
+                group["lr"] = self.learning_rate * (1 + math.cos(math.pi * self.progress())) / 2
 
     def _log(self, phase: str, values: Mapping[str, Tensor], batch_size: int | None = None) -> None:
         named = {f"{phase}/{name}": value.detach() for name, value in values.items()}

@@ -95,7 +95,7 @@ def training_memory(
     trained = getattr(model.blocks[block - 1], "refinement" if stage == "finetune" else stage)
     model.requires_grad_(False)
     trained.requires_grad_(True)
-    judge = _critic(critic, side, model.config["width"]) if adversarial else None
+    judge = _critic(critic, side, model.widths[block - 1]) if adversarial else None
     alexnet = alexnet_layers().to("meta").requires_grad_(False) if perceptual else None
     learning = [p for module in (trained, judge) if module is not None for p in module.parameters()]
     frozen = [p for p in model.parameters() if not p.requires_grad]
@@ -168,16 +168,17 @@ class _Step:
     def _generate(self, lr: Tensor, image: Tensor) -> Tensor:
         if self.stage == "refinement":
             return self.block.refinement(image)
+        level = image.new_empty(len(image), 4 if self.model.synthesis_copy else 3, *image.shape[2:])
         with torch.no_grad():
-            x = self.model.prefix(lr, image, self.number)
+            x, flow = self.model.prefix(lr, level, self.number)
         if self.stage == "warping":
-            return self.block.warping(x, image)[1]
+            return self.block.align(x, level, flow).image
         with torch.no_grad():
-            aligned = self.block.warping(x, image)[1]
+            alignment = self.block.align(x, level, flow)
         if self.stage == "synthesis":
-            return self.block.synthesis(x, aligned)
+            return self.block.synthesize(x, alignment).image
         with torch.no_grad():
-            mean = (self.block.enlarge(x) + self.block.synthesis(x, aligned)) / 2
+            mean = (self.block.enlarge(x) + self.block.synthesize(x, alignment).image) / 2
         return self.block.refinement(mean)
 
     def _train_critic(self, image: Tensor, output: Tensor) -> None:

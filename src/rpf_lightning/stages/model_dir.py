@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +46,15 @@ def open_model(model_dir: Path, network: dict[str, Any] | None) -> RPFModel:
     return model
 
 
-def write_module(model_dir: Path, model: RPFModel, prefix: str, read: Iterable[str] = ()) -> None:
-    """Write one trained module into the directory's model; what others trained there meanwhile stays.
+def write_modules(model_dir: Path, model: RPFModel, trained: Sequence[str], read: Iterable[str] = ()) -> None:
+    """Write trained modules into the directory's model; what others trained there meanwhile stays.
 
-    Where that is something which this module was trained on, a warning says so.
+    Where that is something which these modules were trained on, a warning says so.
 
     Args:
         model_dir: The model directory.
         model: The model that was trained.
-        prefix: Beginning of the module's names in it.
+        trained: Beginnings of the modules' names in it.
         read: Beginnings of the names of the modules that it was trained on.
 
     Raises:
@@ -75,9 +75,10 @@ def write_module(model_dir: Path, model: RPFModel, prefix: str, read: Iterable[s
             ]  # fmt: skip
             if beginnings and changed:
                 rank_zero_warn(
-                    f"{model_dir}: {changed[0]} and others changed there while {prefix} was trained on them"
+                    f"{model_dir}: {changed[0]} and others changed there while {', '.join(trained)} was trained on them"
                 )
-            state = {**there, **{name: value for name, value in state.items() if name.startswith(prefix)}}
+            own = {name: value for name, value in state.items() if name.startswith(tuple(trained))}
+            state = {**there, **own}
         storage.save(model_dir, config, state)
 
 
@@ -114,6 +115,11 @@ class DirectoryStage(LightningModule, ABC):
         self._hash_at_start: str | None = None
 
     @property
+    def title(self) -> str:
+        """What this fit trains, in messages."""
+        return f"block {self.block} {self.name}"
+
+    @property
     def run_dir(self) -> Path:
         """Where this fit's logs and checkpoints go: `runs/block<n>-<stage>` in the model directory."""
         return self.model_dir / "runs" / f"block{self.block}-{self.name}"
@@ -121,7 +127,12 @@ class DirectoryStage(LightningModule, ABC):
     @property
     @abstractmethod
     def trained_module(self) -> nn.Module:
-        """The module of the model that this stage trains."""
+        """The module of the model that this stage trains, or a list of such modules."""
+
+    def trained_names(self) -> list[str]:
+        """Names in the model of what this stage trains."""
+        own = self.trained_module
+        return [name for name, module in self.model.named_modules() if module is own]
 
     @property
     def current_block(self) -> ReconstructionBlock:
@@ -158,8 +169,10 @@ class DirectoryStage(LightningModule, ABC):
                 f"{self.run_dir}: weights that are frozen changed during the fit; nothing was written"
             )
         if self.trainer.is_global_zero:
-            own = self._own_keys()[0].removeprefix("model.")
-            write_module(self.model_dir, self.model, own, [f"{name}." for name in self.read_modules()])
+            trained, read = (
+                [f"{name}." for name in names] for names in (self.trained_names(), self.read_modules())
+            )
+            write_modules(self.model_dir, self.model, trained, read)
         self.trainer.strategy.barrier()  # the next fit reads the directory in every process
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -170,7 +183,8 @@ class DirectoryStage(LightningModule, ABC):
         """
         own, state = self._own_keys(), checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: value for key, value in state.items() if key.startswith(own)}
-        refuse_not_finite(checkpoint["state_dict"])
+        # with `AveragedWeights` the state is the average, and the weights that are trained stand beside it
+        refuse_not_finite({**checkpoint["state_dict"], **checkpoint.get("current_model_state", {})})
         checkpoint["fit"] = self.run_dir.name
         checkpoint["frozen_hash"] = self._hash_at_start or self.frozen_hash()
         if "model_dir" in checkpoint.get("hyper_parameters", {}):  # a Path could not be read safely
@@ -186,14 +200,13 @@ class DirectoryStage(LightningModule, ABC):
             raise ValueError(f"expected a checkpoint of {self.run_dir.name}, got one of {checkpoint['fit']}")
         if checkpoint["frozen_hash"] != self.frozen_hash():
             raise ValueError(
-                f"the checkpoint of block {self.block} {self.name} was trained on another model than the one in "
+                f"the checkpoint of {self.title} was trained on another model than the one in "
                 f"{self.model_dir}: their frozen modules differ. Delete {self.run_dir} to train it anew"
             )
         own = self._own_keys()
         frozen = {key: value for key, value in self.state_dict().items() if not key.startswith(own)}
         checkpoint["state_dict"] = {**frozen, **checkpoint["state_dict"]}
 
-    def _own_keys(self) -> tuple[str, str]:
+    def _own_keys(self) -> tuple[str, ...]:
         """Beginnings of the names of what this stage trains."""
-        module = self.trained_module
-        return next(name for name, other in self.named_modules() if other is module) + ".", "critic."
+        return (*(f"model.{name}." for name in self.trained_names()), "critic.")

@@ -35,6 +35,8 @@ def draw_stage(
     found |= {name: outputs[name] for name in ("aligned", "synthesized") if name in outputs}
     found |= {output_title: outputs["output"], "GT": batch.gt}
     if isinstance(batch, ReferenceBatch):
-        found |= {"reference": batch.reference, "thin-plate": batch.warped_reference}
+        found["reference"] = batch.reference
+        if batch.warped_reference is not None:
+            found["thin-plate"] = batch.warped_reference
     found["mask"] = batch.gt_mask.expand_as(batch.gt)
     return {name: image.float().clamp(0, 1) for name, image in found.items()}

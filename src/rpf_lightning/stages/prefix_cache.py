@@ -1,8 +1,9 @@
-"""x^(n) of every training sample on disk: what the frozen blocks before block n make of it (METHOD section 7).
+"""x^(n) of every training sample on disk, and its flow: what the frozen blocks before block n make of it.
 
 While block n is trained it does not change, and computing it anew costs as much as the blocks before block n: at
-block 6 of the paper's network 638 GMAC in a warping step of about 1,400. It is rounded to 8 bit, also in the step that
-computes it, so that a step does not depend on what was in the cache.
+block 6 of the paper's network 638 GMAC in a warping step of about 1,400. It is rounded to 8 bit, the flow (where block
+n starts from that of the block before) to half precision, also in the step that computes them, so that a step does not
+depend on what was in the cache.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from rpf_lightning.data.preparation.tables import new_array
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.storage import weights_hash
 
-FORMAT = 1
+FORMAT = 2
+FLOW_BYTES = 4  # of a pixel: two numbers in half precision
 
 
 class PrefixCache:
-    """Rows (3, S/2, S/2) of 8 bit in a memory-mapped file, filled as the samples are met.
+    """Rows (3, S/2, S/2) of 8 bit, with the flow behind them, in a memory-mapped file, filled as the samples are met.
 
     Each row has a checksum beside it: a row counts only when it fits, so that a kill or a power cut at any
     moment costs that row and no more. Processes fill their own rows.
@@ -40,10 +42,14 @@ class PrefixCache:
         side: Side of x^(n), S/2.
         rows: Number of samples, with their mirror images where these are shown.
         key: Hash of everything that x^(n) depends on.
+        with_flow: Whether a row also holds the flow.
     """
 
-    def __init__(self, folder: Path, block: int, side: int, rows: int, key: str) -> None:
-        self.shape = (rows, 3, side, side)
+    def __init__(
+        self, folder: Path, block: int, side: int, rows: int, key: str, with_flow: bool = False
+    ) -> None:
+        self.with_flow = with_flow
+        self.shape = (rows, 3 + FLOW_BYTES * with_flow, side, side)
         name = hashlib.sha256(f"{FORMAT} {self.shape} {key}".encode()).hexdigest()[:16]
         self.path = folder / f"x{block}-{name}.npy"
         self._x: NDArray[Any] | None = None
@@ -82,26 +88,44 @@ class PrefixCache:
         self._x, self._checksums = np.load(self.path, mmap_mode="r+"), np.load(checksums, mmap_mode="r+")
         return True
 
-    def get(self, places: Sequence[int], compute: Callable[[], Tensor], device: torch.device) -> Tensor:
-        """Read x^(n) of a batch, or compute and keep it.
+    def get(
+        self,
+        places: Sequence[int],
+        compute: Callable[[], tuple[Tensor, Tensor | None]],
+        device: torch.device,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Read x^(n) and the flow of a batch, or compute and keep them.
 
         Args:
             places: Rows of the B samples.
-            compute: Gives x^(n), (B, 3, S/2, S/2) in [0, 1]; called where a row is missing.
+            compute: Gives x^(n), (B, 3, S/2, S/2) in [0, 1], and the flow, (B, 2, S/2, S/2); called where a row is
+                missing.
             device: Where the result goes.
 
         Returns:
-            (B, 3, S/2, S/2) float32, rounded to 8 bit.
+            (B, 3, S/2, S/2) float32, rounded to 8 bit; the flow, rounded to half precision, or None.
         """
         assert self._x is not None
         assert self._checksums is not None
         rows = self._x[list(places)]
         if any(self._checksums[place] != _checksum(row) for place, row in zip(places, rows, strict=True)):
-            rows = (compute().float() * 255).round().byte().cpu().contiguous().numpy()
+            rows = self._packed(*compute())
             for place, row in zip(places, rows, strict=True):
                 self._x[place] = row
                 self._checksums[place] = _checksum(row)
-        return torch.from_numpy(rows).to(device, non_blocking=True).float() / 255
+        x = torch.from_numpy(rows[:, :3]).to(device, non_blocking=True).float() / 255
+        if not self.with_flow:
+            return x, None
+        flow = np.ascontiguousarray(rows[:, 3:]).view(np.float16).reshape(len(rows), 2, *self.shape[2:])
+        return x, torch.from_numpy(flow).to(device, non_blocking=True).float()
+
+    def _packed(self, x: Tensor, flow: Tensor | None) -> NDArray[np.uint8]:
+        image = (x.float() * 255).round().byte().cpu().contiguous().numpy()
+        if not self.with_flow:
+            return image
+        assert flow is not None
+        flat = flow.half().cpu().contiguous().numpy().view(np.uint8)
+        return np.concatenate((image, flat.reshape(len(image), FLOW_BYTES, *self.shape[2:])), axis=1)
 
     def filled(self) -> int:
         """Number of rows that are there."""
@@ -132,14 +156,16 @@ def open_prefix_cache(
         )
         return None
     if (key := data.training_key()) is None:
-        rank_zero_info(f"x^(n) is computed in every step: the {data.degradation} LR is random")
+        what = "references are" if data.degradation == "bicubic" else f"the {data.degradation} LR is"
+        rank_zero_info(f"x^(n) is computed in every step: {what} random")
         return None
     count = len(data.train_dataset)  # type: ignore[arg-type]
     frozen = weights_hash(nn.ModuleList(model.blocks[: block - 1]).state_dict())
     # the batch size may change the last bit of a sum, and so the rounding
     key = f"{key} {frozen} {sorted(model.config.items())} {precision} {data.batch_size}"
     side = model.sides[block - 2]
-    cache = PrefixCache(folder, block, side, 2 * count if data.flip else count, key)
+    rows = 2 * count if data.flip else count
+    cache = PrefixCache(folder, block, side, rows, key, with_flow=model.chains_flow)
     return cache if cache.open() else None
 
 

@@ -82,12 +82,13 @@ class RefinementStage(RPFStage):
         if self.input != "synthesized":
             small = self._reduced(batch)
             return {"output": self.current_block.refinement(resize(small, self.side))}
-        x = self.prefix(batch)
         with torch.no_grad():
-            flow, aligned = self.current_block.warping(x, batch.reference)
-            synthesized = self.current_block.synthesis(x, aligned)
+            x, alignment = self.align(batch)
+            synthesized = self.current_block.synthesize(x, alignment).image
         output = self.current_block.refine(x, synthesized)
-        return {"output": output, "flow": flow, "aligned": aligned, "synthesized": synthesized}
+        return {
+            "output": output, "flow": alignment.flow, "aligned": alignment.image, "synthesized": synthesized,
+        }  # fmt: skip
 
     def reconstruction_terms(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
         """Eq. 7."""

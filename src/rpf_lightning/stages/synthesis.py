@@ -64,10 +64,10 @@ class SynthesisStage(RPFStage):
 
     def generate(self, batch: ReferenceBatch) -> Outputs:
         """Synthesized image from the frozen flow."""
-        x = self.prefix(batch)
         with torch.no_grad():
-            flow, aligned = self.current_block.warping(x, batch.reference)
-        return {"output": self.current_block.synthesis(x, aligned), "flow": flow, "aligned": aligned}
+            x, alignment = self.align(batch)
+        output = self.current_block.synthesize(x, alignment).image
+        return {"output": output, "flow": alignment.flow, "aligned": alignment.image}
 
     def reconstruction_terms(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
         """Eq. 5 and the unmasked term."""

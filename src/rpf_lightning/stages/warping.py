@@ -29,6 +29,7 @@ class WarpingStage(RPFStage):
     name = "warping"
     monitor = ("val/end_point_error", "min")
     output_title = "aligned"
+    needs_warped_reference = True
 
     def __init__(
         self,
@@ -40,9 +41,9 @@ class WarpingStage(RPFStage):
     ) -> None:
         super().__init__(
             model_dir, block, network,
-            adversarial_weight=0.0, perceptual_weight=0.0, identity_weight=0.0, perceptual_norm="mse",
-            perceptual_jitter=1,
-            critic="srntt", critic_learning_rate=0.0, penalty_weight=0.0, penalty_norm="rms", **kwargs,
+            adversarial_weight=0.0, perceptual_weight=0.0, identity_weight=0.0, identity_norm="l1",
+            perceptual_norm="mse", perceptual_jitter=1, critic="srntt", critic_learning_rate=0.0, penalty_weight=0.0,
+            penalty_norm="rms", **kwargs,
         )  # fmt: skip
         self.flow_weight = flow_weight
         self.save_hyperparameters()
@@ -58,8 +59,8 @@ class WarpingStage(RPFStage):
 
     def generate(self, batch: ReferenceBatch) -> Outputs:
         """Flow and aligned reference."""
-        flow, aligned = self.current_block.warping(self.prefix(batch), batch.reference)
-        return {"output": aligned, "flow": flow}
+        _, alignment = self.align(batch)
+        return {"output": alignment.image, "flow": alignment.flow}
 
     def gradients_at(self, outputs: Outputs) -> Tensor:
         """At the flow: the flow term does not see the aligned image."""
@@ -67,6 +68,7 @@ class WarpingStage(RPFStage):
 
     def reconstruction_terms(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
         """Eq. 3 and the flow term."""
+        assert batch.warped_reference is not None
         terms = {"warping": masked_l1(outputs["output"], batch.warped_reference)}
         if self.flow_weight:
             error = masked_l1(outputs["flow"], batch.flow, batch.gt_mask) * (64 / self.side)
@@ -83,6 +85,7 @@ class WarpingStage(RPFStage):
 
     def diagnostics(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
         """The L1s beside those that no warp at all, and the thin-plate warp, give."""
+        assert batch.warped_reference is not None
         return {
             "warping_unwarped": masked_l1(batch.reference, batch.warped_reference),
             "face_l1": masked_l1(outputs["output"], batch.gt, batch.gt_mask),

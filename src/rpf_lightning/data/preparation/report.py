@@ -88,7 +88,8 @@ def _sheet(root: Path, faces: Annotations, pairs: Sequence[Pair]) -> bytes:
         pen.text((column * TILE + 4, 4), title, "black")
     for row, pair in enumerate(pairs):
         gt, reference = (_photo(root, faces, index, masks[index]) for index in pair[:2])
-        sample = make_sample(gt, reference, lr_size=TILE // 2, size=2 * TILE, side=TILE)
+        sample = make_sample(gt, reference, lr_size=TILE // 2, size=2 * TILE, side=TILE, warped=True)
+        assert sample.warped_reference is not None
         tiles = [
             _tile(sample.gt), _tile(sample.gt * sample.gt_mask), _small(reference.image),
             _tile(sample.reference), _tile(sample.warped_reference),
