@@ -28,7 +28,8 @@ import measure
 import yaml
 from lightning import seed_everything
 
-from rpf_lightning.curriculum import STAGES, STATE_FILE, read_curriculum, run_curriculum
+from rpf_lightning.curriculum import STATE_FILE, run_curriculum
+from rpf_lightning.curriculum_file import STAGES, read_curriculum
 from rpf_lightning.data import ReferencePairsDataModule
 from rpf_lightning.data.locking import locked
 from rpf_lightning.evaluation.run import evaluate_model_dir

@@ -16,10 +16,11 @@ import yaml
 from lightning import Callback, LightningDataModule, Trainer
 
 from rpf_lightning.cli import main
-from rpf_lightning.curriculum import read_curriculum
+from rpf_lightning.curriculum import run_curriculum
+from rpf_lightning.curriculum_file import read_curriculum
 from rpf_lightning.evaluation.run import DEFAULT_METHODS
 from rpf_lightning.model import RPFModel
-from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, WarpingStage
+from rpf_lightning.stages import JointStage, RefinementStage, RPFStage, SynthesisStage, WarpingStage
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = sorted(path for pattern in ("*.yaml", "*.yml") for path in CONFIGS.rglob(pattern))
@@ -32,7 +33,10 @@ STAGES = {
     "warping": WarpingStage,
     "synthesis": SynthesisStage,
     "finetune": RefinementStage,
+    "joint": JointStage,
 }
+PAPER = ("celeba_hq_x64", "celeba_hq_x32")
+IN_ORDER = [path for path in CURRICULA if "fits" not in yaml.safe_load(path.read_text())]
 
 
 def name(path: Path) -> str:
@@ -108,13 +112,16 @@ def test_classes_exist_and_take_their_arguments(path: Path) -> None:
         assert set(entry.get("init_args") or {}) <= parameters.keys(), entry["class_path"]
 
 
-@pytest.mark.parametrize("path", CURRICULA, ids=name)
+@pytest.mark.parametrize("path", IN_ORDER, ids=name)
 def test_curriculum_names_its_stage_files(path: Path) -> None:
     curriculum, plan = read_curriculum(path)
     blocks = len({fit.block for fit in plan})
     per_block = 4 if curriculum.finetune else 3
     assert len(plan) == per_block * blocks
-    assert {fit.stage for fit in plan} == set(STAGES) - (set() if curriculum.finetune else {"finetune"})
+    assert {fit.stage for fit in plan} == set(STAGES) - {
+        "joint",
+        *([] if curriculum.finetune else ["finetune"]),
+    }
 
 
 @pytest.mark.parametrize("path", CURRICULA, ids=name)
@@ -152,7 +159,7 @@ def test_files_of_a_preset_share_one_model_directory(path: Path) -> None:
 
 def test_every_file_is_of_a_kind_that_is_tested() -> None:
     assert sorted([*CURRICULA, *FITS, *OVERLAYS, *EVALUATIONS]) == FILES
-    folders = {"celeba_hq_x64", "celeba_hq_x32", "small", "demo", "real_smoke", "table2"}
+    folders = {*PAPER, "celeba_hq_512", "small", "demo", "real_smoke", "table2"}
     assert {path.parent.name for path in CURRICULA} == folders
     assert {name(path) for path in OVERLAYS} == {
         "debug/one_step.yaml", "debug/overfit.yaml", "logger/wandb.yaml", "logger/tensorboard.yaml",
@@ -174,8 +181,61 @@ def test_frozen_modules_are_frozen_and_gpus_are_used(path: Path) -> None:
     classes_ = [callback["class_path"] for callback in trainer["callbacks"]]
     assert "rpf_lightning.callbacks.FreezeEarlierBlocks" in classes_
     assert trainer["accelerator"] == "auto"
-    if path.parent.name.startswith("celeba_hq"):
+    if path.parent.name in PAPER:
         assert trainer["precision"] == "bf16-mixed"
+
+
+def plan_of(path: Path, *words: str) -> tuple[dict[str, str], str]:
+    """The plan's lines by their fits' names, and the sum."""
+    lines: list[str] = []
+    run_curriculum(path, list(words), dry_run=True, say=lines.append)
+    names = [fit.name for fit in read_curriculum(path)[1]]
+    return dict(zip(names, lines[:-1], strict=True)), lines[-1]
+
+
+def number(line: str, unit: str) -> float:
+    found = re.search(rf"([\d.e+-]+) {unit}", line)
+    assert found is not None
+    return float(found[1])
+
+
+def test_preset_from_nothing_to_512_pixels() -> None:
+    """Its order, its samples, and what it may cost: figures of the forward pass times three, once what is frozen."""
+    path = CONFIGS / "celeba_hq_512" / "curriculum.yaml"
+    curriculum, plan = read_curriculum(path)
+    assert curriculum.initial is None
+    stages = ("refinement", "warping", "synthesis")
+    assert [fit.name for fit in plan] == [
+        "block1-refinement", "block2-refinement", "block1-warping", "block1-synthesis", "block2-warping",
+        "block2-synthesis", "joint1-2", *(f"block3-{stage}" for stage in stages), "joint1-3", "joint4-4", "joint5-5",
+    ]  # fmt: skip
+    lines, total = plan_of(path)
+    each = {"joint1-2": 40, "joint1-3": 132, "joint4-4": 115, "joint5-5": 143}
+    samples = {"joint1-2": 40_000, "joint1-3": 20_000, "joint4-4": 10_000, "joint5-5": 10_000}
+    for fit in plan:
+        if fit.name in each:
+            batch = 2 if fit.first > 3 else 4
+            assert number(lines[fit.name], "GFLOP a sample") == pytest.approx(each[fit.name], rel=0.1)
+            assert number(lines[fit.name], "steps") * batch == samples[fit.name]
+        else:
+            assert number(lines[fit.name], "PFLOP") < 0.1  # ten minutes or so
+    assert number(total, "PFLOP") < 10
+
+
+def test_sixth_block_goes_on_from_the_preset_of_five() -> None:
+    folder = CONFIGS / "celeba_hq_512"
+    five, six = (read_curriculum(folder / f"{file}.yaml")[0] for file in ("curriculum", "curriculum_1024"))
+    assert six.initial == five.model_dir != six.model_dir
+    assert [key for key in five.network if five.network[key] != six.network[key]] == [
+        "scale",
+        "channels",
+        "width",
+    ]
+    for key in ("channels", "width"):
+        assert six.network[key][:5] == five.network[key]
+    lines, _ = plan_of(folder / "curriculum_1024.yaml")
+    assert list(lines) == ["joint6-6"]
+    assert "block 6  joint  side 1024  " in lines["joint6-6"]
 
 
 def test_rows_of_table_2_differ_in_one_thing() -> None:

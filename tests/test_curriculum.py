@@ -18,10 +18,14 @@ import yaml
 
 from rpf_lightning import curriculum
 from rpf_lightning.cli import main
-from rpf_lightning.curriculum import read_curriculum, run_curriculum
+from rpf_lightning.curriculum import run_curriculum
+from rpf_lightning.curriculum_file import read_curriculum
 from rpf_lightning.model import RPFModel
+from rpf_lightning.model.storage import weights_hash
+from rpf_lightning.model.summary import count
 from rpf_lightning.stages import WarpingStage
 from rpf_lightning.stages.memory import training_memory
+from small_fits import LISTED, entry, write_listed
 
 FITS = [
     "block1-refinement", "block2-refinement",
@@ -96,7 +100,12 @@ class FakeFits:
 
     @property
     def names(self) -> list[str]:
-        return [f"block{self.value(i, 'block')}-{Path(args[2]).stem}" for i, args in enumerate(self.args)]
+        return [
+            f"joint{self.value(i, 'first')}-{self.value(i, 'block')}"
+            if "--model.init_args.first" in args
+            else f"block{self.value(i, 'block')}-{Path(args[2]).stem}"
+            for i, args in enumerate(self.args)
+        ]
 
     def value(self, fit: int, name: str) -> str:
         args = self.args[fit]
@@ -134,7 +143,8 @@ def test_dry_run_prints_the_papers_order(
             change(file, "data", "people", -1)  # touching the data would raise
     before = sorted(tmp_path.iterdir())
     main(["curriculum", "--config", str(path), "--dry-run"])
-    lines = capsys.readouterr().out.splitlines()
+    *lines, total = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"in all  [\d.e-]+ PFLOP", total)
     names = FITS if finetune else NO_FINETUNE
     assert len(lines) == len(names)
     for line, name in zip(lines, names, strict=True):
@@ -149,16 +159,12 @@ def test_dry_run_says_what_is_finished(tmp_path: Path, fake: Callable[..., FakeF
     fake(4)
     with pytest.raises(RuntimeError):
         run_curriculum(path, say=quiet)
-    lines: list[str] = []
-    run_curriculum(path, dry_run=True, say=lines.append)
-    assert [line.split()[-1] for line in lines] == ["finished"] * 3 + ["do"] * 5
+    assert [line.split()[-1] for line in plan(path)] == ["finished"] * 3 + ["do"] * 5
 
 
 def test_dry_run_counts_the_trained_module(tmp_path: Path) -> None:
-    lines: list[str] = []
-    run_curriculum(write_curriculum(tmp_path), dry_run=True, say=lines.append)
     model = RPFModel(**NETWORK)
-    for line, name in zip(lines, FITS, strict=True):
+    for line, name in zip(plan(write_curriculum(tmp_path)), FITS, strict=True):
         block, stage = int(name[5]), name[7:]
         module = getattr(model.blocks[block - 1], "refinement" if stage == "finetune" else stage)
         assert f"  {sum(p.numel() for p in module.parameters()) / 1e6:.2f} M parameters" in line
@@ -210,9 +216,7 @@ def test_options_of_one_stage(tmp_path: Path, fake: Callable[..., FakeFits]) -> 
     with pytest.raises(ValueError, match=r"block1-warping(.|\n)*trainer\.max_epochs: 9 then, 8 now"):
         run_curriculum(path, change, say=quiet)
     assert state(tmp_path / "model") == kept
-    lines: list[str] = []
-    run_curriculum(path, options, dry_run=True, say=lines.append)
-    assert ["9 steps" in line for line in lines] == ["warping" in name for name in FITS]
+    assert ["9 steps" in line for line in plan(path, options)] == ["warping" in name for name in FITS]
 
 
 def test_seed_makes_the_first_weights(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
@@ -454,6 +458,8 @@ def test_modules_that_are_read_but_not_finished_are_named(
     expected = [
         f"not finished, their modules are taken as they are in {tmp_path / 'model'}: {', '.join(missing)}"
     ]
+    *lines, total = lines
+    assert total.startswith("in all  ")
     assert [line for line in lines if not line.startswith("block ")] == (expected if missing else [])
     run_curriculum(path, say=quiet)
     lines.clear()
@@ -510,7 +516,8 @@ def test_settings_of_fits_that_do_not_run_may_differ(tmp_path: Path, fake: Calla
 def plan(path: Path, overrides: list[str] | None = None, **kwargs: Any) -> list[str]:
     lines: list[str] = []
     run_curriculum(path, overrides, dry_run=True, say=lines.append, **kwargs)
-    return lines
+    assert lines[-1].startswith("in all  ")
+    return lines[:-1]
 
 
 def test_dry_run_of_some_fits(tmp_path: Path) -> None:
@@ -801,6 +808,358 @@ def test_data_that_the_first_fit_prepares_are_noted_then(
     assert "data.sha256" in settings
     run_curriculum(path, root, say=quiet)
     assert len(calls) == 8
+
+
+# Listed fits
+
+
+def test_listed_fits_and_their_arguments(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
+    listed = [entry(name) for name in LISTED]
+    listed[2]["options"] = {"trainer.max_epochs": 5, "trainer.precision": "bf16-mixed"}
+    path = write_listed(tmp_path, listed)
+    fits, lines = fake(), []
+    words = [
+        "--trainer.max_epochs",
+        "7",
+        "--joint.model.init_args.learning_rate",
+        "0.1",
+        "--warping.model.decay",
+        "cosine",
+    ]
+    run_curriculum(path, words, say=lines.append)
+    assert fits.names == LISTED == list(state(tmp_path / "model"))
+    assert [line.partition(":")[0] for line in lines[:3]] == [
+        "[1/6] block 1  warping", "[2/6] block 2  synthesis", "[3/6] blocks 1-2  joint",
+    ]  # fmt: skip
+    own = ["--trainer.max_epochs", "5", "--trainer.precision", "bf16-mixed"]
+    rate = ["--trainer.max_epochs", "7", "--model.init_args.learning_rate", "0.1"]
+    where = ["--model.init_args.model_dir", str(tmp_path / "model")]
+    assert fits.args[2][3:] == [
+        *own,
+        *rate,
+        *where,
+        "--model.init_args.first",
+        "1",
+        "--model.init_args.block",
+        "2",
+    ]
+    assert fits.args[4][3:] == [*rate, *where, "--model.init_args.first", "1", "--model.init_args.block", "3"]
+    assert fits.args[0][3:] == [*words[:2], "--model.decay", "cosine", *where, "--model.init_args.block", "1"]
+    listed[2]["options"]["trainer.precision"] = "32-true"
+    with pytest.raises(
+        ValueError, match=r"joint1-2 in .*\n  trainer\.precision: 'bf16-mixed' then, '32-true' now\n"
+    ):
+        run_curriculum(write_listed(tmp_path, listed), words, say=quiet)
+
+
+def test_a_joint_fit_goes_on_from_its_own_checkpoint(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
+    path = write_listed(tmp_path)
+    fake(3)
+    with pytest.raises(RuntimeError):
+        run_curriculum(path, say=quiet)
+    last = checkpoint(tmp_path / "model", "joint1-2")
+    fits = fake()
+    run_curriculum(path, say=quiet)
+    assert fits.names == LISTED[2:]
+    assert fits.args[0][-2:] == ["--ckpt_path", str(last)]
+
+
+def forget(directory: Path, *names: str) -> None:
+    """Remove fits from the state file, as if they had not been finished."""
+    content = json.loads((directory / "state.json").read_text())
+    for name in names:
+        del content["finished"][name]
+    (directory / "state.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("name", "later"),
+    [
+        ("joint1-2", ["joint1-3", "joint3-3"]),
+        ("block1-warping", ["block2-synthesis", "joint1-2", "joint1-3", "joint3-3"]),
+        ("block3-refinement", ["joint1-3", "joint3-3"]),
+        ("joint1-3", ["joint3-3"]),
+        ("joint3-3", []),
+    ],
+)
+@pytest.mark.parametrize("how", ["all", "only", "start"])
+def test_a_fit_on_which_finished_ones_rest_is_not_repeated(
+    tmp_path: Path, fake: Callable[..., FakeFits], name: str, later: list[str], how: str
+) -> None:
+    path, directory = write_listed(tmp_path), tmp_path / "model"
+    fake()
+    run_curriculum(path, say=quiet)
+    forget(directory, name)
+    fits, which = fake(), {} if how == "all" else {how: name}
+    if later:
+        with pytest.raises(
+            ValueError, match=rf"^{name} is not finished in .*: {', '.join(later)}\. "
+        ) as caught:
+            run_curriculum(path, say=quiet, **which)
+        assert f"delete their folders in {directory / 'runs'} and their entries in {directory}" in str(
+            caught.value
+        )
+        assert fits.names == []
+        forget(directory, *later)
+    run_curriculum(path, say=quiet, **which)
+    assert fits.names[0] == name
+    if how != "only":
+        assert fits.names == [name, *later]
+
+
+def test_what_has_begun_on_a_fit_counts_like_what_is_finished(
+    tmp_path: Path, fake: Callable[..., FakeFits]
+) -> None:
+    path, directory = write_listed(tmp_path), tmp_path / "model"
+    fake(5)
+    with pytest.raises(RuntimeError):
+        run_curriculum(path, say=quiet)
+    last = checkpoint(directory, "joint1-3")
+    forget(directory, "joint1-2")
+    fits = fake()
+    with pytest.raises(ValueError, match=r"finished or has begun there: joint1-3\. "):
+        run_curriculum(path, say=quiet)
+    last.unlink()  # it would start anew
+    run_curriculum(path, say=quiet)
+    assert fits.names == ["joint1-2", "joint1-3", "joint3-3"]
+
+
+def test_unfinished_fits_below_a_joint_one_are_named(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
+    fits, lines = fake(), []
+    run_curriculum(write_listed(tmp_path), only="joint1-2,joint3-3", say=lines.append)
+    missing = "block1-warping, block2-synthesis, block3-refinement, joint1-3"
+    assert lines[0] == f"not finished, their modules are taken as they are in {tmp_path / 'model'}: {missing}"
+    assert fits.names == ["joint1-2", "joint3-3"]
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a listed curriculum that ran to its end, on the network that joint fits are for."""
+    folder = tmp_path_factory.mktemp("listed")
+    network = {
+        **NETWORK, "scale": 8, "channels": [4, 4, 2], "width": [1 / 64] * 3, "synthesis_residual": True,
+        "refinement_mean": False, "synthesis_copy": True, "flow_from": "previous",
+    }  # fmt: skip
+    run_curriculum(write_listed(folder, network=network), say=quiet)
+    return folder
+
+
+def test_listed_fits_run_on_one_directory(listed: Path) -> None:
+    directory = listed / "model"
+    assert list(state(directory)) == LISTED
+    assert sorted(p.name for p in (directory / "runs").iterdir()) == sorted(LISTED)
+    assert not list(directory.rglob("*.tmp"))
+    model = RPFModel.from_pretrained(directory)
+    for name, blocks in (("joint1-3", (0, 1)), ("joint3-3", (2,))):  # the last to train each of them
+        last = torch.load(directory / "runs" / name / "checkpoints" / "last.ckpt", weights_only=True)[
+            "state_dict"
+        ]
+        for n in blocks:
+            for key, value in model.blocks[n].state_dict().items():
+                assert torch.equal(value, last[f"model.blocks.{n}.{key}"])
+    lines: list[str] = []
+    run_curriculum(listed / "curriculum.yaml", say=lines.append)
+    assert [line.split(": ")[1] for line in lines] == ["finished before"] * 6
+
+
+def test_a_joint_fit_starts_from_what_the_directory_holds(listed: Path, tmp_path: Path) -> None:
+    """A fit that learns nothing leaves everything as it was."""
+    shutil.copytree(listed, tmp_path / "copy")
+    directory = tmp_path / "copy" / "model"
+    before = RPFModel.from_pretrained(directory).state_dict()
+    forget(directory, "joint1-3", "joint3-3")
+    for name in ("joint1-3", "joint3-3"):
+        shutil.rmtree(directory / "runs" / name)
+    words = ["--joint.model.init_args.learning_rate", "0"]
+    only = ["joint1-3", "joint3-3"]
+    run_curriculum(listed / "curriculum.yaml", words, model_dir=str(directory), only=only, say=quiet)
+    after = RPFModel.from_pretrained(directory).state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert list(state(directory)) == LISTED
+
+
+def test_killed_after_a_joint_fit_was_trained_but_before_it_was_noted(listed: Path, tmp_path: Path) -> None:
+    shutil.copytree(listed, tmp_path / "copy")
+    directory = tmp_path / "copy" / "model"
+    before = (directory / "model.safetensors").read_bytes()
+    forget(directory, "joint3-3")
+    lines: list[str] = []
+    run_curriculum(listed / "curriculum.yaml", model_dir=str(directory), say=lines.append)
+    assert "--ckpt_path" in lines[-1]
+    assert list(state(directory)) == LISTED
+    assert (directory / "model.safetensors").read_bytes() == before
+
+
+def test_dry_run_of_joint_fits(listed: Path) -> None:
+    network = yaml.safe_load((listed / "curriculum.yaml").read_text())["network"]
+    rows = count(RPFModel(**network))
+    macs = [sum(row.macs for row in rows if row.block == n) for n in (1, 2, 3)]
+    words = ["--joint.data.init_args.batch_size", "3"]
+    lines: list[str] = []
+    run_curriculum(
+        listed / "curriculum.yaml", words, dry_run=True, say=lines.append, only="joint", model_dir="none"
+    )
+    assert lines[1].startswith("blocks 1-2  joint  side 64  ")
+    assert lines[3].startswith("block 3  joint  side 128  ")
+    expected = [3 * sum(macs[:2]), 3 * sum(macs), sum(macs[:2]) + 3 * macs[2]]
+    for line, each in zip(lines[1:-1], expected, strict=True):
+        assert f" M parameters  - GB  2 steps  {listed}" in line
+        sample, total = operations(line)
+        assert sample == pytest.approx(2e-9 * each, rel=5e-3)
+        assert total == pytest.approx(2e-15 * each * 2 * 3, rel=5e-3)
+    several = [
+        *words,
+        "--joint.data.init_args.references",
+        "all",
+        "--joint.data.init_args.max_references",
+        "3",
+    ]
+    lines.clear()
+    run_curriculum(
+        listed / "curriculum.yaml", [*several, "--joint.data.init_args.several_fraction", "0.5"],
+        dry_run=True, say=lines.append, only="joint1-2", model_dir="none",
+    )  # fmt: skip
+    per_reference = sum(row.macs for row in rows if row.block < 3 and row.module != "refinement")
+    sample, total = operations(lines[-2])  # 1, 2 or 3 of them: 1.75 on average
+    assert sample == pytest.approx(2e-9 * expected[0], rel=5e-3)
+    assert total == pytest.approx(2e-15 * 6 * (expected[0] + 3 * 0.75 * per_reference), rel=5e-3)
+
+
+# Where the weights come from
+
+
+def start_of(directory: Path) -> dict[str, str]:
+    return json.loads((directory / "state.json").read_text())["initial"]
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Path:
+    """A model to start from."""
+    torch.manual_seed(5)
+    RPFModel(**NETWORK).save_pretrained(tmp_path / "first")
+    return tmp_path / "first"
+
+
+def test_initial_weights(tmp_path: Path, first: Path, fake: Callable[..., FakeFits]) -> None:
+    path, directory = write_curriculum(tmp_path, initial=str(first)), tmp_path / "model"
+    fake(2)
+    with pytest.raises(RuntimeError):
+        run_curriculum(path, say=quiet)
+    weights = RPFModel.from_pretrained(first).state_dict()
+    assert start_of(directory) == {"name": str(first), "sha256": weights_hash(weights)}
+    assert weights_hash(RPFModel.from_pretrained(directory).state_dict()) == start_of(directory)["sha256"]
+    shutil.rmtree(first)  # not read again
+    fits = fake()
+    run_curriculum(path, say=quiet)
+    assert fits.names == FITS[1:]
+    assert start_of(directory)["name"] == str(first)
+    assert list(state(directory)) == FITS
+
+
+def test_blocks_that_the_network_adds_start_anew(
+    tmp_path: Path, first: Path, fake: Callable[..., FakeFits]
+) -> None:
+    fake()
+    path = write_curriculum(tmp_path, initial=str(first), network={**NETWORK, "scale": 8})
+    run_curriculum(path, say=quiet)
+    model, before = RPFModel.from_pretrained(tmp_path / "model"), RPFModel.from_pretrained(first)
+    assert len(model.blocks) == 3
+    for own, given in zip(model.blocks, before.blocks, strict=False):
+        assert weights_hash(own.state_dict()) == weights_hash(given.state_dict())
+
+
+@pytest.mark.parametrize("now", ["other", None])
+def test_another_start_of_a_directory_is_refused(
+    tmp_path: Path, first: Path, fake: Callable[..., FakeFits], now: str | None
+) -> None:
+    fits = fake()
+    run_curriculum(write_curriculum(tmp_path, initial=str(first)), only="refinement", say=quiet)
+    before = (tmp_path / "model" / "state.json").read_bytes()
+    path = write_curriculum(tmp_path, **({} if now is None else {"initial": now}))
+    with pytest.raises(
+        ValueError, match=rf"a model that was started from {first}, .*initial is {now or 'not given'}\. "
+    ):
+        run_curriculum(path, say=quiet)
+    assert len(fits.args) == 2
+    assert (tmp_path / "model" / "state.json").read_bytes() == before
+
+
+def test_a_directory_that_started_from_nothing_takes_no_initial(
+    tmp_path: Path, first: Path, fake: Callable[..., FakeFits]
+) -> None:
+    fake()
+    run_curriculum(write_curriculum(tmp_path), only="refinement", say=quiet)
+    with pytest.raises(ValueError, match=rf"started from nothing, and the curriculum's initial is {first}"):
+        run_curriculum(write_curriculum(tmp_path, initial=str(first)), say=quiet)
+
+
+def test_killed_before_the_model_was_written(
+    tmp_path: Path, first: Path, fake: Callable[..., FakeFits]
+) -> None:
+    fake()
+    (tmp_path / "model").mkdir()
+    noted = {"finished": {}, "started": {}, "initial": {"name": "another", "sha256": "0"}}
+    (tmp_path / "model" / "state.json").write_text(json.dumps(noted))
+    run_curriculum(write_curriculum(tmp_path, initial=str(first)), say=quiet)
+    assert start_of(tmp_path / "model")["name"] == str(first)
+
+
+def test_arguments_of_the_initial_model_must_be_named(
+    tmp_path: Path, first: Path, fake: Callable[..., FakeFits]
+) -> None:
+    fake()
+    network = {key: value for key, value in NETWORK.items() if key != "residual"}
+    with pytest.raises(
+        ValueError, match=rf"initial: {first} has arguments that network lacks \({{'residual': True}}\)"
+    ):
+        run_curriculum(write_curriculum(tmp_path, initial=str(first), network=network), say=quiet)
+    assert not (tmp_path / "model" / "config.json").exists()
+
+
+# Operations
+
+
+def operations(line: str) -> tuple[float, float | None]:
+    """GFLOP per sample and PFLOP in all of a plan's line."""
+    found = re.search(r"  ([\d.e+-]+) GFLOP a sample  ([\d.e-]+|-) PFLOP  to do$", line)
+    assert found is not None
+    return float(found[1]), None if found[2] == "-" else float(found[2])
+
+
+def test_dry_run_counts_operations(tmp_path: Path) -> None:
+    network = {**NETWORK, "channels": 8}
+    macs = {(row.block, row.module): row.macs for row in count(RPFModel(**network))}
+    w, s, r = ([macs[n, module] for n in (1, 2)] for module in ("warping", "synthesis", "refinement"))
+    before = w[0] + s[0] + r[0]
+    passes = [
+        3 * r[0], 3 * r[1], 3 * w[0], w[0] + 3 * s[0], w[0] + s[0] + 3 * r[0],
+        before + 3 * w[1], before + w[1] + 3 * s[1], before + w[1] + s[1] + 3 * r[1],
+    ]  # fmt: skip
+    path = write_curriculum(tmp_path, network=network)
+    words = [
+        "--trainer.max_epochs",
+        "5",
+        "--trainer.limit_train_batches",
+        "3",
+        "--model.init_args.accumulate",
+        "3",
+    ]
+    for line, expected in zip(plan(path, words), passes, strict=True):
+        each, total = operations(line)
+        assert each == pytest.approx(2e-9 * expected, rel=5e-3)
+        assert total == pytest.approx(2e-15 * expected * 5 * 3 * 2, rel=5e-3)  # batches of two
+    lines: list[str] = []
+    run_curriculum(path, words, dry_run=True, say=lines.append)
+    sums = [operations(line)[1] for line in lines[:-1]]
+    assert float(lines[-1].split()[2]) == pytest.approx(sum(sums), rel=5e-3)
+
+
+def test_dry_run_says_what_it_cannot_count(tmp_path: Path) -> None:
+    lines: list[str] = []
+    words = ["--warping.trainer.limit_train_batches", "null"]
+    run_curriculum(write_curriculum(tmp_path), words, dry_run=True, say=lines.append)
+    assert [operations(line)[1] is None for line in lines[:-1]] == ["warping" in name for name in FITS]
+    assert lines[-1].endswith(" PFLOP, and 2 fits whose number of samples is not known")
 
 
 # Real fits

@@ -54,7 +54,7 @@ def _add_curriculum(commands: argparse._SubParsersAction[argparse.ArgumentParser
         allow_abbrev=False,  # --model belongs to the fits
         epilog="Further options go to every fit, such as --data.init_args.root DIR or --trainer.max_epochs 1; "
         "--refinement.data.init_args.root DIR goes to the fits of that stage. "
-        "NAME is a fit (block2-warping), a block (block2) or a stage (warping); --dry-run lists the fits.",
+        "NAME is a fit (block2-warping, joint1-2), a block (block2) or a stage (warping, joint); --dry-run lists them.",
     )
     parser.add_argument(
         "--config", required=True, action="append", metavar="FILE",
@@ -67,7 +67,7 @@ def _add_curriculum(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--from", dest="start", metavar="NAME", help="start at this fit")
     parser.add_argument(
         "--dry-run", action="store_true",
-        help="print the plan, one line per fit: side, parameters, memory of a step, steps, file",
+        help="print the plan, one line per fit: side, parameters, memory of a step, steps, file, operations",
     )  # fmt: skip
 
 

@@ -1,130 +1,54 @@
-"""`rpf curriculum`: all fits of a model in the paper's order (IV-B), on one model directory.
+"""`rpf curriculum`: all fits of a model on one model directory, in the paper's order (IV-B) or in a listed one.
 
-Stage 1 trains every block's refinement; stage 2 trains warping and synthesis from the coarsest block to the
-finest; the optional stage 3, not in the paper, fine-tunes a block's refinement on its own synthesized images
+In the paper's, stage 1 trains every block's refinement; stage 2 trains warping and synthesis from the coarsest block
+to the finest; the optional stage 3, not in the paper, fine-tunes a block's refinement on its own synthesized images
 before the next block is trained on its output.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Literal, NotRequired, TypedDict
 
-import yaml
 from lightning import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 
+from rpf_lightning.curriculum_file import (
+    JOINT,
+    STAGES,
+    Curriculum,
+    Fit,
+    choose,
+    left_out,
+    on_meta,
+    read_curriculum,
+)
 from rpf_lightning.data.locking import locked
-from rpf_lightning.data.preparation.tables import SUMMARY, read_summary
-from rpf_lightning.model.storage import write_atomically
-from rpf_lightning.planning import on_meta, plan_lines
+from rpf_lightning.fit_settings import Settings, data_hash, differences, options_of, settings_of
+from rpf_lightning.model import RPFModel
+from rpf_lightning.model.storage import CONFIG_FILE, weights_hash, write_atomically
+from rpf_lightning.planning import fit_costs
 from rpf_lightning.stages.model_dir import LOCK, open_model
 from rpf_lightning.training import lightning_cli
 
 STATE_FILE = "state.json"
-DATA_HASH = "data.sha256"  # of a prepared folder, beside a fit's own settings
-STAGES = ("refinement", "warping", "synthesis", "finetune")
-# what may change between two starts: where the data lie, and what it runs on
-MOVABLE = (
-    "data.init_args.root",
-    "data.init_args.prepared",
-    "data.init_args.images",
-    "data.init_args.mapping",
-    "data.init_args.identities",
-    "data.init_args.partition",
-    "data.init_args.landmarks",
-    "data.init_args.labels",
-    "data.init_args.cache_dir",
-    "data.init_args.num_workers",
-    "model.init_args.model_dir",  # the curriculum names it
-    "model.init_args.block",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.logger",
-    "trainer.enable_",
-)
-
-Settings = dict[str, Any]
-State = dict[str, dict[str, Settings]]
 
 
-@dataclass(frozen=True)
-class Curriculum:
-    """The contents of a `curriculum.yaml`.
+class State(TypedDict):
+    """The contents of `state.json`.
 
     Attributes:
-        model_dir: The model directory that every fit reads and writes.
-        network: Arguments of `RPFModel`.
-        refinement: Configuration of stage 1, a file beside this one.
-        warping: Configuration of the warping fits.
-        synthesis: Configuration of the synthesis fits.
-        finetune: Configuration of stage 3; None leaves it out.
-        seed: Seed of the model's initial weights; fits take theirs from their own files.
+        finished: Settings of the fits that are finished, by name.
+        started: Settings of those that were started and are not finished.
+        initial: Name and SHA-256 of the weights that the model started from, if it did not start from nothing.
     """
 
-    model_dir: str
-    network: dict[str, Any]
-    refinement: str
-    warping: str
-    synthesis: str
-    finetune: str | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Fit:
-    """One fit of a curriculum.
-
-    Attributes:
-        block: n, counted from 1.
-        stage: ``"refinement"``, ``"warping"``, ``"synthesis"`` or ``"finetune"``.
-        config: Its LightningCLI configuration.
-    """
-
-    block: int
-    stage: str
-    config: Path
-
-    @property
-    def name(self) -> str:
-        """Key in the state file and name of the run folder."""
-        return f"block{self.block}-{self.stage}"
-
-
-def read_curriculum(path: str | Path) -> tuple[Curriculum, list[Fit]]:
-    """Read a curriculum and list its fits in order.
-
-    Raises:
-        FileNotFoundError: If it, or a file that it names, is missing.
-        ValueError: If a key is missing or unknown.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such curriculum")
-    content = yaml.safe_load(path.read_text())
-    known = {field.name for field in fields(Curriculum)}
-    required = known - {"finetune", "seed"}
-    if not isinstance(content, dict) or set(content) - known or required - set(content):
-        got = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(
-            f"{path}: expected the keys {sorted(required)} and at most {sorted(known)}, got {got}"
-        )
-    curriculum = Curriculum(**content)
-    blocks = range(1, len(on_meta(curriculum.network).blocks) + 1)
-    stages = ["warping", "synthesis"] + (["finetune"] if curriculum.finetune else [])
-    order = [(n, "refinement") for n in blocks] + [(n, stage) for n in blocks for stage in stages]
-    plan = [Fit(n, stage, path.parent / getattr(curriculum, stage)) for n, stage in order]
-    for fit in plan:
-        if not fit.config.is_file():
-            raise FileNotFoundError(f"{path}: {fit.stage} names {fit.config}, which is not there")
-    return curriculum, plan
+    finished: dict[str, Settings]
+    started: dict[str, Settings]
+    initial: NotRequired[dict[str, str]]
 
 
 def run_curriculum(
@@ -145,8 +69,8 @@ def run_curriculum(
         model_dir: Used in place of the file's.
         dry_run: Only print the plan, one line per fit; needs no data.
         say: Takes the lines.
-        only: Run only these fits, in the plan's order: ``"block2-warping"``, ``"block2"`` (all its fits) or
-            ``"warping"`` (of all blocks); several as a list or with commas.
+        only: Run only these fits, in the plan's order: ``"block2-warping"``, ``"joint1-2"``, ``"block2"`` (all fits
+            that train it) or ``"warping"`` (of all blocks); several as a list or with commas.
         start: Begin at this fit, or at the first that this name fits, as in `only`.
 
     Returns:
@@ -155,45 +79,48 @@ def run_curriculum(
     Raises:
         FileNotFoundError: If the curriculum, or a file that it names, is missing.
         ValueError: If finished or interrupted fits among those to run had other settings (the difference is
-            shown), if `only` or `start` names no fit, or if a file is broken.
+            shown), if a listed fit would be trained under later ones that are there already, if the model was started
+            from another `initial`, if `only` or `start` names no fit, or if a file is broken.
     """
     say = rank_zero_only(say)  # with several processes each runs all of this
     curriculum, plan = read_curriculum(path)
     directory = Path(model_dir or curriculum.model_dir)
-    overrides = overrides or []
-    chosen = _choose(plan, only, start)
+    chosen = choose(plan, only, start)
+    options = {
+        fit.name: [*fit.options, *options_of(fit.stage, overrides or [], (*STAGES, JOINT))] for fit in chosen
+    }
     state = _read_state(directory)
-    if missing := [fit.name for fit in _left_out(plan, chosen, start) if fit.name not in state["finished"]]:
+    if missing := [fit.name for fit in left_out(plan, chosen, start) if fit.name not in state["finished"]]:
         say(f"not finished, their modules are taken as they are in {directory}: {', '.join(missing)}")
     if dry_run:
-        lines = plan_lines(curriculum.network, chosen, lambda fit: _options_of(fit.stage, overrides))
-        for fit, line in zip(chosen, lines, strict=True):
-            say(f"{line}  {'finished' if fit.name in state['finished'] else 'to do'}")
+        _say_plan(curriculum, chosen, lambda fit: _arguments(fit, directory, options[fit.name]), state, say)
         return directory
-    settings = {fit.name: _settings(fit, _options_of(fit.stage, overrides)) for fit in chosen}
+    settings = {fit.name: settings_of(fit.config, options[fit.name]) for fit in chosen}
     for fit in chosen:
         _refuse_changes(fit, state, settings[fit.name], directory)
+        if curriculum.fits is not None:  # else the fits of a block may run in any order, at one's own risk
+            _refuse_repeat(fit, plan, state, directory)
     seed_everything(curriculum.seed, verbose=False)
-    open_model(directory, curriculum.network)
+    _open(directory, curriculum, state)
     # decided once, and alike in all processes: another command may note fits meanwhile
     finished = set(state["finished"])
     for number, fit in enumerate(plan, start=1):
         if fit not in chosen:
             continue
-        head = f"[{number}/{len(plan)}] block {fit.block}  {fit.stage}"
+        head = f"[{number}/{len(plan)}] {fit.title}"
         if fit.name in finished:
             say(f"{head}: finished before")
             continue
         _clean(directory, fit)
         _note(directory, state, "started", fit.name, settings[fit.name])
-        arguments = _arguments(fit, directory, _options_of(fit.stage, overrides))
+        arguments = _arguments(fit, directory, options[fit.name])
         say(f"{head}: rpf {' '.join(arguments)}")
         cli = lightning_cli(arguments)
         if cli is not None and cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
             _note(directory, state, "started", fit.name, None)
             continue  # a try, of which nothing was written
         # the fit may have prepared the data
-        done = {**settings[fit.name], **_data_hash(settings[fit.name])}
+        done = {**settings[fit.name], **data_hash(settings[fit.name])}
         state["finished"][fit.name] = done
         _note(directory, state, "finished", fit.name, done)
     if all(fit.name in state["finished"] for fit in plan):
@@ -201,75 +128,62 @@ def run_curriculum(
     return directory
 
 
-def _choose(plan: list[Fit], only: str | Sequence[str] | None, start: str | None) -> list[Fit]:
-    """The fits to run, in the plan's order."""
-    chosen = plan
-    if only is not None:
-        words = [only] if isinstance(only, str) else only
-        names = [name for word in words for name in word.split(",") if name]
-        wanted = {fit.name for name in names for fit in _named(plan, name)}
-        chosen = [fit for fit in plan if fit.name in wanted]
-    if start is not None:
-        first = plan.index(_named(plan, start)[0])
-        chosen = [fit for fit in chosen if plan.index(fit) >= first]
-    if not chosen:
-        raise ValueError(f"no fit is left: only {only!r}, from {start!r}")
-    return chosen
+def _say_plan(
+    curriculum: Curriculum,
+    fits: list[Fit],
+    arguments: Callable[[Fit], list[str]],
+    state: State,
+    say: Callable[[str], None],
+) -> None:
+    """Print a line for every fit, and what all of them take."""
+    operations: list[float | None] = []
+    for fit, cost in zip(fits, fit_costs(curriculum.network, fits, arguments), strict=True):
+        say(f"{cost.line}  {'finished' if fit.name in state['finished'] else 'to do'}")
+        operations.append(cost.flop)
+    known = [flop for flop in operations if flop is not None]
+    unknown = len(operations) - len(known)
+    rest = f", and {unknown} fits whose number of samples is not known" if unknown else ""
+    say(f"in all  {sum(known) / 1e15:.3g} PFLOP{rest}")
 
 
-def _named(plan: list[Fit], name: str) -> list[Fit]:
-    found = [fit for fit in plan if name in (fit.name, f"block{fit.block}", fit.stage)]
-    if not found:
-        blocks, stages = (
-            list(dict.fromkeys(x)) for x in zip(*((f.block, f.stage) for f in plan), strict=True)
-        )
-        several = ", ".join([*(f"block{n}" for n in blocks), *stages])
-        raise ValueError(
-            f"{name!r} names no fit. There are {', '.join(fit.name for fit in plan)}; several at once: {several}"
-        )
-    return found
+def _open(directory: Path, curriculum: Curriculum, state: State) -> None:
+    """Make the model where there is none, and refuse another one.
 
-
-def _left_out(plan: list[Fit], chosen: list[Fit], start: str | None) -> list[Fit]:
-    """The fits that are not run now, but whose modules those that are run read; and all before `start`."""
-    before = [] if start is None else plan[: plan.index(_named(plan, start)[0])]
-    needed = [early for fit in chosen for early in plan[: plan.index(fit)] if _reads(fit, early)]
-    return [fit for fit in plan if fit not in chosen and fit in (*before, *needed)]
-
-
-def _reads(fit: Fit, early: Fit) -> bool:
-    """Whether a fit computes with what an earlier one has trained."""
-    if fit.stage == "refinement":
-        return False  # stage 1 trains every block by itself
-    if early.block < fit.block:
-        return True
-    return early.block == fit.block and (early.stage != "refinement" or fit.stage == "finetune")
-
-
-def _is_option(word: str) -> bool:
-    """Whether a word of the command line names an option, and is no value such as -1."""
-    return word.startswith("--") or word.partition("=")[0] == "-c"
-
-
-def _options_of(stage: str, overrides: list[str]) -> list[str]:
-    """The options of one stage's fits: first those of all, then its own."""
-    common: list[str] = []
-    own: list[str] = []
-    target: list[str] = common
-    for word in overrides:
-        if _is_option(word):
-            named, _, rest = word.removeprefix("--").partition(".")
-            target = common
-            if named in STAGES:
-                target = own if named == stage else []
-                word = f"--{rest}"
-        target.append(word)
-    return common + own
+    Raises:
+        ValueError: If the directory holds a model of other arguments, or one that was not started from the curriculum's
+            `initial`; if that has arguments that the curriculum does not name.
+    """
+    with locked(directory / LOCK):  # of several processes that start at once, one makes it
+        noted = _read_state(directory)
+        if not (directory / CONFIG_FILE).is_file():
+            noted.pop("initial", None)  # of one that was killed before it wrote the model
+            if curriculum.initial is not None:
+                model = RPFModel.from_pretrained(curriculum.initial, **curriculum.network)
+                wanted = on_meta(curriculum.network).config
+                if other := {k: v for k, v in model.config.items() if v != wanted.get(k)}:
+                    raise ValueError(
+                        f"initial: {curriculum.initial} has arguments that network lacks ({other}); name them there"
+                    )
+                sha256 = weights_hash(model.state_dict())
+                noted["initial"] = {"name": curriculum.initial, "sha256": sha256}
+                _write_state(directory, noted)  # first, or a kill would leave a model of unknown origin
+                model.save_pretrained(directory)
+        elif (name := noted.get("initial", {}).get("name")) != curriculum.initial:
+            raise ValueError(
+                f"{directory} holds a model that was started from {name or 'nothing'}, and the curriculum's initial is "
+                f"{curriculum.initial or 'not given'}. Use another --model_dir, or put initial back"
+            )
+    if "initial" in noted:
+        state["initial"] = noted["initial"]
+    open_model(directory, curriculum.network)
 
 
 def _arguments(fit: Fit, directory: Path, overrides: list[str]) -> list[str]:
     args = ["fit", "--config", str(fit.config), *overrides]
-    args += ["--model.init_args.model_dir", str(directory), "--model.init_args.block", str(fit.block)]
+    args += ["--model.init_args.model_dir", str(directory)]
+    if fit.stage == JOINT:
+        args += ["--model.init_args.first", str(fit.first)]
+    args += ["--model.init_args.block", str(fit.block)]
     last = _last(directory, fit)
     return [*args, "--ckpt_path", str(last)] if last.is_file() else args
 
@@ -286,11 +200,12 @@ def _read_state(directory: Path) -> State:
         return {"finished": {}, "started": {}}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        state = {
-            "finished": content["finished"],
-            "started": content.get("started", {}),
-        }  # older files lack it
-        whole = all(isinstance(settings, dict) for fits in state.values() for settings in fits.values())
+        # older files lack the second
+        state: State = {"finished": content["finished"], "started": content.get("started", {})}
+        if "initial" in content:
+            state["initial"] = content["initial"]
+        fits = [*state["finished"].values(), *state["started"].values(), state.get("initial", {})]
+        whole = all(isinstance(settings, dict) for settings in fits)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(_broken(path)) from error
     if not whole:
@@ -306,14 +221,20 @@ def _broken(path: Path) -> str:
 
 
 @rank_zero_only
-def _note(directory: Path, state: State, kind: str, name: str, settings: Settings | None) -> None:
+def _note(
+    directory: Path, state: State, kind: Literal["finished", "started"], name: str, settings: Settings | None
+) -> None:
     """Write down that a fit was started or is finished; what another command noted meanwhile stays."""
     with locked(directory / LOCK):
         there = _read_state(directory) if (directory / STATE_FILE).is_file() else state
         there["started"].pop(name, None)
         if settings is not None:
             there[kind][name] = settings
-        write_atomically(directory / STATE_FILE, (json.dumps(there, indent=2) + "\n").encode())
+        _write_state(directory, there)
+
+
+def _write_state(directory: Path, state: State) -> None:
+    write_atomically(directory / STATE_FILE, (json.dumps(state, indent=2) + "\n").encode())
 
 
 @rank_zero_only
@@ -331,61 +252,6 @@ def _remove_cache(directory: Path) -> None:
     shutil.rmtree(directory / "cache", ignore_errors=True)
 
 
-def _settings(fit: Fit, overrides: list[str]) -> Settings:
-    """Everything that a fit's result depends on, flat: its file, the overlays' contents, the options."""
-    settings = _flatten(yaml.safe_load(fit.config.read_text()))
-    name = ""
-    for word in overrides:  # --name=value or --name value
-        if _is_option(word):
-            name, _, value = word.partition("=")
-        else:
-            value = word
-        settings.pop(name, None)
-        if name in ("--config", "-c") and Path(value).is_file():
-            given = _flatten(yaml.safe_load(Path(value).read_text()))
-        else:
-            given = {name: value}
-        settings = {**{k: v for k, v in settings.items() if k not in given}, **given}  # the last one acts
-    return {**settings, **_data_hash(settings)}
-
-
-def _data_hash(settings: Settings) -> Settings:
-    """The content hash of the prepared folder that settings name, if it is there."""
-    effective = _effective(settings)
-    root = Path(str(effective.get("data.init_args.prepared") or effective.get("data.init_args.root", "")))
-    return {DATA_HASH: read_summary(root)["sha256"]} if (root / SUMMARY).is_file() else {}
-
-
-def _effective(settings: Settings) -> Settings:
-    """Settings by the names that a file gives them; an option replaces its file's value."""
-    effective = {}
-    for name, value in settings.items():
-        group, _, key = name.lstrip("-").partition(".")
-        whole = key.split(".")[0] in ("", "class_path", "init_args", "dict_kwargs")
-        if name.startswith("--") and group in ("model", "data") and not whole:
-            key = f"init_args.{key}"  # LightningCLI's short form
-        effective[f"{group}.{key}" if key else group] = value
-    return effective
-
-
-def _parsed(value: Any) -> Any:
-    """What a file or the command line means by a text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        # YAML 1.1 reads 1e-4 as text, LightningCLI as a number
-        return float(value) if re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", value) else yaml.safe_load(value)
-    except (ValueError, yaml.YAMLError):
-        return value
-
-
-def _flatten(value: Any, name: str = "") -> Settings:
-    if isinstance(value, dict) and value:
-        nested = (_flatten(inner, f"{name}.{key}" if name else str(key)) for key, inner in value.items())
-        return {key: inner for part in nested for key, inner in part.items()}
-    return {name: value} if name else {}
-
-
 def _refuse_changes(fit: Fit, state: State, now: Settings, directory: Path) -> None:
     if fit.name in state["finished"]:
         before, what = state["finished"][fit.name], "was finished"
@@ -396,12 +262,28 @@ def _refuse_changes(fit: Fit, state: State, now: Settings, directory: Path) -> N
         remedy = f"Delete {folder} to train it from its beginning, or put the settings back"
     else:
         return
-    then, now = ({k: _parsed(v) for k, v in _effective(given).items()} for given in (before, now))
-    names = [name for name in sorted({*then, *now}) if not name.startswith(MOVABLE)]
-    if DATA_HASH not in then or DATA_HASH not in now:  # not prepared yet, or noted by an older release
-        names = [name for name in names if name != DATA_HASH]
-    # as text: `limit_train_batches: 1` is a batch, 1.0 all of them
-    changed = [name for name in names if repr(then.get(name)) != repr(now.get(name))]
-    if changed:
-        text = "\n".join(f"  {name}: {then.get(name)!r} then, {now.get(name)!r} now" for name in changed)
+    if changed := differences(before, now):
+        text = "\n".join(f"  {line}" for line in changed)
         raise ValueError(f"{fit.name} in {directory} {what} with other settings:\n{text}\n{remedy}")
+
+
+def _refuse_repeat(fit: Fit, plan: list[Fit], state: State, directory: Path) -> None:
+    """Refuse to train what later fits were trained on."""
+    if fit.name in state["finished"]:
+        return
+    later = [
+        other.name
+        for other in plan[plan.index(fit) + 1 :]
+        if other.rests_on(fit)
+        and (
+            other.name in state["finished"]
+            or (other.name in state["started"] and _last(directory, other).is_file())
+        )
+    ]
+    if later:
+        raise ValueError(
+            f"{fit.name} is not finished in {directory}, but what rests on it is finished or has begun there: "
+            f"{', '.join(later)}. Training {fit.name} now would change it under them. To train them all anew, delete "
+            f"their folders in {directory / 'runs'} and their entries in {directory / STATE_FILE}; or use another "
+            "--model_dir"
+        )

@@ -7,67 +7,102 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
-import torch
 from lightning import LightningDataModule
 
+from rpf_lightning.curriculum_file import JOINT, Fit, on_meta
 from rpf_lightning.data.modules import PreparedDataModule
 from rpf_lightning.data.pairs import PairsDataModule, evenly
 from rpf_lightning.data.preparation.tables import SUMMARY
-from rpf_lightning.model import RPFModel
+from rpf_lightning.model.summary import ModuleCount, count
 from rpf_lightning.stages import RPFStage
 from rpf_lightning.stages.memory import training_memory
 from rpf_lightning.training import RPFCLI
 
 
-class PlannedFit(Protocol):
-    """A block, a stage and its configuration."""
+class FitCost(NamedTuple):
+    """What a fit costs.
 
-    @property
-    def block(self) -> int:
-        """n, counted from 1."""
+    Attributes:
+        line: Block, side, size, memory, steps, file, operations: one line without a break.
+        flop: Operations of the network in all, or None where the number of samples is not known.
+    """
 
-    @property
-    def stage(self) -> str:
-        """Name of the stage."""
-
-    @property
-    def config(self) -> Path:
-        """Its LightningCLI configuration."""
+    line: str
+    flop: float | None
 
 
-def plan_lines(
-    network: dict[str, Any], fits: Sequence[PlannedFit], options: Callable[[PlannedFit], list[str]]
-) -> Iterator[str]:
+def fit_costs(
+    network: dict[str, Any], fits: Sequence[Fit], arguments: Callable[[Fit], list[str]]
+) -> Iterator[FitCost]:
     """What every fit costs, its options read as the fit itself would read them.
+
+    Operations are those of the network's convolutions and matrix products (1 multiply-accumulate = 2 FLOP), as
+    `count` counts them: three times the forward pass for what is trained, once for the frozen modules that it
+    computes with. In all, references count as often as a sample has them on average. Not counted: critics, AlexNet,
+    ArcFace, validation. Not subtracted: what a kept x^(n) saves, and samples that enter at a later block.
 
     Args:
         network: Arguments of `RPFModel`.
         fits: The fits.
-        options: Gives the options of a fit beside its file.
+        arguments: Gives the words of a fit's command line.
     """
     model = on_meta(network)
-    read: dict[Path, tuple[dict[str, Any], str]] = {}
+    counts = count(model)
+    read: dict[tuple[str, ...], tuple[dict[str, Any], str, int | None]] = {}
     for fit in fits:
-        if fit.config not in read:  # all blocks share it, but for their number
-            given = _read_options(["fit", "--config", str(fit.config), *options(fit)])
-            read[fit.config] = given, _steps(given)
-        given, steps = read[fit.config]
-        stage, data = (given[name].get("init_args", {}) for name in ("model", "data"))
-        memory = training_memory(
-            network, fit.block, fit.stage, data.get("batch_size", 1),
-            adversarial=bool(stage.get("adversarial_weight")) and fit.stage != "warping",
-            perceptual=bool(stage.get("perceptual_weight")) and fit.stage != "warping",
-            critic=stage.get("critic", "srntt"),
-            bf16=given["trainer"].get("precision") in ("bf16-mixed", "bf16"),
-        )  # fmt: skip
-        module = getattr(model.blocks[fit.block - 1], "refinement" if fit.stage == "finetune" else fit.stage)
-        size = sum(p.numel() for p in module.parameters())
-        yield (
-            f"block {fit.block}  {fit.stage}  side {model.sides[fit.block - 1]}  {size / 1e6:.2f} M parameters  "
-            f"{memory.total / 1e9:.2f} GB  {steps}  {fit.config}"
+        key = (str(fit.config), fit.stage, *fit.options)
+        if key not in read:  # all blocks share them, but for their number
+            given = _read_options(arguments(fit))
+            read[key] = given, *_length(given)
+        given, steps, samples = read[key]
+        data = given["data"].get("init_args", {})
+        one, some = (_flop(fit, counts, references) for references in (1, _references(data)))
+        flop = None if samples is None else samples * some
+        size = sum(row.parameters for row in counts if (row.block, row.module) in fit.trained)
+        yield FitCost(
+            f"{fit.title}  side {model.sides[fit.block - 1]}  {size / 1e6:.2f} M parameters  "
+            f"{_memory(network, fit, given)}  {steps}  {fit.config}  {_short(one / 1e9)} GFLOP a sample  "
+            f"{'-' if flop is None else _short(flop / 1e15)} PFLOP",
+            flop,
         )
+
+
+def _short(value: float) -> str:
+    """Three digits, or all of a larger number."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _flop(fit: Fit, counts: Sequence[ModuleCount], references: float) -> float:
+    """Operations for a sample with so many references."""
+    flop = 0.0
+    for row in counts:
+        module = row.block, row.module
+        passes = 3 if module in fit.trained else int(module in fit.frozen)
+        flop += 2 * passes * row.macs * (1 if row.module == "refinement" else references)
+    return flop
+
+
+def _references(data: dict[str, Any]) -> float:
+    """References of a sample on average, if all people have enough photos: a share has 2 to `max_references`."""
+    most = data.get("max_references", 1)
+    return 1 + data.get("several_fraction", 0) * most / 2 if most > 1 else 1
+
+
+def _memory(network: dict[str, Any], fit: Fit, given: dict[str, Any]) -> str:
+    """Memory of a step, or a dash: joint fits are not estimated."""
+    if fit.stage == JOINT:
+        return "- GB"
+    stage, data = (given[name].get("init_args", {}) for name in ("model", "data"))
+    memory = training_memory(
+        network, fit.block, fit.stage, data.get("batch_size", 1),
+        adversarial=bool(stage.get("adversarial_weight")) and fit.stage != "warping",
+        perceptual=bool(stage.get("perceptual_weight")) and fit.stage != "warping",
+        critic=stage.get("critic", "srntt"),
+        bf16=given["trainer"].get("precision") in ("bf16-mixed", "bf16"),
+    )  # fmt: skip
+    return f"{memory.total / 1e9:.2f} GB"
 
 
 class _Reader(RPFCLI):
@@ -94,8 +129,8 @@ def _read_options(args: list[str]) -> dict[str, Any]:
     return options
 
 
-def _steps(options: dict[str, Any]) -> str:
-    """Number of generator steps as far as it is known without making data, or else of epochs."""
+def _length(options: dict[str, Any]) -> tuple[str, int | None]:
+    """Number of generator steps as far as it is known without making data, or else of epochs; and of samples."""
     trainer, data = options["trainer"], options["data"].get("init_args", {})
     epochs, limit = trainer["max_epochs"], trainer["limit_train_batches"]
     samples, devices = _samples(options["data"]), trainer["devices"]
@@ -106,10 +141,11 @@ def _steps(options: dict[str, Any]) -> str:
     elif limit is not None and batches is not None:
         batches = int(limit * batches)
     if epochs is None or epochs < 0:
-        return "no number of epochs"
+        return "no number of epochs", None
     if batches is None:
-        return f"{epochs} epoch{'' if epochs == 1 else 's'}"
-    return f"{epochs * math.ceil(batches / options['model'].get('init_args', {}).get('accumulate', 1))} steps"
+        return f"{epochs} epoch{'' if epochs == 1 else 's'}", None
+    steps = epochs * math.ceil(batches / options["model"].get("init_args", {}).get("accumulate", 1))
+    return f"{steps} steps", epochs * batches * together
 
 
 def _samples(data: dict[str, Any]) -> int | None:
@@ -127,9 +163,3 @@ def _samples(data: dict[str, Any]) -> int | None:
             except FileNotFoundError:
                 pass  # the photos may be elsewhere; the fit will say so
     return arguments.get("limit_train")
-
-
-def on_meta(network: dict[str, Any]) -> RPFModel:
-    """Build a network of shapes only."""
-    with torch.device("meta"):
-        return RPFModel(**network)

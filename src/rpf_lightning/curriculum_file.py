@@ -1,0 +1,247 @@
+"""What a `curriculum.yaml` says: its fits in order, their names, and which of them rest on which."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from rpf_lightning.fit_settings import flatten
+from rpf_lightning.model import RPFModel
+from rpf_lightning.model.summary import MODULES
+
+STAGES = ("refinement", "warping", "synthesis", "finetune")
+JOINT = "joint"
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """The contents of a `curriculum.yaml`: either `fits`, or one file per stage for the paper's order.
+
+    Attributes:
+        model_dir: The model directory that every fit reads and writes.
+        network: Arguments of `RPFModel`.
+        refinement: Configuration of stage 1, a file beside this one.
+        warping: Configuration of the warping fits.
+        synthesis: Configuration of the synthesis fits.
+        finetune: Configuration of stage 3; None leaves it out.
+        seed: Seed of the model's initial weights; fits take theirs from their own files.
+        fits: The fits in order, each a mapping: `stage`; `block`, or `first` and `last` of a joint fit; `file` beside
+            this one; `options` for this fit alone, a list of words or a mapping of names without ``--``.
+        initial: Where the weights of a new model directory come from, as `RPFModel.from_pretrained` takes it; what
+            `network` adds to that model starts anew. None: all do.
+    """
+
+    model_dir: str
+    network: dict[str, Any]
+    refinement: str | None = None
+    warping: str | None = None
+    synthesis: str | None = None
+    finetune: str | None = None
+    seed: int = 0
+    fits: list[dict[str, Any]] | None = None
+    initial: str | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One fit of a curriculum.
+
+    Attributes:
+        first: The first block that it trains, counted from 1.
+        block: The last one; the same but in a joint fit.
+        stage: ``"refinement"``, ``"warping"``, ``"synthesis"``, ``"finetune"`` or ``"joint"``.
+        config: Its LightningCLI configuration.
+        options: Options that the curriculum adds to it.
+    """
+
+    first: int
+    block: int
+    stage: str
+    config: Path
+    options: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Key in the state file and name of the run folder."""
+        return f"joint{self.first}-{self.block}" if self.stage == JOINT else f"block{self.block}-{self.stage}"
+
+    @property
+    def title(self) -> str:
+        """Beginning of its lines."""
+        blocks = f"block {self.block}" if self.first == self.block else f"blocks {self.first}-{self.block}"
+        return f"{blocks}  {self.stage}"
+
+    @property
+    def blocks(self) -> range:
+        """The blocks that it trains."""
+        return range(self.first, self.block + 1)
+
+    @property
+    def trained(self) -> set[tuple[int, str]]:
+        """The modules that it trains, by block and name."""
+        if self.stage == JOINT:
+            return {(n, module) for n in self.blocks for module in MODULES}
+        return {(self.block, "refinement" if self.stage == "finetune" else self.stage)}
+
+    @property
+    def frozen(self) -> set[tuple[int, str]]:
+        """The modules that it computes with and does not train, by block and name."""
+        if self.stage == "refinement":
+            return set()  # stage 1 trains every block by itself
+        before = {(n, module) for n in range(1, self.first) for module in MODULES}
+        own = {"synthesis": ("warping",), "finetune": ("warping", "synthesis")}.get(self.stage, ())
+        return before | {(self.block, module) for module in own}
+
+    def rests_on(self, early: Fit) -> bool:
+        """Whether it computes with, or goes on from, what an earlier fit has trained."""
+        return bool((self.trained | self.frozen) & early.trained)
+
+
+def read_curriculum(path: str | Path) -> tuple[Curriculum, list[Fit]]:
+    """Read a curriculum and list its fits in order.
+
+    Raises:
+        FileNotFoundError: If it, or a file that it names, is missing.
+        ValueError: If a key is missing or unknown, if it has both or neither of `fits` and the stages' files, or if a
+            fit is listed that the network cannot have.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such curriculum")
+    content = yaml.safe_load(path.read_text())
+    known = {field.name for field in fields(Curriculum)}
+    listed = isinstance(content, dict) and "fits" in content
+    required = {"model_dir", "network", *(["fits"] if listed else STAGES[:3])}
+    if not isinstance(content, dict) or set(content) - known or required - set(content):
+        got = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f"{path}: expected the keys {sorted(required)} and at most {sorted(known)}, got {got}"
+        )
+    if listed and (files := [stage for stage in STAGES if stage in content]):
+        raise ValueError(
+            f"{path}: expected either fits, which names every fit's file, or the files of the stages; got fits and "
+            f"{', '.join(files)}"
+        )
+    curriculum = Curriculum(**content)
+    count = len(on_meta(curriculum.network).blocks)
+    plan = _listed(path, curriculum.fits, count) if listed else _in_the_papers_order(path, curriculum, count)
+    for fit in plan:
+        if not fit.config.is_file():
+            raise FileNotFoundError(f"{path}: {fit.stage} names {fit.config}, which is not there")
+    return curriculum, plan
+
+
+def on_meta(network: dict[str, Any]) -> RPFModel:
+    """Build a network of shapes only."""
+    with torch.device("meta"):
+        return RPFModel(**network)
+
+
+def named(plan: list[Fit], name: str) -> list[Fit]:
+    """The fits that a name means: one fit, all of a block, or all of a stage. A joint fit is each of its blocks'.
+
+    Raises:
+        ValueError: If it means none.
+    """
+    found = [
+        fit for fit in plan if name in (fit.name, fit.stage) or name in [f"block{n}" for n in fit.blocks]
+    ]
+    if not found:
+        several = [f"block{n}" for n in sorted({n for fit in plan for n in fit.blocks})]
+        several += dict.fromkeys(fit.stage for fit in plan)
+        raise ValueError(
+            f"{name!r} names no fit. There are {', '.join(fit.name for fit in plan)}; several at once: "
+            f"{', '.join(several)}"
+        )
+    return found
+
+
+def choose(plan: list[Fit], only: str | Sequence[str] | None, start: str | None) -> list[Fit]:
+    """The fits to run, in the plan's order.
+
+    Raises:
+        ValueError: If a name means no fit, or if none is left.
+    """
+    chosen = plan
+    if only is not None:
+        words = [only] if isinstance(only, str) else only
+        names = [name for word in words for name in word.split(",") if name]
+        wanted = {fit.name for name in names for fit in named(plan, name)}
+        chosen = [fit for fit in plan if fit.name in wanted]
+    if start is not None:
+        first = plan.index(named(plan, start)[0])
+        chosen = [fit for fit in chosen if plan.index(fit) >= first]
+    if not chosen:
+        raise ValueError(f"no fit is left: only {only!r}, from {start!r}")
+    return chosen
+
+
+def left_out(plan: list[Fit], chosen: list[Fit], start: str | None) -> list[Fit]:
+    """The fits that are not run now, but on which those that are run rest; and all before `start`."""
+    before = [] if start is None else plan[: plan.index(named(plan, start)[0])]
+    needed = [early for fit in chosen for early in plan[: plan.index(fit)] if fit.rests_on(early)]
+    return [fit for fit in plan if fit not in chosen and fit in (*before, *needed)]
+
+
+def _in_the_papers_order(path: Path, curriculum: Curriculum, count: int) -> list[Fit]:
+    """Stage 1 of all blocks, then the other stages block by block."""
+    stages = ["warping", "synthesis"] + (["finetune"] if curriculum.finetune else [])
+    blocks = range(1, count + 1)
+    order = [(n, "refinement") for n in blocks] + [(n, stage) for n in blocks for stage in stages]
+    return [Fit(n, n, stage, path.parent / getattr(curriculum, stage)) for n, stage in order]
+
+
+def _listed(path: Path, entries: Any, count: int) -> list[Fit]:
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path}: fits: expected a list of fits, got {entries!r}")
+    plan: list[Fit] = []
+    for number, entry in enumerate(entries, start=1):
+        where = f"{path}: fits, entry {number}"
+        if not isinstance(entry, dict):
+            raise ValueError(f"{where}: expected a mapping with stage, block and file, got {entry!r}")
+        fit = _entry(where, entry, path.parent, count)
+        if fit.name in [other.name for other in plan]:
+            raise ValueError(f"{where}: {fit.name} is listed before; every fit is there once")
+        plan.append(fit)
+    return plan
+
+
+def _entry(where: str, entry: dict[str, Any], folder: Path, count: int) -> Fit:
+    stage, file = entry.get("stage"), entry.get("file")
+    if stage not in (*STAGES, JOINT):
+        raise ValueError(f"{where}: stage: expected one of {', '.join((*STAGES, JOINT))}, got {stage!r}")
+    places = ("first", "last") if stage == JOINT else ("block",)
+    required = {"stage", "file", *places}
+    if required - set(entry) or set(entry) - required - {"options"}:
+        raise ValueError(
+            f"{where}: expected the keys {', '.join(('stage', *places, 'file'))} and perhaps options of a {stage} "
+            f"fit, got {', '.join(map(str, entry))}"
+        )
+    first, block = entry[places[0]], entry[places[-1]]
+    if not all(type(n) is int for n in (first, block)) or not 1 <= first <= block <= count:
+        got = ", ".join(f"{place} {entry[place]!r}" for place in places)
+        raise ValueError(f"{where}: expected blocks in order among 1 .. {count}, got {got}")
+    if not isinstance(file, str):
+        raise ValueError(f"{where}: file: expected a name, got {file!r}")
+    return Fit(first, block, stage, folder / file, _options(where, entry.get("options")))
+
+
+def _options(where: str, given: Any) -> tuple[str, ...]:
+    """Words of a command line."""
+    if given is None:
+        return ()
+    if isinstance(given, dict):
+        return tuple(word for name, value in flatten(given).items() for word in (f"--{name}", _word(value)))
+    if isinstance(given, list) and not any(isinstance(word, dict | list) for word in given):
+        return tuple(_word(word) for word in given)
+    raise ValueError(f"{where}: options: expected a list of words or a mapping, got {given!r}")
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
