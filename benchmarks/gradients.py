@@ -71,7 +71,7 @@ def rounding(root: str, directory: str, count: int, batch: int) -> list[str]:
     changes, between = [], []
     with torch.no_grad():
         for given in batches(root, model.size, count, batch, model.size):
-            x = model.prefix(given.lr, given.reference, n)
+            x, _ = model.prefix(given.lr, given.reference, n)
             exact, rounded = (
                 model.blocks[n - 1](y, given.reference).output.clamp(0, 1)
                 for y in (x, (x * 255).round() / 255)

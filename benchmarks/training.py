@@ -312,7 +312,7 @@ def gpu(network: dict[str, Any], blocks: list[int], batch: int, device: str = "c
             with tempfile.TemporaryDirectory() as folder:
                 stage = make_stage(kind, folder, block, network)
                 # x^(n) as the cache gives it
-                stage.prefix = lambda given, s=stage: given.gt[..., ::2, ::2].contiguous()  # type: ignore[method-assign]
+                stage.prefix = lambda given, s=stage: (given.gt[..., ::2, ::2].contiguous(), None)  # type: ignore[method-assign]
                 clock, flop = Clock(), Flop()
                 trainer = Trainer(
                     max_epochs=1, accelerator="gpu" if device == "cuda" else "cpu", precision="bf16-mixed",

@@ -17,6 +17,7 @@ from lightning import Callback, LightningDataModule, Trainer
 
 from rpf_lightning.cli import main
 from rpf_lightning.curriculum import run_curriculum
+from rpf_lightning.curriculum_file import STAGES as ORDERED
 from rpf_lightning.curriculum_file import read_curriculum
 from rpf_lightning.evaluation.run import DEFAULT_METHODS
 from rpf_lightning.model import RPFModel
@@ -245,7 +246,7 @@ def test_rows_of_table_2_differ_in_one_thing() -> None:
     )
     assert one_block["network"] == rpf["network"] | {"progressive": False}
     assert one_block.keys() == rpf.keys()
-    assert {key for key in rpf if rpf[key] != one_block[key]} == {"network", "model_dir", *STAGES}
+    assert {key for key in rpf if rpf[key] != one_block[key]} == {"network", "model_dir", *ORDERED}
     overlays = [
         yaml.safe_load((folder / f"{n}.yaml").read_text()) for n in ("without_reference", "without_mask")
     ]
@@ -253,7 +254,7 @@ def test_rows_of_table_2_differ_in_one_thing() -> None:
         {"reference": "lr"}, {"mask_reference": False},
     ]  # fmt: skip
     # one block has the steps of the others' two, and all else is the same
-    for stage in STAGES:
+    for stage in ORDERED:
         two, one = (
             yaml.safe_load((folder / curriculum[stage]).read_text()) for curriculum in (rpf, one_block)
         )
@@ -369,7 +370,9 @@ def test_documented_fits_run(
     main([*words[1:], *options, "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "1"])
     if not any("one_step" in word for word in words):
         (run,) = (tmp_path / "model" / "runs").iterdir()
-        assert run.name == f"block{block}-{words[3].split('/')[-1].removesuffix('.yaml')}"
+        stage = words[3].split("/")[-1].removesuffix(".yaml")
+        first = words[words.index("--model.init_args.first") + 1] if stage == "joint" else ""
+        assert run.name == (f"joint{first}-{block}" if first else f"block{block}-{stage}")
         assert (run / "checkpoints" / "last.ckpt").is_file()
 
 

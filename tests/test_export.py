@@ -258,12 +258,25 @@ def test_command_hands_every_option_on(model_dir, monkeypatch, capsys):
 
     monkeypatch.setattr(export, "export_model", fake)
     options = {
-        "format": "onnx", "batch_size": 1, "lr_side": None, "reference": True, "mask": True, "opset": 18,
-        "tolerance": 1e-4,
+        "format": "onnx", "batch_size": 1, "lr_side": None, "reference": True, "mask": True, "references": None,
+        "opset": 18, "tolerance": 1e-4,
     }  # fmt: skip
     main([str(model_dir), "--out", "a"])
-    main([str(model_dir), "--out", "a", "--format", "torch", "--no-reference", "--opset", "20"])
-    changed = {"format": "torch", "reference": False, "opset": 20}
+    main(
+        [
+            str(model_dir),
+            "--out",
+            "a",
+            "--format",
+            "torch",
+            "--no-reference",
+            "--opset",
+            "20",
+            "--references",
+            "2",
+        ]
+    )
+    changed = {"format": "torch", "reference": False, "opset": 20, "references": 2}
     assert calls == [(64, "a", options), (64, "a", {**options, **changed})]
 
 
