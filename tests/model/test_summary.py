@@ -155,13 +155,13 @@ def test_macs_of_the_copy_path_and_of_a_flow_that_is_handed_on():
     for n, block in enumerate(model.blocks):
         x, level = torch.rand(1, 3, block.in_side, block.in_side), torch.rand(1, 4, block.side, block.side)
         flow = torch.rand(1, 2, block.in_side, block.in_side) if n else None
-        for run in (
-            lambda: block.warping(x, level, flow),
-            lambda: block.synthesis(x, level, Slots(level)),
-            lambda: block.refinement(level[:, :3]),
+        for module, inputs in (
+            (block.warping, (x, level, flow)),
+            (block.synthesis, (x, level, Slots(level))),
+            (block.refinement, (level[:, :3],)),
         ):
             with Products() as products:
-                run()
+                module(*inputs)
             expected.append(products.macs)
     assert [row.macs for row in count(model)] == expected
     plain = count(small(**{**NEW, "synthesis_copy": False, "flow_from": None}))
