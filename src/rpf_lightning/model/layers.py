@@ -25,9 +25,20 @@ def only_infers(*inputs: Tensor) -> bool:
 
 
 def overwritable(x: Tensor, layer: nn.Module) -> bool:
-    """Whether what a layer made may be overwritten: no gradient, graph or forward hook of the layer needs it."""
-    seen = layer._forward_hooks or nn.modules.module._global_forward_hooks
-    return not seen and only_infers(x)
+    """Whether what a layer made may be overwritten: no gradient, graph or hook of the layer needs it."""
+    return not is_watched(layer) and only_infers(x)
+
+
+def is_watched(layer: nn.Module) -> bool:
+    """Whether a hook sees what goes into a layer or comes out, and may keep it."""
+    every = nn.modules.module
+    hooks = (
+        layer._forward_hooks,
+        layer._forward_pre_hooks,
+        every._global_forward_hooks,
+        every._global_forward_pre_hooks,
+    )
+    return any(hooks)
 
 
 def relu_of(layer: nn.Module, x: Tensor) -> Tensor:
@@ -127,7 +138,7 @@ class Activate(nn.Module):
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
         """Any shape -> the same shape; `inplace` overwrites x, see `overwritable`."""
-        inplace = inplace and not (self._forward_hooks or self._forward_pre_hooks)
+        inplace = inplace and not is_watched(self)
         x = F.leaky_relu(x, self.slope, inplace)
         if self.gain == 1:
             return x

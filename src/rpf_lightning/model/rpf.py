@@ -194,9 +194,10 @@ class RPFModel(nn.Module):
         reference_temperature: T of `CopySynthesisModule`.
         validate: Check the values of the inputs (range, NaN). It synchronises a GPU; shapes are always
             checked. Skipped while exporting or compiling.
-        memory: Without gradients a CPU computes the feature maps in strips (faster, and in less than half the
-            memory: `benchmarks/RESULTS.md`), a GPU as a whole. ``"low"``: in strips everywhere, and the two
-            largest maps of each block are computed twice instead of kept.
+        memory: Without gradients a CPU computes the steps between feature maps in strips of rows where a map in them
+            is larger than 20 MB: from side 256 on at the paper's width (what it takes: `benchmarks/RESULTS.md`). A
+            GPU computes whole maps. ``"low"``: in strips everywhere, and the two largest maps of each block are
+            computed twice instead of kept.
 
     Raises:
         ValueError: If an argument is outside its range.

@@ -34,7 +34,13 @@ class Rows:
     window = 1
 
     def __call__(
-        self, step: Callable[..., Maps], *maps: Tensor, halo: int, channels: int, strips: int = 1
+        self,
+        step: Callable[..., Maps],
+        *maps: Tensor,
+        halo: int,
+        channels: int,
+        strips: int = 1,
+        into: Tensor | None = None,
     ) -> Maps:
         """Run a step.
 
@@ -44,6 +50,7 @@ class Rows:
             halo: On how many rows above and below a row of the result depends, counted in those of side H.
             channels: Of the widest map inside the step, counted at side H.
             strips: How many are taken at once.
+            into: May be overwritten by the result, which has its shape, layout and type.
 
         Returns:
             What the step returns of the whole maps.
@@ -65,7 +72,13 @@ class Strips(Rows):
         self.low, self.window = low, 2 if low else 4
 
     def __call__(
-        self, step: Callable[..., Maps], *maps: Tensor, halo: int, channels: int, strips: int = 1
+        self,
+        step: Callable[..., Maps],
+        *maps: Tensor,
+        halo: int,
+        channels: int,
+        strips: int = 1,
+        into: Tensor | None = None,
     ) -> Maps:
         """Run a step; see `Rows`."""
         maps = tuple(x.contiguous(memory_format=torch.channels_last) for x in maps)
@@ -88,7 +101,7 @@ class Strips(Rows):
             )
             parts: tuple[Tensor, ...] = (made,) if isinstance(made, Tensor) else made
             if not results:
-                results = [_whole(part, height, high - low) for part in parts]
+                results = [_whole(part, height, high - low) if into is None else into for part in parts]
             for result, part in zip(results, parts, strict=True):
                 start, end, offset = (row * result.shape[2] // height for row in (first, stop, first - low))
                 result[:, :, start:end] = part[:, :, offset : offset + end - start]

@@ -13,6 +13,7 @@ from rpf_lightning.model.layers import (
     LRFeatures,
     centred,
     init_convolutions,
+    is_watched,
     overwritable,
     relu_beside,
     relu_of,
@@ -40,9 +41,11 @@ class ResidualBlocks(nn.Sequential):
     """Residual blocks one after the other."""
 
     def forward(self, x: Tensor, rows: Rows = WHOLE) -> Tensor:
-        """(B, C, S, S) -> (B, C, S, S)."""
+        """(B, C, S, S) -> (B, C, S, S); in strips x is overwritten, for fresh memory takes longer."""
+        spare, watched = None, any(map(is_watched, self.modules()))
         for block in self:
-            x = rows(block, x, halo=2, channels=x.shape[1])
+            made = rows(block, x, halo=2, channels=x.shape[1], into=spare)
+            spare, x = None if watched else x, made
         return x
 
 
@@ -106,14 +109,15 @@ class SynthesisModule(nn.Module):
         """The features that `to_rgb` sees, (B, C, S, S), or 2C without `fuse`; arguments as in `forward`."""
         features = rows(
             self._features,
-            centred(x, self.offset),
-            centred(aligned, self.offset),
+            x,
+            aligned,
             halo=self.lr_features.halo + 2,
             channels=2 * self.reference_features.out_channels,
         )
         return self.blocks(features, rows=rows)
 
     def _features(self, x: Tensor, aligned: Tensor) -> Tensor:
+        x, aligned = centred(x, self.offset), centred(aligned, self.offset)
         features = relu_beside(self.lr_features(x), self.reference_features(aligned))
         return features if self.fuse is None else relu_of(self.fuse, features)
 

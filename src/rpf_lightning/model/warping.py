@@ -140,7 +140,7 @@ class WarpingModule(nn.Module):
             with full_precision(previous.device):
                 coarse = self.enlarge(previous) * (seen.shape[-1] / previous.shape[-1])
             seen = backward_warp(seen, coarse)
-        flow = self._estimate(centred(x, self.offset), centred(seen, self.offset), rows)
+        flow = self._estimate(x, seen, rows)
         flow = at_least_fp32(flow) * self.flow_scale
         if coarse is not None:
             flow = flow + backward_warp(coarse, flow, "border")  # zeros would bend a constant flow at the rim
@@ -176,6 +176,7 @@ class WarpingModule(nn.Module):
         return rows(self._leave, features, *skips.pop(), halo=max(6, 3 + halo), channels=2 * channels)
 
     def _features(self, x: Tensor, seen: Tensor) -> Tensor:
+        x, seen = centred(x, self.offset), centred(seen, self.offset)
         return relu_beside(self.lr_features(x), self.reference_features(seen))
 
     def _enter(self, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
