@@ -262,13 +262,15 @@ class Calls:
     def __init__(self, model: RPFModel) -> None:
         self.outputs: dict[str, list[Tensor]] = {}
         self.order: list[str] = []
+        self.kept: list[tuple[Tensor, Tensor]] = []
         self.handles = [
-            module.register_forward_hook(lambda _, given, made, name=name: self.note(name, made))
+            module.register_forward_hook(lambda _, given, made, name=name: self.note(name, given, made))
             for name, module in model.named_modules()
         ]
 
-    def note(self, name: str, made: object) -> None:
+    def note(self, name: str, given: tuple[object, ...], made: object) -> None:
         self.order.append(name)
+        self.kept += [(x, x.clone()) for x in (*given, made) if isinstance(x, Tensor)]
         tensors = made if isinstance(made, tuple) else (made,)
         self.outputs.setdefault(name, []).extend(x for x in tensors if isinstance(x, Tensor))
 
@@ -290,6 +292,9 @@ def test_hooks_see_every_module_in_both_ways(
         models[1](*given)
         monkeypatch.setattr(strips, "STRIP_BYTES", 30_000)
         models[2](*given)
+    assert all(
+        torch.equal(*pair) for calls in (at_once, in_strips) for pair in calls.kept
+    )  # nothing in place
     assert {name for name in whole.outputs if "refinement" in name} > {"blocks.0.refinement.first"}
     assert whole.outputs.keys() == at_once.outputs.keys() == in_strips.outputs.keys()
     if memory == "auto":
@@ -302,6 +307,22 @@ def test_hooks_see_every_module_in_both_ways(
     assert len(in_strips.outputs[one_convolution]) > 4
     rows = sum(x.shape[2] for x in in_strips.outputs[one_convolution])
     assert rows > whole.outputs[one_convolution][0].shape[2]  # some of them twice
+
+
+def test_without_hooks_the_residual_blocks_overwrite_their_maps(most_strips: list[int]) -> None:
+    model = build()
+    blocks = model.blocks[1].synthesis.blocks
+    x = torch.randn(1, 8, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = blocks(x.clone())
+        watched, kept = x.clone(memory_format=torch.preserve_format), x.clone()
+        handle = blocks[3].conv1.register_forward_hook(lambda *_: None)
+        same(blocks(watched, rows=Strips()), expected, 1e-4)
+        assert torch.equal(watched, kept)
+        handle.remove()
+        same(blocks(x, rows=Strips()), expected, 1e-4)
+        assert not torch.equal(x, kept)
+    assert max(most_strips) > 4
 
 
 def test_a_hook_may_change_what_a_module_makes(most_strips: list[int]) -> None:
