@@ -195,7 +195,7 @@ class RPFModel(nn.Module):
         validate: Check the values of the inputs (range, NaN). It synchronises a GPU; shapes are always
             checked. Skipped while exporting or compiling.
         memory: Without gradients a CPU computes the steps between feature maps in strips of rows where a map in them
-            is larger than 20 MB: from side 256 on at the paper's width (what it takes: `benchmarks/RESULTS.md`). A
+            is larger than 16 MB: from side 256 on at the paper's width (what it takes: `benchmarks/RESULTS.md`). A
             GPU computes whole maps. ``"low"``: in strips everywhere, and the two largest maps of each block are
             computed twice instead of kept.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 Maps = TypeVar("Maps", bound=Tensor | tuple[Tensor, ...])
 
-STRIP_BYTES = 20 * 2**20  # of the widest map in a strip; what is freed the C library keeps up to 32 MB
+STRIP_BYTES = 16 * 2**20  # of the widest map in a strip; what is freed the C library keeps up to 32 MB
 
 
 class Rows:
