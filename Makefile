@@ -52,7 +52,7 @@ types: setup
 
 # a broken link or a name that a docstring does not have is an error
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv .venv-floors runs site .pytest_cache .ruff_cache .mypy_cache
