@@ -6,6 +6,7 @@ import argparse
 import os
 import tempfile
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -69,6 +70,7 @@ def export_model(
     Raises:
         ValueError: If an argument is outside its range, or the model is not on the CPU in fp32.
         RuntimeError: If the outputs differ by more than `tolerance`.
+        ModuleNotFoundError: If ONNX is asked for without the extra `export`.
     """
     path = Path(path)
     _check(model, path, format, opset)
@@ -129,7 +131,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         model = RPFModel.from_pretrained(options.pop("model_dir"))
         exported = export_model(model, options.pop("out"), **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         parser.error(str(error))
     size = sum(file.stat().st_size for file in exported.files)
     files = " and ".join(map(str, exported.files))
@@ -143,6 +145,10 @@ def _check(model: RPFModel, path: Path, format: str, opset: int) -> None:
     if format == "onnx":
         from onnx.defs import onnx_opset_version
 
+        if find_spec("onnxscript") is None:
+            raise ModuleNotFoundError(
+                "ONNX needs onnxscript: pip install 'rpf-lightning[export]'", name="onnxscript"
+            )
         newest = onnx_opset_version()
         if not OLDEST_OPSET <= opset <= newest:
             raise ValueError(f"opset: expected {OLDEST_OPSET} to {newest}, got {opset}")
