@@ -29,6 +29,7 @@ from rpf_lightning.data.prepared import PreparedPhotos
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.data.references import ReferenceOptions, References
 from rpf_lightning.data.thin_plate import SMOOTHING, tps_flow, warp
+from rpf_lightning.model import RPFConfig
 from rpf_lightning.stages import WarpingStage
 
 LR, BATCH = 16, 8
@@ -92,7 +93,7 @@ def step_rate(batch: ReferenceBatch, side: int) -> float:
         stage = WarpingStage(
             folder,
             block=scale.bit_length() - 1,
-            network={"lr_size": LR, "scale": scale, "channels": 32, "width": 1 / 16},
+            network=RPFConfig(LR, scale, channels=32, width=1 / 16),
         )
         steps: list[float] = []
         stage.on_train_batch_start = lambda *_: steps.append(time.perf_counter())  # type: ignore[method-assign]

@@ -126,7 +126,7 @@ def reconstruct(
         if chosen is not None:
             one = chosen[0] if len(chosen) == 1 else chosen
             arguments = (reference[:, one].float() / 255, mask[:, one].float())
-        elif model.config.get("synthesis_copy"):
+        elif model.config.synthesis_copy:
             arguments = (torch.zeros(reference[:, 0].shape), torch.zeros(mask[:, 0].shape))
         else:
             arguments = (None, None)
@@ -150,7 +150,7 @@ def model_rows(
 ) -> dict[str, Values]:
     """Measure a model: one row per kind of reference, or a single one, "", with all others."""
     if "wrong" not in rows:
-        several = model.config.get("synthesis_copy")
+        several = model.config.synthesis_copy
         found = {}
         for name, chosen in rows.items():
             if several or len(chosen) == 1:

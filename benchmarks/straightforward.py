@@ -46,16 +46,16 @@ class StraightforwardRPF(nn.Module):
     def __init__(self, model: RPFModel) -> None:
         super().__init__()
         for option, value in SUPPORTED.items():
-            if model.config[option] != value:
-                raise ValueError(f"{option}: only {value!r} is supported, got {model.config[option]!r}")
+            if (got := getattr(model.config, option)) != value:
+                raise ValueError(f"{option}: only {value!r} is supported, got {got!r}")
         _refuse_fused(model)
         if not all(parameter.is_contiguous() for parameter in model.parameters()):
             raise ValueError("model: expected contiguous weights, not channels_last")
         self.model = model
-        self.residual = model.config["residual"]
-        self.synthesis_residual = model.config["synthesis_residual"]
-        self.slope = 0.2 if model.config["act"] == "leaky_relu" else 0.0
-        self.offset = -0.5 if model.config["init"] == "kaiming" else 0.0
+        self.residual = model.config.residual
+        self.synthesis_residual = model.config.synthesis_residual
+        self.slope = 0.2 if model.config.act == "leaky_relu" else 0.0
+        self.offset = -0.5 if model.config.init == "kaiming" else 0.0
         taps = next(model.parameters()).new_tensor([1.0, 3.0, 3.0, 1.0])
         self.register_buffer("kernel", torch.outer(taps, taps) / taps.sum() ** 2, persistent=False)
 

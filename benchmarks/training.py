@@ -39,17 +39,10 @@ from rpf_lightning.data import ReferencePairsDataModule
 from rpf_lightning.data.dataset import PairsDataset, collate
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.losses import critic_loss, generator_loss, gradient_penalty
-from rpf_lightning.model import Critic, RPFModel
+from rpf_lightning.model import Critic, RPFConfig, RPFModel
 from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, WarpingStage
 
-SMALL = {
-    "lr_size": 16,
-    "scale": 8,
-    "channels": 32,
-    "width": 0.25,
-    "residual": True,
-    "synthesis_residual": True,
-}
+SMALL = RPFConfig(16, 8, channels=32, width=0.25, residual=True, synthesis_residual=True)
 STAGES = ("refinement", "warping", "synthesis", "finetune")
 QUIET: dict[str, Any] = {
     "devices": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
@@ -57,7 +50,7 @@ QUIET: dict[str, Any] = {
 }  # fmt: skip
 
 
-def make_stage(kind: str, folder: str, block: int, network: dict[str, Any], **kwargs: Any) -> RPFStage:
+def make_stage(kind: str, folder: str, block: int, network: RPFConfig, **kwargs: Any) -> RPFStage:
     """A stage with a critic, where it has one, and without AlexNet and ArcFace."""
     if kind == "warping":
         return WarpingStage(folder, block, network, gradient_norms_every=0, **kwargs)
@@ -149,7 +142,7 @@ class StraightforwardStep:
     def __init__(self, kind: str, block: int) -> None:
         torch.manual_seed(0)
         self.kind, self.block = kind, block
-        self.model = RPFModel(**SMALL)
+        self.model = RPFModel(SMALL)
         self.network = StraightforwardRPF(self.model)
         self.blocks: list[Any] = list(self.model.blocks)
         self.current = self.blocks[block - 1]
@@ -214,7 +207,7 @@ def bicubic(image: Tensor, side: int) -> Tensor:
 def straightforward(kind: str, block: int, data: dict[str, Any], steps: int) -> float:
     """Seconds per step."""
     module = ReferencePairsDataModule(data["root"], limit_train=data["limit_train"], cache_side=0)
-    size, side = 16 * SMALL["scale"], 16 * 2**block
+    size, side = SMALL.size, 16 * 2**block
     pairs = module.split_pairs().train
     dataset = PairsDataset(
         module.prepared(), pairs, lr_size=16, size=size, side=side, warped=kind == "warping"
@@ -303,7 +296,7 @@ def random_batch(batch: int, lr_size: int, side: int, device: str) -> ReferenceB
     )  # fmt: skip
 
 
-def gpu(network: dict[str, Any], blocks: list[int], batch: int, device: str = "cuda") -> list[list[object]]:
+def gpu(network: RPFConfig, blocks: list[int], batch: int, device: str = "cuda") -> list[list[object]]:
     """Rows of bf16 steps: time, samples per second, peak memory, share of the FLOP floor."""
     ceiling = measure.ceiling(device, torch.bfloat16, 8192 if device == "cuda" else 512)
     rows: list[list[object]] = []
@@ -366,7 +359,7 @@ def main(args: list[str] | None = None) -> None:
         print("\nGPU: this machine has no CUDA device; the GPU part was not run.")
         return
     head = ["bf16 step, 16 -> 1024", "batch", "ms", "samples/s", "peak GB", "of the FLOP floor's rate"]
-    print("", measure.markdown(head, gpu({"lr_size": 16, "scale": 64}, [5, 6], 1)), sep="\n")
+    print("", measure.markdown(head, gpu(RPFConfig(), [5, 6], 1)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch import nn
 from rpf_lightning import planning, stages
 from rpf_lightning.curriculum_file import read_curriculum
 from rpf_lightning.data.prepared import PreparedPhotos
-from rpf_lightning.model import RPFModel, strips
+from rpf_lightning.model import RPFConfig, RPFModel, strips
 from rpf_lightning.model.storage import weights_hash
 from rpf_lightning.model.summary import count
 
@@ -96,8 +96,8 @@ def test_only_the_strips_run_in_strips(inference, options, monkeypatch):
 def test_the_light_network_is_the_one_that_is_counted(inference):
     model = inference.light_network(6)
     assert model.size == 1024
-    assert model.synthesis_copy
-    assert model.chains_flow
+    assert model.config.synthesis_copy
+    assert model.config.chains_flow
     assert sum(entry.macs for entry in count(model)) / 1e9 == pytest.approx(96.5, abs=0.1)
     per_block = [block.synthesis.to_rgb.in_channels for block in inference.light_network(4).blocks]
     assert per_block == [64, 64, 64, 32]
@@ -169,14 +169,7 @@ def test_data_benchmark_compares_the_same_samples(prepared, capsys):
         assert np.abs(plain[name].numpy() - getattr(ours, name).permute(1, 2, 0).numpy()).mean() < 0.02
 
 
-TRAINED = {
-    "lr_size": 16,
-    "scale": 4,
-    "channels": 4,
-    "width": 1 / 64,
-    "residual": True,
-    "synthesis_residual": True,
-}
+TRAINED = RPFConfig(16, 4, channels=4, width=1 / 64, residual=True, synthesis_residual=True)
 
 
 @pytest.mark.parametrize("kind", ["refinement", "warping", "synthesis", "finetune"])
@@ -415,7 +408,7 @@ def test_a_row_of_another_network_takes_the_shared_stage_1(ablation, tmp_path, m
     ablation.train(tmp_path, "prepared", "torch's initialisation", [])
     shared = RPFModel.from_pretrained(tmp_path / "stage_1")
     row = RPFModel.from_pretrained(ablation.folder(tmp_path, "torch's initialisation"))
-    assert (shared.config["init"], row.config["init"]) == ("kaiming", "torch")
+    assert (shared.config.init, row.config.init) == ("kaiming", "torch")
     for own, trained in zip(row.blocks, shared.blocks, strict=True):
         torch.testing.assert_close(
             own.refinement.state_dict(), trained.refinement.state_dict(), rtol=0, atol=0
@@ -719,6 +712,6 @@ def test_a_row_of_the_recipe_is_trained_and_judged(
     module.main([str(prepared), *rows, "--train", "--samples", "12", *quick])
     directory = module.folder(tmp_path / "rows", "from nothing", 0)
     assert (directory / "runs" / "joint1-2" / "checkpoints" / "last.ckpt").is_file()
-    assert RPFModel.from_pretrained(directory).synthesis_copy
+    assert RPFModel.from_pretrained(directory).config.synthesis_copy
     module.main([str(prepared), *rows, "--references", "3"])
     assert judged == [[str(prepared), "--models", module.START, str(directory), "--references", "3"]]

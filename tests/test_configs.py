@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -130,7 +131,7 @@ def test_network_builds(path: Path) -> None:
     network = yaml.safe_load(path.read_text())["network"]
     with torch.device("meta"):
         model = RPFModel(**network)
-    assert {key: model.config[key] for key in network} == network
+    assert json.loads(json.dumps(asdict(model.config))).items() >= network.items()
     assert all(p.is_meta for p in model.parameters())
 
 

@@ -145,7 +145,7 @@ def test_what_was_made_from_something_else_is_made_again(
         next(model.parameters()).add_(0.1)
     model.save_pretrained(model_dir)
     assert made_again(album, model_dir, out, files) == ["lr0.png", "lr1.png"]
-    other = RPFModel(**{**model.config, "residual": not model.config["residual"]})
+    other = RPFModel(model.config, residual=not model.config.residual)
     other.load_state_dict(model.state_dict())
     other.save_pretrained(model_dir)
     assert made_again(album, model_dir, out, files) == ["lr0.png", "lr1.png"]

@@ -12,6 +12,7 @@ NAMES = [
     "FFHQDataModule",
     "FreezeEarlierBlocks",
     "JointStage",
+    "RPFConfig",
     "RPFModel",
     "ReferencePairsDataModule",
     "RefinementStage",

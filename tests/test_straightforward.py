@@ -57,7 +57,7 @@ def randomized(lr_size=16, scale=4, channels=8, **options):
         for to_rgb in (block.synthesis.to_rgb, block.refinement.to_rgb):
             to_rgb.weight.mul_(0.1)
             to_rgb.bias.mul_(0.2)
-        block.refinement.to_rgb.bias.add_(0.0 if model.config["residual"] else 0.5)
+        block.refinement.to_rgb.bias.add_(0.0 if model.config.residual else 0.5)
     return model
 
 
@@ -157,7 +157,11 @@ def test_uses_none_of_the_fast_layers(monkeypatch):
     assert {layers.ModulatedConv2d, layers.FIR, refinement.FeatureModulation, resize.Resize} <= set(own)
     for cls in own:
         monkeypatch.setattr(cls, "forward", refuse)
-    for namespace, name in ((warping, "backward_warp"), (resize, "resize"), (layers, "centred")):
+    for namespace, name in (
+        (warping, "backward_warp"),
+        (resize, "resize"),
+        (layers.PairModule, "pair_features"),
+    ):
         monkeypatch.setattr(namespace, name, refuse)
     monkeypatch.setattr(layers.ModulatedConv2d, "demodulation", refuse, raising=False)
     with pytest.raises(AssertionError, match="was called"):

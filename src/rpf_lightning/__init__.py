@@ -18,10 +18,11 @@ if TYPE_CHECKING:
         ReferencePairsDataModule,
         SyntheticFacesDataModule,
     )
-    from rpf_lightning.model import RPFModel
+    from rpf_lightning.model import RPFConfig, RPFModel
     from rpf_lightning.stages import JointStage, RefinementStage, SynthesisStage, WarpingStage
 
 _HOME = {
+    "RPFConfig": "model",
     "RPFModel": "model",
     "RefinementStage": "stages",
     "WarpingStage": "stages",
@@ -38,6 +39,7 @@ __all__ = [
     "FFHQDataModule",
     "FreezeEarlierBlocks",
     "JointStage",
+    "RPFConfig",
     "RPFModel",
     "ReferencePairsDataModule",
     "RefinementStage",

@@ -67,7 +67,7 @@ def _add_curriculum(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--from", dest="start", metavar="NAME", help="start at this fit")
     parser.add_argument(
         "--dry-run", action="store_true",
-        help="print the plan, one line per fit: side, parameters, memory of a step, steps, file, operations",
+        help="print the plan, one line per fit: side, parameters, steps, file, operations",
     )  # fmt: skip
 
 

@@ -24,11 +24,10 @@ from rpf_lightning.curriculum_file import (
     Fit,
     choose,
     left_out,
-    on_meta,
     read_curriculum,
 )
 from rpf_lightning.fit_settings import Settings, data_hash, differences, options_of, settings_of
-from rpf_lightning.model import RPFModel
+from rpf_lightning.model import RPFConfig, RPFModel
 from rpf_lightning.model.storage import CONFIG_FILE, weights_hash, write_atomically
 from rpf_lightning.planning import fit_costs
 from rpf_lightning.stages.model_dir import LOCK, open_model
@@ -159,8 +158,8 @@ def _open(directory: Path, curriculum: Curriculum, state: State) -> None:
             noted.pop("initial", None)  # of one that was killed before it wrote the model
             if curriculum.initial is not None:
                 model = RPFModel.from_pretrained(curriculum.initial, **curriculum.network)
-                wanted = on_meta(curriculum.network).config
-                if other := {k: v for k, v in model.config.items() if v != wanted.get(k)}:
+                differing = model.config.differences(RPFConfig(**curriculum.network))
+                if other := {name: there for name, (there, _) in differing.items()}:
                     raise ValueError(
                         f"initial: {curriculum.initial} has arguments that network lacks ({other}); name them there"
                     )
@@ -175,7 +174,7 @@ def _open(directory: Path, curriculum: Curriculum, state: State) -> None:
             )
     if "initial" in noted:
         state["initial"] = noted["initial"]
-    open_model(directory, curriculum.network)
+    open_model(directory, RPFConfig(**curriculum.network))
 
 
 def _arguments(fit: Fit, directory: Path, overrides: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from rpf_lightning.fit_settings import flatten
-from rpf_lightning.model import RPFModel
+from rpf_lightning.model import RPFConfig, RPFModel
 from rpf_lightning.model.summary import MODULES
 
 STAGES = ("refinement", "warping", "synthesis", "finetune")
@@ -25,7 +25,7 @@ class Curriculum:
 
     Attributes:
         model_dir: The model directory that every fit reads and writes.
-        network: Arguments of `RPFModel`.
+        network: Arguments of `RPFConfig`.
         refinement: Configuration of stage 1, a file beside this one.
         warping: Configuration of the warping fits.
         synthesis: Configuration of the synthesis fits.
@@ -140,7 +140,7 @@ def read_curriculum(path: str | Path) -> tuple[Curriculum, list[Fit]]:
 def on_meta(network: dict[str, Any]) -> RPFModel:
     """Build a network of shapes only."""
     with torch.device("meta"):
-        return RPFModel(**network)
+        return RPFModel(RPFConfig(**network))
 
 
 def named(plan: list[Fit], name: str) -> list[Fit]:

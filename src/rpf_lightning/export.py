@@ -164,13 +164,13 @@ def _check(model: RPFModel, path: Path, format: str, opset: int) -> None:
 def _random_inputs(
     model: RPFModel, batch_size: int, lr_side: int | None, reference: bool, mask: bool, references: int | None
 ) -> dict[str, Tensor]:
-    sides = [model.lr_size, *model.sides[:-1]]
+    sides = model.config.entry_sides
     lr_side = model.lr_size if lr_side is None else lr_side
     if lr_side not in sides:
         raise ValueError(f"lr_side: expected {' or '.join(map(str, sides))}, got {lr_side}")
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    if references is not None and not (reference and model.synthesis_copy and references >= 1):
+    if references is not None and not (reference and model.config.synthesis_copy and references >= 1):
         raise ValueError(
             f"references: expected at least 1, with a reference and a model with synthesis_copy=True, got {references}"
         )

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 from lightning import LightningDataModule
 
-from rpf_lightning.curriculum_file import JOINT, Fit, on_meta
+from rpf_lightning.curriculum_file import Fit, on_meta
 from rpf_lightning.data.modules import PreparedDataModule
 from rpf_lightning.data.pairs import PairsDataModule, evenly
 from rpf_lightning.data.preparation.tables import SUMMARY
 from rpf_lightning.model.summary import ModuleCount, count
 from rpf_lightning.stages import RPFStage
-from rpf_lightning.stages.memory import training_memory
 from rpf_lightning.training import RPFCLI
 
 
@@ -25,7 +24,7 @@ class FitCost(NamedTuple):
     """What a fit costs.
 
     Attributes:
-        line: Block, side, size, memory, steps, file, operations: one line without a break.
+        line: Block, side, size, steps, file, operations: one line without a break.
         flop: Operations of the network in all, or None where the number of samples is not known.
     """
 
@@ -63,7 +62,7 @@ def fit_costs(
         size = sum(row.parameters for row in counts if (row.block, row.module) in fit.trained)
         yield FitCost(
             f"{fit.title}  side {model.sides[fit.block - 1]}  {size / 1e6:.2f} M parameters  "
-            f"{_memory(network, fit, given)}  {steps}  {fit.config}  {_short(one / 1e9)} GFLOP a sample  "
+            f"{steps}  {fit.config}  {_short(one / 1e9)} GFLOP a sample  "
             f"{'-' if flop is None else _short(flop / 1e15)} PFLOP",
             flop,
         )
@@ -88,21 +87,6 @@ def _references(data: dict[str, Any]) -> float:
     """References of a sample on average, if all people have enough photos: a share has 2 to `max_references`."""
     most = data.get("max_references", 1)
     return 1 + data.get("several_fraction", 0) * most / 2 if most > 1 else 1
-
-
-def _memory(network: dict[str, Any], fit: Fit, given: dict[str, Any]) -> str:
-    """Memory of a step, or a dash: joint fits are not estimated."""
-    if fit.stage == JOINT:
-        return "- GB"
-    stage, data = (given[name].get("init_args", {}) for name in ("model", "data"))
-    memory = training_memory(
-        network, fit.block, fit.stage, data.get("batch_size", 1),
-        adversarial=bool(stage.get("adversarial_weight")) and fit.stage != "warping",
-        perceptual=bool(stage.get("perceptual_weight")) and fit.stage != "warping",
-        critic=stage.get("critic", "srntt"),
-        bf16=given["trainer"].get("precision") in ("bf16-mixed", "bf16"),
-    )  # fmt: skip
-    return f"{memory.total / 1e9:.2f} GB"
 
 
 class _Reader(RPFCLI):

@@ -7,7 +7,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -221,7 +221,7 @@ def _predict(
     chosen = place_of(device)
     if not isinstance(model, RPFModel):
         model = RPFModel.from_pretrained(model)
-    sides = [model.lr_size, *model.sides[:-1]]
+    sides = model.config.entry_sides
     check_sides(rows, sides)
     model.eval().to(chosen)
     folder = Path(out)
@@ -242,7 +242,7 @@ def _predict(
 
 def _origins(model: RPFModel, rows: Sequence[Row]) -> dict[str, str]:
     """Say for every result what it is made from: a SHA-256 over the model and over the images' files."""
-    network = [model.config, weights_hash(model.state_dict())]
+    network = [asdict(model.config), weights_hash(model.state_dict())]
     hashes: dict[Path, str] = {}  # a reference may serve many LRs
     for path in (path for row in rows for path in (row.lr, row.reference, row.mask) if path is not None):
         if path not in hashes:

@@ -279,7 +279,7 @@ def test_references_shows_those_that_exist(model, out):
 def test_mask(model, out, pairs, own):
     data = faces(mask_reference=own)
     torch.manual_seed(1)
-    second = RPFModel(**{**model.config, "synthesis_residual": False}).eval()
+    second = RPFModel(model.config, synthesis_residual=False).eval()
     for given, network in ((None, model), (second, second)):
         rows = figure_mask(model, data, out, rows=2, unmasked_model=given)
         photos = data.split_pairs().photos

@@ -180,7 +180,7 @@ def test_a_model_of_another_side_is_refused(model_dir: Path) -> None:
 def test_methods_stop_at_the_side_of_the_faces(kind: str, model_dir: Path, tmp_path: Path) -> None:
     """As a model does that has no further blocks, and none of those runs."""
     whole = RPFModel.from_pretrained(model_dir)
-    shorter = RPFModel(**{**whole.config, "scale": 2})
+    shorter = RPFModel(whole.config, scale=2)
     shorter.blocks[0].load_state_dict(whole.blocks[0].state_dict())
     shorter.save_pretrained(tmp_path / "shorter")
     method, expected = build_methods([f"{kind}:RPF={model_dir}", f"{kind}:shorter={tmp_path / 'shorter'}"])

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from rpf_lightning.model import RefinementModule, RPFConfig
 from rpf_lightning.model.layers import Activate
-from rpf_lightning.model.refinement import FeatureModulation, RefinementModule
+from rpf_lightning.model.refinement import FeatureModulation
 
 TINY = 1 / 256  # two channels up to side 64
 
@@ -19,8 +20,7 @@ PARAMETERS = {
 
 
 def refinement(side, **kwargs):
-    kwargs.setdefault("width", TINY)
-    return RefinementModule(side, **kwargs)
+    return RefinementModule(RPFConfig(side // 2, 2, **{"width": TINY, **kwargs}), 1)
 
 
 def image(side, batch=2, dtype=torch.float64):
@@ -33,7 +33,7 @@ def image(side, batch=2, dtype=torch.float64):
 )
 def test_parameters_equal_the_table(skip, side, millions):
     with torch.device("meta"):
-        module = RefinementModule(side, skip=skip)
+        module = refinement(side, width=1.0, skip=skip)
     assert sum(p.numel() for p in module.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
@@ -142,7 +142,7 @@ def test_relu_lets_nothing_negative_through(skip):
 )
 def test_width_scales_channels_and_latents(width, channels, latent):
     with torch.device("meta"):
-        module = RefinementModule(1024, width=width)
+        module = refinement(1024, width=width)
     assert module.first.weight.shape[0] == 32 * width
     assert [block.conv.weight.shape[0] for block in module.encoder] == [
         c * width for c in (32, 64, 128, 256, 512, 512, 512, 512)

@@ -399,28 +399,6 @@ def test_mask_needs_a_plain_reference():
         model(face(16), model.encode_reference(face(64)), half_mask(64))
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"lr_size": 12}, "lr_size: expected a power of two of at least 4, got 12"),
-        ({"lr_size": 2}, "lr_size: expected a power of two of at least 4, got 2"),
-        ({"lr_size": 0}, "lr_size: expected a power of two"),
-        ({"lr_size": -16}, "lr_size: expected a power of two"),
-        ({"scale": 1}, "scale: expected a power of two of at least 2, got 1"),
-        ({"scale": 6}, "scale: expected a power of two of at least 2, got 6"),
-        ({"skip": "none"}, "skip: expected same_resolution or literal, got 'none'"),
-        ({"act": "gelu"}, "act: expected leaky_relu or relu, got 'gelu'"),
-        ({"flow_unit": "metres"}, "flow_unit: expected relative or pixels, got 'metres'"),
-        ({"init": "zeros"}, "init: expected kaiming or torch, got 'zeros'"),
-        ({"channels": 0}, "channels and width must be positive, got 0"),
-        ({"width": 0.0}, "channels and width must be positive"),
-    ],
-)
-def test_bad_arguments(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        RPFModel(**{"lr_size": 16, "scale": 2, "channels": 2, "width": 1 / 256, **kwargs})
-
-
 def test_without_validation_values_pass_and_shapes_do_not():
     model = small(validate=False)
     assert model(face(16) * NAN, face(64)).isnan().all()

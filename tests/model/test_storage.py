@@ -1,6 +1,7 @@
 import json
 import re
 import socket
+from dataclasses import asdict
 
 import huggingface_hub
 import naive_layers as naive
@@ -8,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from rpf_lightning.model import RPFModel
+from rpf_lightning.model import RPFConfig, RPFModel
 from rpf_lightning.model.storage import CONFIG_FILE, WEIGHTS_FILE, save, weights_hash, write_atomically
 
 ARGUMENTS = {"lr_size": 4, "scale": 4, "channels": 2, "width": 1 / 256, "skip": "literal", "act": "relu"}
@@ -55,13 +56,14 @@ def disk_full_after_1000_bytes():
 
 @pytest.mark.parametrize("as_text", [True, False])
 def test_round_trip(tmp_path, as_text):
-    saved = model(validate=False, residual=True, synthesis_residual=True)
+    saved = model(validate=False, memory="low", residual=True, synthesis_residual=True)
     target = tmp_path / "new" / "directory"
     saved.save_pretrained(str(target) if as_text else target)
     assert sorted(path.name for path in target.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
     loaded = RPFModel.from_pretrained(str(target) if as_text else target)
     assert loaded.config == saved.config
-    assert {**json.loads((target / CONFIG_FILE).read_text()), **ARGUMENTS} == saved.config
+    assert json.loads((target / CONFIG_FILE).read_text()) == asdict(saved.config)
+    assert (loaded.validate, loaded.memory) == (True, "auto")  # of one run, not of the model
     assert_same_weights(loaded.state_dict(), saved.state_dict())
     lr, reference = torch.rand(1, 3, 4, 4), torch.rand(1, 3, 16, 16)
     assert torch.equal(loaded(lr, reference), saved(lr, reference))
@@ -73,12 +75,22 @@ def test_loaded_model_is_in_eval_mode(directory):
     assert not any(module.training for module in loaded.modules())
 
 
-def test_overrides(directory):
-    loaded = RPFModel.from_pretrained(directory, validate=False)
-    assert loaded.config == {**model().config, "validate": False}
+def test_run_time_switches(directory):
+    loaded = RPFModel.from_pretrained(directory, validate=False, memory="low")
+    assert loaded.config == model().config
+    assert loaded.memory == "low"
     assert loaded(torch.rand(1, 3, 4, 4) * 2).shape == (1, 3, 16, 16)
     with pytest.raises(ValueError, match="lr: expected values"):
         RPFModel.from_pretrained(directory)(torch.rand(1, 3, 4, 4) + 1)
+    with pytest.raises(ValueError, match=f"{re.escape(str(directory))}: .* memory: expected auto or low"):
+        RPFModel.from_pretrained(directory, memory="tiny")
+
+
+def test_switches_in_an_older_configuration_are_ignored(directory):
+    file = directory / CONFIG_FILE
+    file.write_text(json.dumps({**json.loads(file.read_text()), "validate": False, "memory": "low"}))
+    loaded = RPFModel.from_pretrained(directory)
+    assert (loaded.config, loaded.validate, loaded.memory) == (model().config, True, "auto")
 
 
 def test_override_that_changes_weights_is_refused(directory):
@@ -191,7 +203,7 @@ def test_a_configuration_of_wrong_values_or_bytes_is_named(directory):
     config = json.loads((directory / CONFIG_FILE).read_text())
     (directory / CONFIG_FILE).write_text(json.dumps({**config, "lr_size": 17}))
     with pytest.raises(
-        ValueError, match=f"{re.escape(str(directory))}: the configuration, .* does not fit RPFModel: lr_size"
+        ValueError, match=f"{re.escape(str(directory / CONFIG_FILE))}: does not fit RPFModel: lr_size"
     ):
         RPFModel.from_pretrained(directory)
     (directory / CONFIG_FILE).write_bytes(b"\xff{}")
@@ -227,7 +239,7 @@ def test_saving_that_fails_half_way_leaves_the_old_model(directory, disk_full_af
 
 def test_saved_tensors_may_be_views(tmp_path):
     state = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.arange(4.0)[::2]}
-    save(tmp_path, {}, state)
+    save(tmp_path, RPFConfig(), state)
     assert_same_weights(safetensors.torch.load_file(tmp_path / WEIGHTS_FILE), state)
 
 

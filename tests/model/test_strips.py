@@ -162,7 +162,7 @@ def test_strips_equal_whole_maps(
 ) -> None:
     monkeypatch.setattr(strips, "STRIP_BYTES", strip_bytes)
     model = build(memory, **reading).double()
-    for several in (None, 3) if model.synthesis_copy else (None,):
+    for several in (None, 3) if model.config.synthesis_copy else (None,):
         given = [x.double() for x in inputs(model, batch, several)]
         expected, blocks = model(*given, return_intermediates=True)
         with torch.no_grad():
@@ -282,7 +282,7 @@ def test_hooks_see_every_module_in_both_ways(
     monkeypatch: pytest.MonkeyPatch, reading: dict[str, object], memory: str, several: int | None
 ) -> None:
     model = build(memory, **reading)
-    if several and not model.synthesis_copy:
+    if several and not model.config.synthesis_copy:
         return
     given = inputs(model, several=several)
     models = [copy.deepcopy(model) for _ in range(3)]

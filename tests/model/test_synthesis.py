@@ -5,7 +5,15 @@ import torch.nn.functional as F
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from rpf_lightning.model.synthesis import SynthesisModule
+from rpf_lightning.model import RPFConfig, SynthesisModule
+
+
+def synthesis(side, in_side, channels=64, fuse=True, residual=False, init="kaiming"):
+    config = RPFConfig(
+        in_side, side // in_side, channels, progressive=False, init=init,
+        synthesis_fuse=fuse, synthesis_residual=residual,
+    )  # fmt: skip
+    return SynthesisModule(config, 1)
 
 
 def inputs(side=32, in_side=16, batch=2, **kwargs):
@@ -17,7 +25,7 @@ def bicubic(x, side):
 
 
 def macs_per_pixel(fuse):
-    module = SynthesisModule(64, 32, fuse=fuse).to("meta")
+    module = synthesis(64, 32, fuse=fuse).to("meta")
     with FlopCounterMode(display=False) as counter:
         module(*inputs(64, 32, 1, device="meta"))
     return counter.get_total_flops() / 2 / 64**2
@@ -26,7 +34,7 @@ def macs_per_pixel(fuse):
 @pytest.mark.parametrize(("side", "in_side"), [(8, 4), (32, 16), (32, 8), (64, 8)])
 @pytest.mark.parametrize("residual", [False, True])
 def test_shape(side, in_side, residual):
-    image = SynthesisModule(side, in_side, 4, residual=residual)(*inputs(side, in_side))
+    image = synthesis(side, in_side, 4, residual=residual)(*inputs(side, in_side))
     assert image.shape == (2, 3, side, side)
 
 
@@ -36,7 +44,7 @@ def test_residual_starts_close_to_the_bicubic_image(init, offset):
     differences = {}
     for residual in (True, False):
         torch.manual_seed(1)
-        image = SynthesisModule(32, 16, residual=residual, init=init)(x, aligned)
+        image = synthesis(32, 16, residual=residual, init=init)(x, aligned)
         differences[residual] = image - (bicubic(x, 32) if residual else offset)
     assert differences[True].abs().max() < 0.2
     assert differences[True].square().mean().sqrt() < 0.05
@@ -45,7 +53,7 @@ def test_residual_starts_close_to_the_bicubic_image(init, offset):
 
 
 def test_without_fusion_the_residual_blocks_have_twice_the_channels():
-    module = SynthesisModule(32, 16, channels=5, fuse=False)
+    module = synthesis(32, 16, channels=5, fuse=False)
     assert {conv.weight.shape for block in module.blocks for conv in (block.conv1, block.conv2)} == {
         (10, 10, 3, 3)
     }
@@ -61,7 +69,7 @@ def test_without_fusion_the_residual_blocks_have_twice_the_channels():
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("bias", [-4.0, 4.0])
 def test_pixels_outside_the_range_receive_gradient(residual, bias):
-    module = SynthesisModule(16, 8, 2, residual=residual)
+    module = synthesis(16, 8, 2, residual=residual)
     with torch.no_grad():
         module.to_rgb.bias.fill_(bias)
         module.to_rgb.weight.mul_(0.1)
@@ -73,7 +81,7 @@ def test_pixels_outside_the_range_receive_gradient(residual, bias):
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_fp32_under_autocast(residual):
-    module = SynthesisModule(16, 8, 2, residual=residual)
+    module = synthesis(16, 8, 2, residual=residual)
     torch.nn.init.zeros_(module.to_rgb.weight)
     x, aligned = inputs(16, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -87,7 +95,7 @@ def test_fp32_under_autocast(residual):
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize(("init", "offset"), [("kaiming", 0.5), ("torch", 0.0)])
 def test_equals_the_network_written_out(fuse, residual, init, offset):
-    module = SynthesisModule(16, 8, 3, fuse=fuse, residual=residual, init=init).double()
+    module = synthesis(16, 8, 3, fuse=fuse, residual=residual, init=init).double()
     naive.randomize(module, std=0.3)
     x, aligned = inputs(16, 8, dtype=torch.float64)
     w = dict(module.named_parameters())
@@ -114,7 +122,7 @@ def test_equals_the_network_written_out(fuse, residual, init, offset):
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_gradients(residual):
-    module = naive.stir(SynthesisModule(8, 4, 2, residual=residual).double(), std=0.3)
+    module = naive.stir(synthesis(8, 4, 2, residual=residual).double(), std=0.3)
     names = [name for name, _ in module.named_parameters()]
     x, aligned = (image.requires_grad_() for image in inputs(8, 4, 1, dtype=torch.float64))
 
@@ -125,7 +133,7 @@ def test_gradients(residual):
 
 
 def test_batch_of_three_equals_three_of_one():
-    module = naive.randomize(SynthesisModule(16, 8, 3).double(), std=0.3)
+    module = naive.randomize(synthesis(16, 8, 3).double(), std=0.3)
     x, aligned = inputs(16, 8, 3, dtype=torch.float64)
     alone = [module(x[i : i + 1], aligned[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(module(x, aligned), torch.cat(alone), atol=1e-12, rtol=1e-12)

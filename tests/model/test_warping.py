@@ -6,7 +6,11 @@ import torch.nn.functional as F
 from scipy.ndimage import map_coordinates
 from torch.func import functional_call
 
-from rpf_lightning.model.warping import WarpingModule, backward_warp
+from rpf_lightning.model import RPFConfig, WarpingModule, backward_warp
+
+
+def warping(side, **arguments):
+    return WarpingModule(RPFConfig(side // 2, 2, **arguments), 1)
 
 
 def constant_flow(side, x, y, dtype=torch.float32):
@@ -68,7 +72,7 @@ def test_coordinates_are_fp32_for_bf16_flow(image_dtype):
 
 
 def test_module_under_autocast_shifts_exactly_at_1024():
-    module = WarpingModule(1024, 512, channels=1)
+    module = warping(1024, channels=1)
     with torch.no_grad():
         module.flow_head.bias.copy_(torch.tensor([2.0, -1.0]))
     reference = torch.rand(1, 3, 1024, 1024)
@@ -83,9 +87,7 @@ def test_module_under_autocast_shifts_exactly_at_1024():
 @pytest.mark.parametrize("init", ["kaiming", "torch"])
 def test_untrained_module_is_the_identity_warp(side, init):
     reference = torch.rand(2, 3, side, side)
-    flow, aligned = WarpingModule(side, side // 2, 4, init=init)(
-        torch.rand(2, 3, side // 2, side // 2), reference
-    )
+    flow, aligned = warping(side, channels=4, init=init)(torch.rand(2, 3, side // 2, side // 2), reference)
     assert flow.shape == (2, 2, side, side)
     assert not flow.any()
     assert torch.equal(aligned, reference)
@@ -102,7 +104,7 @@ def test_untrained_module_is_the_identity_warp(side, init):
     ],
 )
 def test_flow_unit(unit, side, pixels):
-    module = WarpingModule(side, side // 2, 2, flow_unit=unit)
+    module = warping(side, channels=2, flow_unit=unit)
     with torch.no_grad():
         module.flow_head.bias.fill_(1.0)
     flow, _ = module(torch.rand(1, 3, side // 2, side // 2), torch.rand(1, 3, side, side))
@@ -111,7 +113,7 @@ def test_flow_unit(unit, side, pixels):
 
 @pytest.mark.parametrize(("side", "blocks"), [(8, 0), (16, 1), (32, 2), (64, 3), (256, 5), (1024, 7)])
 def test_encoder_ends_at_8x8(side, blocks):
-    module = WarpingModule(side, side // 2, 2).to("meta")
+    module = warping(side, channels=2).to("meta")
     assert len(module.encoder) == len(module.decoder) == blocks
     sides = []
     for block in module.encoder:
@@ -124,7 +126,7 @@ def test_encoder_ends_at_8x8(side, blocks):
 
 @pytest.mark.parametrize(("init", "offset"), [("kaiming", 0.5), ("torch", 0.0)])
 def test_flow_equals_the_network_written_out(init, offset):
-    module = naive.randomize(WarpingModule(32, 16, 3, init=init).double(), std=0.3)
+    module = naive.randomize(warping(32, channels=3, init=init).double(), std=0.3)
     x = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     reference = torch.rand(2, 3, 32, 32, dtype=torch.float64)
     w = dict(module.named_parameters())
@@ -160,7 +162,7 @@ def test_flow_equals_the_network_written_out(init, offset):
 
 @pytest.mark.parametrize("side", [8, 16])  # without an encoder, and with one
 def test_gradients_of_the_module(side):
-    module = naive.stir(WarpingModule(side, side // 2, 2).double(), std=0.3)
+    module = naive.stir(warping(side, channels=2).double(), std=0.3)
     names = [name for name, _ in module.named_parameters()]
     x, reference = (
         torch.rand(1, 3, s, s, dtype=torch.float64, requires_grad=True) for s in (side // 2, side)

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def test_precision_batch_size_and_network_are_in_the_key(model_dir: Path, tmp_pa
     paths = [
         prefix_cache.open_prefix_cache(tmp_path, model, 2, data, kind) for kind in ("32-true", "bf16-mixed")
     ]
-    model.config["act"] = "relu"
+    model.config = replace(model.config, act="relu")
     paths.append(prefix_cache.open_prefix_cache(tmp_path, model, 2, data, "32-true"))
     data.batch_size = 3
     paths.append(prefix_cache.open_prefix_cache(tmp_path, model, 2, data, "32-true"))

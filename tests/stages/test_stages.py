@@ -17,7 +17,7 @@ from torchmetrics import Metric, MetricCollection
 
 from rpf_lightning.callbacks import FreezeEarlierBlocks
 from rpf_lightning.metrics import ReferenceISC, psnr
-from rpf_lightning.model import RPFModel
+from rpf_lightning.model import RPFConfig, RPFModel
 from rpf_lightning.model.resize import resize
 from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, WarpingStage
 from small_fits import QUIET
@@ -400,7 +400,8 @@ def test_diagnostics_of_known_flows(model_dir: Path, batch_of: BatchOf) -> None:
 def test_validation_logs_the_diagnostics(
     tmp_path: Path, network: dict[str, Any], fit: Fit, batch_of: BatchOf
 ) -> None:
-    stage = WarpingStage(str(tmp_path / "new"), 2, network, learning_rate=0.0)  # starts as the identity warp
+    # starts as the identity warp
+    stage = WarpingStage(str(tmp_path / "new"), 2, RPFConfig(**network), learning_rate=0.0)
     metrics = fit(stage, batches=[batch_of(2)], validate=True).callback_metrics
     assert metrics["val/end_point_error"] == metrics["val/end_point_error_unwarped"] > 0.1
     assert metrics["val/warping"] == metrics["val/warping_unwarped"]
@@ -533,10 +534,20 @@ def test_model_is_not_written_by_fast_dev_run(model_dir: Path, fit: Fit) -> None
 
 
 def test_new_directory_gets_the_network(tmp_path: Path, network: dict[str, Any]) -> None:
-    stage = WarpingStage(str(tmp_path / "new"), 1, network)
+    stage = WarpingStage(str(tmp_path / "new"), 1, RPFConfig(**network))
     assert (stage.lr_size, stage.size, stage.side) == (16, 64, 32)
     again = WarpingStage(str(tmp_path / "new"), 2)
     assert again.side == 64
+    assert differing(snapshot(stage.model), snapshot(again.model)) == set()
+
+
+def test_a_checkpoint_of_a_stage_with_a_network_is_read_as_data_only(
+    tmp_path: Path, network: dict[str, Any], fit: Fit, batch_of: BatchOf
+) -> None:
+    stage = WarpingStage(str(tmp_path / "new"), 2, RPFConfig(**network))
+    fit(stage, batches=[batch_of(2)]).save_checkpoint(tmp_path / "a.ckpt")
+    assert "network" not in torch.load(tmp_path / "a.ckpt", weights_only=True)["hyper_parameters"]
+    again = WarpingStage.load_from_checkpoint(tmp_path / "a.ckpt")
     assert differing(snapshot(stage.model), snapshot(again.model)) == set()
 
 
@@ -552,7 +563,7 @@ def test_directory_without_a_model(tmp_path: Path) -> None:
 
 def test_other_network_than_the_directorys(model_dir: Path, network: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"channels: 4 there, 8 here") as caught:
-        WarpingStage(str(model_dir), 1, {**network, "channels": 8})
+        WarpingStage(str(model_dir), 1, RPFConfig(**{**network, "channels": 8}))
     assert "width" not in str(caught.value)
 
 

@@ -16,7 +16,7 @@ from rpf_lightning.callbacks import FreezeEarlierBlocks, LastCheckpoint
 from rpf_lightning.data import SyntheticFacesDataModule
 from rpf_lightning.data.dataset import collate
 from rpf_lightning.data.records import ReferenceBatch
-from rpf_lightning.model import Critic, RPFModel, StyleGAN2Critic
+from rpf_lightning.model import Critic, RPFConfig, RPFModel, StyleGAN2Critic
 from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, WarpingStage
 from rpf_lightning.stages.adversary import gradient_norms
 from small_fits import QUIET
@@ -331,10 +331,10 @@ def test_a_module_that_changes_on_disk_meanwhile_is_said(model_dir: Path, fit: F
     assert not torch.equal(written.refinement.to_rgb.bias, stage.model.blocks[1].refinement.to_rgb.bias)
 
 
-def test_defaults_that_the_configuration_leaves_out_are_no_other_network(model_dir: Path, fit: Fit) -> None:
+def test_a_configuration_of_another_release_is_no_other_network(model_dir: Path, fit: Fit) -> None:
     config = json.loads((model_dir / "config.json").read_text())
-    del config["memory"]
-    (model_dir / "config.json").write_text(json.dumps(config))
+    older = {key: value for key, value in config.items() if key != "flow_from"}
+    (model_dir / "config.json").write_text(json.dumps({**older, "validate": True, "memory": "low"}))
     stage = make("warping", model_dir)
     fit(stage)
     assert json.loads((model_dir / "config.json").read_text()) == config
@@ -647,7 +647,13 @@ def test_weights_that_are_not_finite_are_not_saved(model_dir: Path, tmp_path: Pa
 def test_stylegan2_critic_is_as_wide_as_the_refinement(tmp_path: Path, network: dict[str, Any]) -> None:
     sizes = []
     for width in (1 / 64, 1 / 32):
-        stage = make("x2", tmp_path / str(width), 1, network={**network, "width": width}, critic="stylegan2")
+        stage = make(
+            "x2",
+            tmp_path / str(width),
+            1,
+            network=RPFConfig(**{**network, "width": width}),
+            critic="stylegan2",
+        )
         sizes.append(sum(p.numel() for p in stage.critic.parameters()))
         assert sizes[-1] == sum(p.numel() for p in StyleGAN2Critic(32, width).parameters())
     assert sizes[0] < sizes[1]

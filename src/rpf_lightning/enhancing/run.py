@@ -188,8 +188,7 @@ def enhance_aligned(
 
 def entry_side(model: RPFModel, face_side: float) -> int:
     """Side at which a face enters the model: L * 2^k, as far as the face has it, L at least."""
-    sides = [model.lr_size, *model.sides[:-1]]
-    return max([side for side in sides if side <= face_side], default=model.lr_size)
+    return max([side for side in model.config.entry_sides if side <= face_side], default=model.lr_size)
 
 
 def _name(photo: Photo, otherwise: str) -> str:

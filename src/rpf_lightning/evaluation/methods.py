@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -136,7 +137,7 @@ class NetworkMethod(Method):
 
     def describe(self) -> dict[str, Any]:
         """Return source and arguments of the network; `protocol` adds the hash of its weights."""
-        config = {"model_config": self.model.config} if isinstance(self.model, RPFModel) else {}
+        config = {"model_config": asdict(self.model.config)} if isinstance(self.model, RPFModel) else {}
         return {**super().describe(), "source": self.source, **config}
 
     def prepare(self, ids: Sequence[str] | None, lr_size: int, size: int) -> None:

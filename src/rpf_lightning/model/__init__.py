@@ -1,5 +1,6 @@
 """The RPF network and its critics: torch only, no Lightning."""
 
+from rpf_lightning.model.config import RPFConfig
 from rpf_lightning.model.critic import Critic, StyleGAN2Critic
 from rpf_lightning.model.refinement import RefinementModule
 from rpf_lightning.model.rpf import BlockOutput, ReconstructionBlock, RPFModel
@@ -9,6 +10,7 @@ from rpf_lightning.model.warping import WarpingModule, backward_warp
 __all__ = [
     "BlockOutput",
     "Critic",
+    "RPFConfig",
     "RPFModel",
     "ReconstructionBlock",
     "RefinementModule",

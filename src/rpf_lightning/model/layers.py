@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rpf_lightning.model.config import Activation, RPFConfig
 from rpf_lightning.model.resize import full_precision
-
-Activation = Literal["leaky_relu", "relu"]
 
 
 def is_traced() -> bool:
@@ -55,11 +53,6 @@ def relu_beside(a: Tensor, b: Tensor) -> Tensor:
     for x, part in ((a, both[:, : a.shape[1]]), (b, both[:, a.shape[1] :])):
         torch.clamp_min(x, 0, out=part)
     return both
-
-
-def centred(image: Tensor, offset: float) -> Tensor:
-    """Shift an image in [0, 1] before the first convolution; zero padding then means grey."""
-    return image + offset if offset else image
 
 
 def init_convolutions(module: nn.Module) -> None:
@@ -124,6 +117,29 @@ class LRFeatures(nn.Module):
         return x
 
 
+class PairModule(nn.Module):
+    """What the warping and synthesis modules share: the features of x^(n) and of a reference beside each other.
+
+    Args:
+        config: The network's structure.
+        block: n, counted from 1.
+    """
+
+    def __init__(self, config: RPFConfig, block: int) -> None:
+        super().__init__()
+        self.side, self.in_side = config.sides[block - 1], config.entry_sides[block - 1]
+        self.channels = config.block_channels[block - 1]
+        # zero padding means grey where images are centred
+        self.offset = -0.5 if config.init == "kaiming" else 0.0
+        self.lr_features = LRFeatures(self.in_side, self.side, self.channels)
+        self.reference_features = nn.Conv2d(3, self.channels, 3, padding=1)
+
+    def pair_features(self, x: Tensor, reference: Tensor) -> Tensor:
+        """(B, 3, in_side, in_side) and (B, 3, S, S), both in [0, 1] -> (B, 2C, S, S)."""
+        x, reference = (image + self.offset if self.offset else image for image in (x, reference))
+        return relu_beside(self.lr_features(x), self.reference_features(reference))
+
+
 class Activate(nn.Module):
     """Leaky ReLU 0.2 or ReLU, times sqrt(2) so that the variance of equalized layers stays 1.
 
@@ -176,8 +192,27 @@ class FIR(nn.Module):
         return F.conv2d(x, kernel, padding=self.pad, groups=channels)
 
 
-class EqualizedConv2d(nn.Module):
-    """3x3 convolution with equalized learning rate: N(0, 1) weights, scaled by 1/sqrt(fan_in) at run time.
+class Equalized(nn.Module):
+    """Weights with equalized learning rate: N(0, 1), scaled by 1/sqrt(fan_in) at run time.
+
+    Args:
+        shape: Of the weights, (out, in, ...).
+        bias: Initial value of the bias.
+    """
+
+    def __init__(self, *shape: int, bias: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape))
+        self.bias = nn.Parameter(torch.full(shape[:1], bias))
+        self.scale = 1 / math.sqrt(math.prod(shape[1:]))
+
+    def kernel(self) -> Tensor:
+        """The weights at their run-time scale, (out, in, ...)."""
+        return self.weight if self.scale == 1 else self.weight * self.scale
+
+
+class EqualizedConv2d(Equalized):
+    """3x3 convolution with equalized learning rate.
 
     Args:
         in_channels: Input channels.
@@ -186,10 +221,7 @@ class EqualizedConv2d(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int, downsample: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
-        self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.scale = 1 / math.sqrt(in_channels * 9)
+        super().__init__(out_channels, in_channels, 3, 3)
         self.fir = FIR(gain=1.0, pad=2) if downsample else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -197,10 +229,6 @@ class EqualizedConv2d(nn.Module):
         if self.fir is not None:
             return F.conv2d(self.fir(x), self.kernel(), self.bias, stride=2)
         return F.conv2d(x, self.kernel(), self.bias, padding=1)
-
-    def kernel(self) -> Tensor:
-        """The convolution's weights at their run-time scale, (out, in, 3, 3)."""
-        return self.weight if self.scale == 1 else self.weight * self.scale
 
     @torch.no_grad()
     def fold(self, gain: float | Tensor) -> None:
@@ -211,7 +239,7 @@ class EqualizedConv2d(nn.Module):
         self.scale = 1.0
 
 
-class EqualizedLinear(nn.Module):
+class EqualizedLinear(Equalized):
     """Fully connected layer with equalized learning rate.
 
     Args:
@@ -221,15 +249,11 @@ class EqualizedLinear(nn.Module):
     """
 
     def __init__(self, in_features: int, out_features: int, bias: float = 0.0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_features, in_features))
-        self.bias = nn.Parameter(torch.full((out_features,), bias))
-        self.scale = 1 / math.sqrt(in_features)
+        super().__init__(out_features, in_features, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in) -> (B, out)."""
-        weight = self.weight if self.scale == 1 else self.weight * self.scale
-        return F.linear(x, weight, self.bias)
+        return F.linear(x, self.kernel(), self.bias)
 
     @torch.no_grad()
     def fold(self, gain: float) -> None:
@@ -269,7 +293,7 @@ def demodulation(style: Tensor, energy: Tensor) -> Tensor:
         return torch.rsqrt(style.to(energy.dtype).square() @ energy.T + 1e-8)
 
 
-class ModulatedConv2d(nn.Module):
+class ModulatedConv2d(Equalized):
     """StyleGAN2's modulated and demodulated 3x3 convolution, in the fast form, with a bias.
 
     The style scales the input's channels and the demodulation factor (computed in fp32) the output's, so one
@@ -286,11 +310,8 @@ class ModulatedConv2d(nn.Module):
     gain: Tensor | None
 
     def __init__(self, in_channels: int, out_channels: int, latent: int, upsample: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
-        self.bias = nn.Parameter(torch.zeros(out_channels))
+        super().__init__(out_channels, in_channels, 3, 3)
         self.style = EqualizedLinear(latent, in_channels, bias=1.0)
-        self.scale = 1 / math.sqrt(in_channels * 9)
         self.fir = FIR(gain=4.0, pad=1) if upsample else None
         self.register_buffer("energy", None, persistent=False)  # set by `fold`
         self.register_buffer("gain", None, persistent=False)
@@ -328,10 +349,6 @@ class ModulatedConv2d(nn.Module):
         """1 / ||style * weight|| per sample and output channel, (B, out), in at least fp32."""
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         return demodulation(style, self._energy(dtype) if self.energy is None else self.energy.to(dtype))
-
-    def kernel(self) -> Tensor:
-        """The weights at their run-time scale, (out, in, 3, 3)."""
-        return self.weight if self.scale == 1 else self.weight * self.scale
 
     @torch.no_grad()
     def fold(self, gain: float | Tensor) -> None:

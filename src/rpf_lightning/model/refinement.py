@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from rpf_lightning.model.config import Activation, RPFConfig
 from rpf_lightning.model.layers import (
     Activate,
-    Activation,
     EqualizedConv2d,
     EqualizedLinear,
     ModulatedConv2d,
@@ -23,7 +23,6 @@ from rpf_lightning.model.resize import at_least_fp32
 from rpf_lightning.model.strips import WHOLE, Rows
 
 Step = Callable[[Tensor], tuple[Tensor, Tensor]]
-Skip = Literal["same_resolution", "literal"]
 COARSEST_SIDE = 4  # "e_1 has the spatial resolution of 4x4"
 LATENT = 512
 CHANNELS = {128: 256, 256: 128, 512: 64, 1024: 32}  # sides up to 64 have 512
@@ -82,15 +81,12 @@ class Upscale(nn.Module):
         in_channels: Channels of d_(k-1).
         out_channels: Channels of d_k, at twice the side.
         latent: Length of v_k.
-        skip: ``"same_resolution"``: upsample, modulate, blend with the encoder's feature of the new side;
-            ``"literal"``: modulate, blend with e_k (the output of a downscale block) at the old side,
-            upsample last.
-        act: Activation.
+        config: `skip` and `act`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, latent: int, skip: Skip, act: Activation) -> None:
+    def __init__(self, in_channels: int, out_channels: int, latent: int, config: RPFConfig) -> None:
         super().__init__()
-        self.literal = skip == "literal"
+        self.literal = config.skip == "literal"
         blended = in_channels if self.literal else out_channels
         # for `Rows`: rows of the feature's side that one row depends on, and the most channels at that side
         self.halo, self.widest = (
@@ -98,8 +94,8 @@ class Upscale(nn.Module):
         )
         self.up = ModulatedConv2d(in_channels, out_channels, latent, upsample=True)
         self.conv = ModulatedConv2d(blended, blended, latent)
-        self.blend = FeatureModulation(blended, act)
-        self.act = Activate(act)
+        self.blend = FeatureModulation(blended, config.act)
+        self.act = Activate(config.act)
 
     def forward(self, x: Tensor, latent: Tensor, feature: Tensor) -> Tensor:
         """d_(k-1) (B, in, H, H), v_k and the encoder's feature -> d_k (B, out, 2H, 2H)."""
@@ -123,31 +119,22 @@ class RefinementModule(nn.Module):
     reference. There is no noise injection, so it is deterministic.
 
     Args:
-        side: S.
-        width: Multiplier of all channels, the 512-d latents and the fully connected layers.
-        skip: See `Upscale`.
-        residual: Adds the input image, and starts the last convolution at 0.02 of its size.
-        act: ``"leaky_relu"`` (0.2, as GCFSR) or ``"relu"`` (as the paper says).
+        config: The network's structure.
+        block: n, counted from 1.
     """
 
-    def __init__(
-        self,
-        side: int,
-        width: float = 1.0,
-        skip: Skip = "same_resolution",
-        residual: bool = False,
-        act: Activation = "leaky_relu",
-    ) -> None:
+    def __init__(self, config: RPFConfig, block: int) -> None:
         super().__init__()
-        self.literal = skip == "literal"
-        self.residual = residual
+        side, width = config.sides[block - 1], config.block_widths[block - 1]
+        self.literal = config.skip == "literal"
+        self.residual = config.residual
         self.fused = False
         levels = int(math.log2(side // COARSEST_SIDE))  # K
         latent = max(1, round(LATENT * width))
         sides = [side // 2**i for i in range(levels)]  # S, S/2, ..., 8
         self.first = EqualizedConv2d(3, channels_at(side, width))
         self.encoder = nn.ModuleList(
-            Downscale(channels_at(s, width), channels_at(s // 2, width), act) for s in sides
+            Downscale(channels_at(s, width), channels_at(s // 2, width), config.act) for s in sides
         )
         coarse = channels_at(COARSEST_SIDE, width)
         self.embedding = nn.ModuleList(
@@ -158,12 +145,12 @@ class RefinementModule(nn.Module):
         )
         self.latents = nn.ModuleList(EqualizedLinear(latent, latent) for _ in range(levels))
         self.decoder = nn.ModuleList(
-            Upscale(channels_at(s // 2, width), channels_at(s, width), latent, skip, act)
+            Upscale(channels_at(s // 2, width), channels_at(s, width), latent, config)
             for s in reversed(sides)
         )
         self.to_rgb = EqualizedConv2d(channels_at(side, width), 3)
-        self.act = Activate(act)
-        if residual:
+        self.act = Activate(config.act)
+        if config.residual:
             with torch.no_grad():
                 self.to_rgb.weight.mul_(0.02)  # starts close to the identity
 

@@ -6,21 +6,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, overload
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rpf_lightning.model import storage
-from rpf_lightning.model.layers import Activation, is_traced, lay_out, only_infers
+from rpf_lightning.model.config import RPFConfig, check_choice, listed
+from rpf_lightning.model.layers import is_traced, lay_out, only_infers
 from rpf_lightning.model.references import Slots, erode, with_ok
-from rpf_lightning.model.refinement import RefinementModule, Skip, refuse_checkpoints
+from rpf_lightning.model.refinement import RefinementModule, refuse_checkpoints
 from rpf_lightning.model.resize import Resize, minimum_pool, resize
 from rpf_lightning.model.strips import WHOLE, Rows, Strips, release
 from rpf_lightning.model.synthesis import CopySynthesisModule, SynthesisModule, Synthesized
-from rpf_lightning.model.warping import FlowFrom, FlowUnit, WarpingModule
+from rpf_lightning.model.warping import WarpingModule
 
 Memory = Literal["auto", "low"]
 
@@ -70,53 +72,18 @@ class ReconstructionBlock(nn.Module):
     """One reconstruction block, Fig. 2 (b): warping, synthesis, refinement.
 
     Args:
-        side: S, side of the output.
-        in_side: Side of the input; S/2 in progressive reconstruction.
-        channels: C of the warping and synthesis modules.
-        width: Width multiplier of the refinement module.
-        skip: See `RefinementModule`.
-        residual: See `RefinementModule`.
-        act: See `RefinementModule`.
-        synthesis_residual: See `SynthesisModule`.
-        synthesis_fuse: See `SynthesisModule`.
-        flow_unit: See `WarpingModule`.
-        init: See `WarpingModule`.
-        refinement_mean: See `RPFModel`, like the next three.
-        synthesis_copy: With a `CopySynthesisModule`.
-        flow_from: See `WarpingModule`.
-        reference_temperature: See `CopySynthesisModule`.
+        config: The network's structure.
+        block: n, counted from 1.
     """
 
-    def __init__(
-        self,
-        side: int,
-        in_side: int,
-        channels: int = 64,
-        width: float = 1.0,
-        skip: Skip = "same_resolution",
-        residual: bool = False,
-        act: Activation = "leaky_relu",
-        synthesis_residual: bool = False,
-        synthesis_fuse: bool = True,
-        flow_unit: FlowUnit = "relative",
-        init: Literal["kaiming", "torch"] = "kaiming",
-        refinement_mean: bool = True,
-        synthesis_copy: bool = False,
-        flow_from: FlowFrom | None = None,
-        reference_temperature: float = 0.5,
-    ) -> None:
+    def __init__(self, config: RPFConfig, block: int) -> None:
         super().__init__()
-        self.side = side
-        self.in_side = in_side
-        self.refinement_mean = refinement_mean
-        self.warping = WarpingModule(side, in_side, channels, flow_unit, init, flow_from)
-        self.synthesis: SynthesisModule = (
-            CopySynthesisModule(side, in_side, channels, synthesis_fuse, init, reference_temperature)
-            if synthesis_copy
-            else SynthesisModule(side, in_side, channels, synthesis_fuse, synthesis_residual, init)
-        )
-        self.refinement = RefinementModule(side, width, skip, residual, act)
-        self.enlarge = Resize(in_side, side)
+        self.side, self.in_side = config.sides[block - 1], config.entry_sides[block - 1]
+        self.refinement_mean = config.refinement_mean
+        self.warping = WarpingModule(config, block)
+        self.synthesis = (CopySynthesisModule if config.synthesis_copy else SynthesisModule)(config, block)
+        self.refinement = RefinementModule(config, block)
+        self.enlarge = Resize(self.in_side, self.side)
 
     def forward(
         self, x: Tensor, reference: Tensor, previous: Tensor | None = None, rows: Rows = WHOLE
@@ -171,121 +138,40 @@ class RPFModel(nn.Module):
     """Reference-based progressive face super-resolution.
 
     Args:
-        lr_size: L, side of the LR image; a power of two of at least 4.
-        scale: kappa, the scale factor; a power of two of at least 2. The output has side ``scale * lr_size``.
-        channels: C, features of the warping and synthesis modules (64 in the paper): one number, or one per block.
-        width: Width multiplier of the refinement modules (1 = GCFSR's channels): one number, or one per block.
-        skip: Where the refinement blends encoder features: ``"same_resolution"`` or ``"literal"``.
-        residual: The refinement predicts a difference to its input. Differs from the paper when True.
-        act: Activation of the refinement: ``"leaky_relu"`` as in GCFSR or ``"relu"`` as in the paper's text.
-        progressive: False replaces all blocks by one that goes from L to kappa * L (Table 2).
-        synthesis_residual: The synthesis predicts a difference to the bicubically enlarged input. Differs
-            from the paper when True.
-        synthesis_fuse: False runs the synthesis' residual blocks at 2C channels.
-        flow_unit: ``"relative"``: the flow head counts in S/64 pixels; ``"pixels"``: in pixels.
-        init: ``"kaiming"`` with images centred by -0.5 at the first convolutions, or ``"torch"``.
-        refinement_mean: The refinement sees the mean of the enlarged input and the synthesized image (III-B-3).
-            False, which differs from the paper: the synthesized image alone, so that half of what it took from
-            the reference need not be found again.
-        synthesis_copy: Copies the detail of the references past the synthesis' convolutions, takes several of them and
-            samples without any; see `CopySynthesisModule`. Not in the paper; needs `synthesis_residual`.
-        flow_from: ``"previous"``: each block corrects the flow of the block before; None, as in the paper: each
-            estimates its own. See `WarpingModule`.
-        reference_temperature: T of `CopySynthesisModule`.
+        *args: The network's structure: an `RPFConfig`, or its arguments, ``RPFModel(16, 64, width=0.25)``.
         validate: Check the values of the inputs (range, NaN). It synchronises a GPU; shapes are always
             checked. Skipped while exporting or compiling.
         memory: Without gradients a CPU computes the steps between feature maps in strips of rows where a map in them
             is larger than 16 MB: from side 256 on at the paper's width (what it takes: `benchmarks/RESULTS.md`). A
             GPU computes whole maps. ``"low"``: in strips everywhere, and the two largest maps of each block are
             computed twice instead of kept.
+        **kwargs: Arguments of `RPFConfig` by their names; of an `RPFConfig` that is given they replace the values.
+
+    Attributes:
+        config: The network's structure.
+        lr_size: L.
+        size: kappa * L.
+        sides: S of every block.
 
     Raises:
+        TypeError: If there is no such argument.
         ValueError: If an argument is outside its range.
     """
 
-    def __init__(
-        self,
-        lr_size: int = 16,
-        scale: int = 64,
-        channels: int | list[int] = 64,
-        width: float | list[float] = 1.0,
-        skip: Skip = "same_resolution",
-        residual: bool = False,
-        act: Activation = "leaky_relu",
-        progressive: bool = True,
-        synthesis_residual: bool = False,
-        synthesis_fuse: bool = True,
-        flow_unit: FlowUnit = "relative",
-        init: Literal["kaiming", "torch"] = "kaiming",
-        refinement_mean: bool = True,
-        synthesis_copy: bool = False,
-        flow_from: FlowFrom | None = None,
-        reference_temperature: float = 0.5,
-        validate: bool = True,
-        memory: Memory = "auto",
-    ) -> None:
+    blocks: Sequence[ReconstructionBlock]  # a ModuleList
+
+    def __init__(self, *args: Any, validate: bool = True, memory: Memory = "auto", **kwargs: Any) -> None:
         super().__init__()
-        _check_power_of_two("lr_size", lr_size, 4)
-        _check_power_of_two("scale", scale, 2)
-        _check_choice("skip", skip, ("same_resolution", "literal"))
-        _check_choice("act", act, ("leaky_relu", "relu"))
-        _check_choice("flow_unit", flow_unit, ("relative", "pixels"))
-        _check_choice("init", init, ("kaiming", "torch"))
-        _check_choice("memory", memory, ("auto", "low"))
-        if flow_from is not None:
-            _check_choice("flow_from", flow_from, ("previous",))
-        if synthesis_copy and not synthesis_residual:
-            raise ValueError(
-                "synthesis_copy: adds to the enlarged input, so it needs synthesis_residual=True"
-            )
-        if not reference_temperature > 0:
-            raise ValueError(
-                f"reference_temperature: expected a positive number, got {reference_temperature}"
-            )
-        sides = [lr_size * 2**n for n in range(1, scale.bit_length())] if progressive else [lr_size * scale]
-        channels_of = _per_block("channels", channels, len(sides))
-        widths = _per_block("width", width, len(sides))
-        if min(channels_of) < 1 or min(widths) <= 0:
-            raise ValueError(f"channels and width must be positive, got {channels} and {width}")
-        self.config: dict[str, Any] = {
-            "lr_size": lr_size, "scale": scale, "channels": channels, "width": width, "skip": skip,
-            "residual": residual, "act": act, "progressive": progressive,
-            "synthesis_residual": synthesis_residual, "synthesis_fuse": synthesis_fuse,
-            "flow_unit": flow_unit, "init": init, "refinement_mean": refinement_mean,
-            "synthesis_copy": synthesis_copy, "flow_from": flow_from, "reference_temperature": reference_temperature,
-            "validate": validate, "memory": memory,
-        }  # fmt: skip
-        self.lr_size = lr_size
-        self.scale = scale
-        self.size = lr_size * scale
+        given = bool(args) and isinstance(args[0], RPFConfig)
+        self.config = config = replace(*args, **kwargs) if given else RPFConfig(*args, **kwargs)
+        check_choice("memory", memory, get_args(Memory))
         self.validate = validate
         self.memory = memory
         self.fused = False
-        self.synthesis_copy = synthesis_copy
-        self.chains_flow = flow_from == "previous"
-        self.sides = tuple(sides)
-        self.widths = tuple(widths)
-        self.blocks = nn.ModuleList(
-            ReconstructionBlock(
-                side,
-                side // 2 if progressive else lr_size,
-                own_channels,
-                own_width,
-                skip,
-                residual,
-                act,
-                synthesis_residual,
-                synthesis_fuse,
-                flow_unit,
-                init,
-                refinement_mean,
-                synthesis_copy,
-                flow_from,
-                reference_temperature,
-            )
-            for side, own_channels, own_width in zip(sides, channels_of, widths, strict=True)
-        )
-        self.halve = nn.ModuleList(Resize(2 * side, side) for side in sides[:-1])
+        self.lr_size, self.size, self.sides = config.lr_size, config.size, config.sides
+        numbers = range(1, len(self.sides) + 1)
+        self.blocks = nn.ModuleList(ReconstructionBlock(config, n) for n in numbers)  # type: ignore[assignment]
+        self.halve = nn.ModuleList(Resize(2 * side, side) for side in self.sides[:-1])
 
     @overload
     def forward(
@@ -343,15 +229,9 @@ class RPFModel(nn.Module):
                 raise ValueError("mask was given without a reference; it masks the reference")
             reference = resize(lr, self.size).clamp(0, 1)
         pyramid = self._check_pyramid(reference, lr, mask, last)
-        records = []
-        x, flow = lr, None
-        blocks = cast("list[ReconstructionBlock]", self.blocks)[first:last]
-        for block, level in zip(blocks, pyramid[first:last], strict=True):
-            record = self._reconstruct(block, x, level, flow)
-            x, flow = record.output.clamp(0, 1), self.handed_on(record)
-            if return_intermediates:
-                records.append(record)
-        return (x, records) if return_intermediates else x
+        records: list[BlockOutput] | None = [] if return_intermediates else None
+        x, _ = self._run(first, lr, pyramid[first:last], records)
+        return x if records is None else (x, records)
 
     def encode_reference(
         self, reference: Tensor, mask: Tensor | None = None, size: int | None = None
@@ -380,7 +260,7 @@ class RPFModel(nn.Module):
                 raise ValueError(f"mask: expected the shape {expected}, got {tuple(mask.shape)}")
             self._check_values("mask", mask)
             reference = reference * mask
-        return self.pyramid(with_ok(reference, mask) if self.synthesis_copy else reference, last)
+        return self.pyramid(with_ok(reference, mask) if self.config.synthesis_copy else reference, last)
 
     def pyramid(self, reference: Tensor, block: int) -> tuple[Tensor, ...]:
         """Halve a masked reference of side S of `block` (counted from 1) down to the first block's side.
@@ -396,9 +276,9 @@ class RPFModel(nn.Module):
         levels, oks = [reference[..., :3, :, :]], [reference[..., 3:, :, :]]
         for halve in reversed(self.halve[: block - 1]):
             levels.append(halve(levels[-1]).clamp(0, 1))
-            if self.synthesis_copy:
+            if self.config.synthesis_copy:
                 oks.append(minimum_pool(oks[-1], levels[-1].shape[-1]))
-        if self.synthesis_copy:
+        if self.config.synthesis_copy:
             levels = [torch.cat((level, erode(ok)), dim=-3) for level, ok in zip(levels, oks, strict=True)]
         return tuple(reversed(levels))
 
@@ -418,12 +298,7 @@ class RPFModel(nn.Module):
 
     def after(self, lr: Tensor, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Run as many blocks as there are levels of `pyramid`; return what `prefix` returns for the next block."""
-        x, flow = lr, None
-        blocks = cast("list[ReconstructionBlock]", self.blocks)
-        for block, level in zip(blocks, levels, strict=False):
-            record = self._reconstruct(block, x, level, flow)
-            x, flow = record.output.clamp(0, 1), self.handed_on(record)
-        return x, flow
+        return self._run(0, lr, levels)
 
     def fuse(self) -> RPFModel:
         """Prepare for inference, in place: fold constants into the weights, lay them out channels_last.
@@ -438,7 +313,7 @@ class RPFModel(nn.Module):
         for parameter in self.parameters():
             if parameter.ndim == 4:
                 lay_out(parameter)
-        for block in cast("list[ReconstructionBlock]", self.blocks):
+        for block in self.blocks:
             if not block.refinement.fused:
                 block.refinement.fuse()
                 refuse_checkpoints(block)
@@ -457,7 +332,9 @@ class RPFModel(nn.Module):
         storage.save(Path(directory), self.config, self.state_dict())
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **overrides: Any) -> RPFModel:
+    def from_pretrained(
+        cls, name: str | Path, validate: bool = True, memory: Memory = "auto", **additions: Any
+    ) -> RPFModel:
         """Load a model in fp32 and eval mode, strictly: no weight missing, none left over.
 
         Arguments that add to the network, such as ``synthesis_copy=True`` or a larger `scale`, give it new heads and
@@ -466,7 +343,9 @@ class RPFModel(nn.Module):
         Args:
             name: A model directory; a model that comes with the package, ``"celeba-hq-16to128"``; or a repository of
                 the Hugging Face hub such as ``"owner/name"``.
-            **overrides: Arguments of the constructor, in place of the saved ones.
+            validate: See `RPFModel`, like `memory`.
+            memory: Not saved with the model.
+            **additions: Arguments of `RPFConfig`, in place of the saved ones.
 
         Raises:
             FileNotFoundError: If neither a directory, nor a model of the package, nor a hub repository of that name can
@@ -475,19 +354,29 @@ class RPFModel(nn.Module):
         """
         config, state = storage.load(name)
         try:
-            model = cls(**{**config, **overrides})
-            with torch.device("meta"):
-                saved = cls(**config) if overrides else model
+            model = cls(config, validate=validate, memory=memory, **additions)
         except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{name}: the configuration, or an argument given here, does not fit RPFModel: {error}"
-            ) from error
+            raise ValueError(f"{name}: an argument given here does not fit RPFModel: {error}") from error
+        with torch.device("meta"):
+            saved = cls(config) if additions else model
         storage.restore(model, state, name, new=model.state_dict().keys() - saved.state_dict().keys())
         return model.eval()
 
     def handed_on(self, record: BlockOutput) -> Tensor | None:
         """The flow that the next block starts from, if it does."""
-        return record.flow if self.chains_flow else None
+        return record.flow if self.config.chains_flow else None
+
+    def _run(
+        self, first: int, x: Tensor, levels: Sequence[Tensor], records: list[BlockOutput] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The image and the flow after as many blocks behind the `first` as there are levels, keeping their records."""
+        flow = None
+        for block, level in zip(self.blocks[first:], levels, strict=False):
+            record = self._reconstruct(block, x, level, flow)
+            x, flow = record.output.clamp(0, 1), self.handed_on(record)
+            if records is not None:
+                records.append(record)
+        return x, flow
 
     def _reconstruct(
         self, block: ReconstructionBlock, x: Tensor, reference: Tensor, flow: Tensor | None
@@ -495,16 +384,16 @@ class RPFModel(nn.Module):
         return block(x, reference, flow, rows=self._rows(block, x, reference))
 
     def _rows(self, block: nn.Module, *inputs: Tensor) -> Rows:
-        if self.memory == "low" or inputs[0].device.type == "cpu":
-            return Strips(self.memory == "low") if only_infers(*inputs, *block.parameters()) else WHOLE
-        return WHOLE
+        low = self.memory == "low"
+        cheaper = low or inputs[0].device.type == "cpu"
+        return Strips(low) if cheaper and only_infers(*inputs, *block.parameters()) else WHOLE
 
     def _check_lr(self, lr: Tensor) -> int:
         if lr.ndim != 4 or lr.shape[1] != 3 or lr.shape[2] != lr.shape[3]:
             raise ValueError(f"lr: expected square RGB images (B, 3, l, l), got the shape {tuple(lr.shape)}")
-        sides = [self.lr_size, *self.sides[:-1]]
+        sides = self.config.entry_sides
         if lr.shape[-1] not in sides:
-            raise ValueError(f"lr: expected a side of {_listed(sides)} pixels, got {lr.shape[-1]}")
+            raise ValueError(f"lr: expected a side of {listed(sides)} pixels, got {lr.shape[-1]}")
         self._check_values("lr", lr)
         return sides.index(lr.shape[-1])
 
@@ -519,16 +408,16 @@ class RPFModel(nn.Module):
             pyramid = tuple(reference)
             got = [tuple(level.shape) if isinstance(level, Tensor) else type(level) for level in pyramid]
             first = pyramid[0].shape if pyramid and isinstance(pyramid[0], Tensor) else ()
-            channels = 4 if self.synthesis_copy else 3
+            channels = 4 if self.config.synthesis_copy else 3
             sides = self.sides[: max(len(got), last)]  # a forward that stops early needs no further ones
             if got != [(*first[:-3], channels, side, side) for side in sides] or len(first) not in (4, 5):
                 raise ValueError(
-                    f"reference: expected levels of side {_listed(sides)}, got {got}. `encode_reference` makes "
+                    f"reference: expected levels of side {listed(sides)}, got {got}. `encode_reference` makes "
                     f"them, of {channels} channels; several photos, all of one side, are one tensor (B, K, 3, S, S)"
                 )
             for level in pyramid:
                 self._check_values("reference", level)
-        if pyramid[0].ndim == 5 and not (self.synthesis_copy or pyramid[0].shape[1] == 1):
+        if pyramid[0].ndim == 5 and not (self.config.synthesis_copy or pyramid[0].shape[1] == 1):
             raise ValueError(
                 f"reference: several per sample need a model with synthesis_copy=True, got {pyramid[0].shape[1]}"
             )
@@ -541,7 +430,7 @@ class RPFModel(nn.Module):
         if size is None:
             return len(self.blocks)
         if size not in self.sides[first:]:
-            raise ValueError(f"size: expected {_listed(self.sides[first:])}, got {size}")
+            raise ValueError(f"size: expected {listed(self.sides[first:])}, got {size}")
         return self.sides.index(size) + 1
 
     def _check_image(self, name: str, image: Tensor, side: int) -> None:
@@ -566,24 +455,3 @@ class RPFModel(nn.Module):
         low, high = image.min().item(), image.max().item()
         if not (low >= 0 and high <= 1):  # also false for NaN
             raise ValueError(f"{name}: expected values in [0, 1] without NaN, got {low:.4g} .. {high:.4g}")
-
-
-def _check_power_of_two(name: str, value: int, least: int) -> None:
-    if value < least or value & (value - 1):
-        raise ValueError(f"{name}: expected a power of two of at least {least}, got {value}")
-
-
-def _per_block(name: str, value: Any, count: int) -> list[Any]:
-    values = list(value) if isinstance(value, list | tuple) else [value] * count
-    if len(values) != count:
-        raise ValueError(f"{name}: expected one number or a list of {count}, one per block, got {value}")
-    return values
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected {_listed(choices)}, got {value!r}")
-
-
-def _listed(values: Sequence[object]) -> str:
-    return " or ".join(str(value) for value in values)

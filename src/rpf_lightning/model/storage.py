@@ -6,14 +6,15 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from rpf_lightning.environment import OFFLINE_VARIABLE, offline
+from rpf_lightning.model.config import RPFConfig
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -21,21 +22,21 @@ PRETRAINED = Path(__file__).parents[1] / "pretrained"
 """Model directories that come with the package."""
 
 
-def save(directory: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+def save(directory: Path, config: RPFConfig, state: Mapping[str, Tensor]) -> None:
     """Write a model directory.
 
     Args:
         directory: Made if it is missing.
-        config: Arguments of the model's constructor.
+        config: The network's structure.
         state: Its weights.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_atomically(directory / WEIGHTS_FILE, safetensors.torch.save(tensors, {"format": "pt"}))
-    write_atomically(directory / CONFIG_FILE, (json.dumps(dict(config), indent=2) + "\n").encode())
+    write_atomically(directory / CONFIG_FILE, (json.dumps(asdict(config), indent=2) + "\n").encode())
 
 
-def load(name: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def load(name: str | Path) -> tuple[RPFConfig, dict[str, Tensor]]:
     """Read the configuration and the weights of a model directory, of a model of the package, or of a hub repository.
 
     Args:
@@ -43,7 +44,7 @@ def load(name: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: If there is neither a directory nor a hub repository of that name.
-        ValueError: If the configuration is no JSON object, or the weights file is broken.
+        ValueError: If the configuration is none, or the weights file is broken.
     """
     directory = Path(name)
     packaged = str(name) in pretrained_names()
@@ -53,16 +54,29 @@ def load(name: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (directory / file).is_file():
             raise FileNotFoundError(f"{directory} is no model directory: it has no {file}")
-    try:
-        config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{directory / CONFIG_FILE}: expected JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{directory / CONFIG_FILE}: expected a JSON object of RPFModel's arguments")
+    config = read_config(directory / CONFIG_FILE)
     try:
         return config, safetensors.torch.load_file(directory / WEIGHTS_FILE)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{directory / WEIGHTS_FILE}: not a whole safetensors file: {error}") from error
+
+
+def read_config(file: Path) -> RPFConfig:
+    """Read a `config.json`.
+
+    Raises:
+        ValueError: If it is no JSON object, or has a name or a value that `RPFConfig` does not take.
+    """
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: expected JSON: {error}") from error
+    if not isinstance(saved, dict):
+        raise ValueError(f"{file}: expected a JSON object of RPFModel's arguments")
+    try:
+        return RPFConfig.of(saved)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: does not fit RPFModel: {error}") from error
 
 
 def pretrained_names() -> list[str]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from rpf_lightning.model.config import RPFConfig
 from rpf_lightning.model.references import Slots
-from rpf_lightning.model.rpf import ReconstructionBlock, RPFModel
-from rpf_lightning.model.storage import CONFIG_FILE
+from rpf_lightning.model.rpf import RPFModel
+from rpf_lightning.model.storage import CONFIG_FILE, read_config
 
 MODULES = ("warping", "synthesis", "refinement")
 
@@ -46,15 +46,14 @@ def count(model: RPFModel) -> list[ModuleCount]:
         model: On any device, also on meta; it is neither run nor changed.
     """
     with torch.device("meta"):
-        copy = RPFModel(**model.config)
+        copy = RPFModel(model.config)
     copy.to("meta")  # the resizing matrices are built on the CPU under any device
     counts = []
     for n, (block, shapes) in enumerate(zip(model.blocks, copy.blocks, strict=True), start=1):
-        assert isinstance(shapes, ReconstructionBlock)
         x, flow = (torch.empty(1, c, shapes.in_side, shapes.in_side, device="meta") for c in (3, 2))
         image = torch.empty(1, 3, shapes.side, shapes.side, device="meta")
-        level = torch.empty(1, 3 + model.synthesis_copy, shapes.side, shapes.side, device="meta")
-        slots = (Slots(level),) if model.synthesis_copy else ()
+        level = torch.empty(1, 3 + model.config.synthesis_copy, shapes.side, shapes.side, device="meta")
+        slots = (Slots(level),) if model.config.synthesis_copy else ()
         inputs: dict[str, tuple[Any, ...]] = {
             "warping": (x, level, flow if n > 1 else None),
             "synthesis": (x, level, *slots),
@@ -101,7 +100,7 @@ def main(args: list[str] | None = None) -> None:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="rpf summary", description="Parameters and operations of a network.")
-    parser.add_class_arguments(RPFModel)
+    parser.add_class_arguments(RPFConfig)
     parser.add_argument(
         "--model_dir", "--model-dir", type=str, help="a model directory, in place of the arguments"
     )
@@ -109,19 +108,10 @@ def main(args: list[str] | None = None) -> None:
     directory = given.pop("model_dir", None)
     if directory is not None and given:
         parser.error(f"--model_dir brings the network's arguments; leave out --{', --'.join(given)}")
-    file = None if directory is None else Path(directory) / CONFIG_FILE
     try:
+        config = RPFConfig(**given) if directory is None else read_config(Path(directory) / CONFIG_FILE)
         with torch.device("meta"):  # 352 M parameters are described, not allocated
-            model = RPFModel(**(given if file is None else _read(file)))
+            model = RPFModel(config)
     except (OSError, TypeError, ValueError, OverflowError) as error:
-        parser.error(str(error) if file is None else f"{file}: {error}")
+        parser.error(str(error))
     print(table(model))
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ValueError("no such file; a model directory has one")
-    config = json.loads(file.read_text())
-    if not isinstance(config, dict):
-        raise ValueError("expected a JSON object of RPFModel's arguments")
-    return config

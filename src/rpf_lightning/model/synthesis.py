@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from rpf_lightning.model.config import RPFConfig
 from rpf_lightning.model.layers import (
-    LRFeatures,
-    centred,
+    PairModule,
     init_convolutions,
     is_watched,
     overwritable,
-    relu_beside,
     relu_of,
 )
 from rpf_lightning.model.references import Slots, distance, fill, high_band
@@ -49,41 +48,25 @@ class ResidualBlocks(nn.Sequential):
         return x
 
 
-class SynthesisModule(nn.Module):
+class SynthesisModule(PairModule):
     """Reconstructs the face from x^(n) and the aligned reference.
 
     Args:
-        side: S, side of the output in pixels.
-        in_side: Side of x^(n); S/2 in progressive reconstruction.
-        channels: C, number of features.
-        fuse: A convolution brings the concatenated features from 2C to C before the residual blocks.
-            False runs them at 2C channels, the other reading of Fig. 5, at three times the cost.
-        residual: Adds the bicubically enlarged x^(n), so that the module learns the difference. Not in
-            the paper: the masked loss leaves everything outside the face free.
-        init: See `WarpingModule`.
+        config: The network's structure.
+        block: n, counted from 1.
     """
 
-    def __init__(
-        self,
-        side: int,
-        in_side: int,
-        channels: int = 64,
-        fuse: bool = True,
-        residual: bool = False,
-        init: Literal["kaiming", "torch"] = "kaiming",
-    ) -> None:
-        super().__init__()
+    def __init__(self, config: RPFConfig, block: int) -> None:
+        super().__init__(config, block)
+        channels, fuse = self.channels, config.synthesis_fuse
         width = channels if fuse else 2 * channels
-        self.offset = -0.5 if init == "kaiming" else 0.0
-        self.lr_features = LRFeatures(in_side, side, channels)
-        self.reference_features = nn.Conv2d(3, channels, 3, padding=1)
         self.fuse = nn.Conv2d(2 * channels, channels, 3, padding=1) if fuse else None
         self.blocks = ResidualBlocks(*(ResidualBlock(width) for _ in range(4)))
         self.to_rgb = nn.Conv2d(width, 3, 3, padding=1)
-        self.enlarge = Resize(in_side, side) if residual else None
-        if init == "kaiming":
+        self.enlarge = Resize(self.in_side, self.side) if config.synthesis_residual else None
+        if config.init == "kaiming":
             init_convolutions(self)
-        if residual:
+        if config.synthesis_residual:
             with torch.no_grad():
                 self.to_rgb.weight.mul_(0.02)  # starts near the bicubic image
 
@@ -112,13 +95,12 @@ class SynthesisModule(nn.Module):
             x,
             aligned,
             halo=self.lr_features.halo + 2,
-            channels=2 * self.reference_features.out_channels,
+            channels=2 * self.channels,
         )
         return self.blocks(features, rows=rows)
 
     def _features(self, x: Tensor, aligned: Tensor) -> Tensor:
-        x, aligned = centred(x, self.offset), centred(aligned, self.offset)
-        features = relu_beside(self.lr_features(x), self.reference_features(aligned))
+        features = self.pair_features(x, aligned)
         return features if self.fuse is None else relu_of(self.fuse, features)
 
     def _in_windows(self, step: Callable[..., Maps], x: Tensor, aligned: Tensor, rows: Rows) -> Maps:
@@ -160,26 +142,14 @@ class CopySynthesisModule(SynthesisModule):
     references has a = up(x) and g = 0.
 
     Args:
-        side: See `SynthesisModule`, like `in_side`, `channels`, `fuse` and `init`.
-        in_side: s, side of x^(n).
-        channels: C.
-        fuse: See `SynthesisModule`.
-        init: See `SynthesisModule`.
-        temperature: T.
+        config: The network's structure, with `synthesis_residual`.
+        block: n, counted from 1.
     """
 
-    def __init__(
-        self,
-        side: int,
-        in_side: int,
-        channels: int = 64,
-        fuse: bool = True,
-        init: Literal["kaiming", "torch"] = "kaiming",
-        temperature: float = 0.5,
-    ) -> None:
-        super().__init__(side, in_side, channels, fuse, residual=True, init=init)
-        self.temperature = temperature
-        self.reduce = Resize(side, in_side)
+    def __init__(self, config: RPFConfig, block: int) -> None:
+        super().__init__(config, block)
+        self.temperature = config.reference_temperature
+        self.reduce = Resize(self.side, self.in_side)
         self.gate = nn.Conv2d(self.to_rgb.in_channels, 1, 3, padding=1)
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, GATE_BIAS)  # type: ignore[arg-type]

@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rpf_lightning.model.layers import LRFeatures, centred, init_convolutions, relu_beside, relu_of
+from rpf_lightning.model.config import RPFConfig
+from rpf_lightning.model.layers import PairModule, init_convolutions, relu_beside, relu_of
 from rpf_lightning.model.resize import Resize, at_least_fp32, full_precision
 from rpf_lightning.model.strips import WHOLE, Rows
 
-FlowUnit = Literal["relative", "pixels"]
-FlowFrom = Literal["previous"]
 COARSEST_SIDE = 8  # "the encoder output has the spatial resolution of 8x8"
 
 
@@ -72,47 +71,29 @@ class Upscale(nn.Module):
         return relu_of(self.merge, x)
 
 
-class WarpingModule(nn.Module):
+class WarpingModule(PairModule):
     """Estimates the flow from x^(n) to the masked reference and warps the reference by it.
 
     The flow head starts at zero, so an untrained module is the identity warp.
 
     Args:
-        side: S, side of the reference and of the flow in pixels.
-        in_side: Side of x^(n); S/2 in progressive reconstruction.
-        channels: C, number of features.
-        flow_unit: ``"relative"``: the head's output counts in S/64 pixels, so it means the same at every
-            level; ``"pixels"``: in pixels.
-        init: ``"kaiming"``: Kaiming for ReLU and images centred by -0.5; ``"torch"``: torch's default
-            initialisation and images as they are. The paper names none.
-        flow_from: ``"previous"``: the module corrects the flow of the block before; None, as in the paper: every block
-            estimates its own.
+        config: The network's structure.
+        block: n, counted from 1.
     """
 
-    def __init__(
-        self,
-        side: int,
-        in_side: int,
-        channels: int = 64,
-        flow_unit: FlowUnit = "relative",
-        init: Literal["kaiming", "torch"] = "kaiming",
-        flow_from: FlowFrom | None = None,
-    ) -> None:
-        super().__init__()
-        levels = int(math.log2(side // COARSEST_SIDE))
-        self.flow_scale = side / 64 if flow_unit == "relative" else 1.0
-        self.offset = -0.5 if init == "kaiming" else 0.0
-        self.channels = channels
-        self.lr_features = LRFeatures(in_side, side, channels)
-        self.reference_features = nn.Conv2d(3, channels, 3, padding=1)
+    def __init__(self, config: RPFConfig, block: int) -> None:
+        super().__init__(config, block)
+        channels = self.channels
+        levels = int(math.log2(self.side // COARSEST_SIDE))
+        self.flow_scale = self.side / 64 if config.flow_unit == "relative" else 1.0
         self.encoder = nn.ModuleList(
             Downscale(2 * channels if level == 0 else channels, channels) for level in range(levels)
         )
         self.decoder = nn.ModuleList(Upscale(channels) for _ in range(levels))
         self.flow_head = nn.Conv2d(channels if levels else 2 * channels, 2, 3, padding=1)
-        if init == "kaiming":
+        if config.init == "kaiming":
             init_convolutions(self)
-        self.enlarge = Resize(in_side, side) if flow_from == "previous" else None
+        self.enlarge = Resize(self.in_side, self.side) if config.chains_flow else None
         nn.init.zeros_(self.flow_head.weight)
         nn.init.zeros_(self.flow_head.bias)  # type: ignore[arg-type]
 
@@ -151,7 +132,7 @@ class WarpingModule(nn.Module):
         halo, channels = self.lr_features.halo, self.channels
         if not self.encoder:
             return rows(
-                lambda *images: self._head(self._features(*images)),
+                lambda *images: self._head(self.pair_features(*images)),
                 x,
                 seen,
                 halo=halo + 1,
@@ -175,13 +156,9 @@ class WarpingModule(nn.Module):
                 features = rows(block, features, *skips.pop(), halo=4, channels=2 * channels)
         return rows(self._leave, features, *skips.pop(), halo=max(6, 3 + halo), channels=2 * channels)
 
-    def _features(self, x: Tensor, seen: Tensor) -> Tensor:
-        x, seen = centred(x, self.offset), centred(seen, self.offset)
-        return relu_beside(self.lr_features(x), self.reference_features(seen))
-
     def _enter(self, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """The first skip and the features below it."""
-        both: tuple[Tensor, Tensor] = self.encoder[0](self._features(x, seen))
+        both: tuple[Tensor, Tensor] = self.encoder[0](self.pair_features(x, seen))
         return both
 
     def _leave(self, features: Tensor, *skip: Tensor) -> Tensor:
@@ -189,8 +166,7 @@ class WarpingModule(nn.Module):
         return self._head(self.decoder[-1](features, skip[0] if len(skip) == 1 else self._enter(*skip)[0]))
 
     def _head(self, features: Tensor) -> Tensor:
-        with full_precision(
-            features.device
-        ):  # in bf16 a flow of 8 units has steps of 1/16: a pixel at side 1024
+        # in bf16 a flow of 8 units has steps of 1/16: a pixel at side 1024
+        with full_precision(features.device):
             flow: Tensor = self.flow_head(features.to(self.flow_head.weight.dtype))
         return flow

@@ -67,7 +67,7 @@ class Logistic:
 
     def critic(self, model: RPFModel, side: int) -> nn.Module:
         """Make the critic for images of a side, as wide as the model's refinement."""
-        return StyleGAN2Critic(side, model.widths[model.sides.index(side)])
+        return StyleGAN2Critic(side, model.config.block_widths[model.sides.index(side)])
 
     def critic_terms(self, critic: nn.Module, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The critic's loss, its weighted penalty, and how much more it likes real images."""

@@ -18,6 +18,7 @@ from rpf_lightning.losses import IdentityLoss, PerceptualLoss
 from rpf_lightning.losses.adversarial import PenaltyNorm
 from rpf_lightning.losses.identity import IdentityNorm
 from rpf_lightning.metrics import PSNR, SSIM, LRConsistency, PSNRFace
+from rpf_lightning.model import RPFConfig
 from rpf_lightning.model.resize import full_precision, resize
 from rpf_lightning.model.rpf import Alignment
 from rpf_lightning.stages.adversary import ADVERSARIES, CriticKind, gradient_norms
@@ -43,7 +44,7 @@ class RPFStage(DirectoryStage):
     Args:
         model_dir: The model directory.
         block: n, counted from 1.
-        network: Arguments of `RPFModel` for a directory that holds no model yet.
+        network: The structure of the model, for a directory that holds none yet.
         learning_rate: Adam's learning rate; betas (0.9, 0.999).
         decay: ``"cosine"`` lowers the learning rate to zero over the fit; the paper has no schedule.
         accumulate: Batches whose gradients are averaged before each step. (The Trainer's own argument raises
@@ -91,7 +92,7 @@ class RPFStage(DirectoryStage):
         self,
         model_dir: str,
         block: int = 1,
-        network: dict[str, Any] | None = None,
+        network: RPFConfig | None = None,
         learning_rate: float = 1e-4,
         decay: Literal["none", "cosine"] = "none",
         accumulate: int = 1,
@@ -158,7 +159,7 @@ class RPFStage(DirectoryStage):
 
     def references(self, batch: ReferenceBatch) -> Tensor:
         """The references as `RPFModel.pyramid` takes them: with ok where the model has a copy path."""
-        if not self.model.synthesis_copy:
+        if not self.model.config.synthesis_copy:
             return batch.reference
         return torch.cat((batch.reference, batch.reference_ok), dim=-3)
 

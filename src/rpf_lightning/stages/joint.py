@@ -13,7 +13,7 @@ from torch.optim import Adam, Optimizer
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.losses import masked_l1
 from rpf_lightning.losses.identity import IdentityNorm
-from rpf_lightning.model import BlockOutput, ReconstructionBlock
+from rpf_lightning.model import BlockOutput, ReconstructionBlock, RPFConfig
 from rpf_lightning.model.resize import at_least_fp32, resize, resize_mask
 from rpf_lightning.stages.base import Outputs, RPFStage
 
@@ -77,7 +77,7 @@ class JointStage(RPFStage):
         model_dir: str,
         first: int = 1,
         block: int = 2,
-        network: dict[str, Any] | None = None,
+        network: RPFConfig | None = None,
         learning_rate: float = 3e-4,
         decay: Literal["none", "cosine"] = "cosine",
         face_weight: float = 2.0,

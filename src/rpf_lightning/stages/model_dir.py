@@ -13,14 +13,14 @@ from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from rpf_lightning.model import ReconstructionBlock, RPFModel, storage
+from rpf_lightning.model import ReconstructionBlock, RPFConfig, RPFModel, storage
 from rpf_lightning.model.storage import CONFIG_FILE, weights_hash
 from rpf_lightning.stages.finite import refuse_not_finite
 
 LOCK = ".lock"
 
 
-def open_model(model_dir: Path, network: dict[str, Any] | None) -> RPFModel:
+def open_model(model_dir: Path, network: RPFConfig | None) -> RPFModel:
     """Read the model of a directory, or make a new one and write it there.
 
     Raises:
@@ -30,7 +30,7 @@ def open_model(model_dir: Path, network: dict[str, Any] | None) -> RPFModel:
     if network is not None and not (model_dir / CONFIG_FILE).is_file():
         with FileLock(model_dir / LOCK):  # of several processes that start at once, one makes it
             if not (model_dir / CONFIG_FILE).is_file():
-                model = RPFModel(**network)
+                model = RPFModel(network)
                 model.save_pretrained(model_dir)
                 return model
     if not (model_dir / CONFIG_FILE).is_file():
@@ -39,8 +39,7 @@ def open_model(model_dir: Path, network: dict[str, Any] | None) -> RPFModel:
             "`rpf curriculum`, RPFModel(...).save_pretrained(directory), or the argument network"
         )
     model = RPFModel.from_pretrained(model_dir)
-    changed = {k: (model.config.get(k), v) for k, v in (network or {}).items() if model.config.get(k) != v}
-    if changed:
+    if network is not None and (changed := model.config.differences(network)):
         text = ", ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in changed.items())
         raise ValueError(f"{model_dir} holds a model with other arguments ({text})")
     return model
@@ -91,7 +90,7 @@ class DirectoryStage(LightningModule, ABC):
     Args:
         model_dir: The model directory.
         block: n, counted from 1.
-        network: Arguments of `RPFModel` for a directory that holds no model yet.
+        network: The structure of the model, for a directory that holds none yet.
 
     Raises:
         FileNotFoundError: If the directory holds no model and `network` is None.
@@ -101,7 +100,7 @@ class DirectoryStage(LightningModule, ABC):
     name: str
     """Name of the stage; names the run folder."""
 
-    def __init__(self, model_dir: str, block: int, network: dict[str, Any] | None) -> None:
+    def __init__(self, model_dir: str, block: int, network: RPFConfig | None) -> None:
         super().__init__()
         self.model_dir = Path(model_dir)
         self.model = open_model(self.model_dir, network)
@@ -189,6 +188,7 @@ class DirectoryStage(LightningModule, ABC):
         checkpoint["frozen_hash"] = self._hash_at_start or self.frozen_hash()
         if "model_dir" in checkpoint.get("hyper_parameters", {}):  # a Path could not be read safely
             checkpoint["hyper_parameters"]["model_dir"] = str(self.model_dir)
+            checkpoint["hyper_parameters"].pop("network", None)  # nor an RPFConfig; the directory holds it
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another fit, or whose frozen rest differs from the model directory's.

@@ -162,10 +162,10 @@ def open_prefix_cache(
     count = len(data.train_dataset)  # type: ignore[arg-type]
     frozen = weights_hash(nn.ModuleList(model.blocks[: block - 1]).state_dict())
     # the batch size may change the last bit of a sum, and so the rounding
-    key = f"{key} {frozen} {sorted(model.config.items())} {precision} {data.batch_size}"
+    key = f"{key} {frozen} {model.config} {precision} {data.batch_size}"
     side = model.sides[block - 2]
     rows = 2 * count if data.flip else count
-    cache = PrefixCache(folder, block, side, rows, key, with_flow=model.chains_flow)
+    cache = PrefixCache(folder, block, side, rows, key, with_flow=model.config.chains_flow)
     return cache if cache.open() else None
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.losses import masked_l1
+from rpf_lightning.model import RPFConfig
 from rpf_lightning.model.resize import resize
 from rpf_lightning.stages.base import Outputs, RPFStage
 
@@ -40,7 +41,7 @@ class RefinementStage(RPFStage):
         self,
         model_dir: str,
         block: int = 1,
-        network: dict[str, Any] | None = None,
+        network: RPFConfig | None = None,
         learning_rate: float = 1e-4,
         input: RefinementInput = "x2",
         adversarial_weight: float = 1.0,

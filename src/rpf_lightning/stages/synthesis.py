@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.losses import masked_l1
+from rpf_lightning.model import RPFConfig
 from rpf_lightning.stages.base import Outputs, RPFStage
 
 
@@ -38,7 +39,7 @@ class SynthesisStage(RPFStage):
         self,
         model_dir: str,
         block: int = 1,
-        network: dict[str, Any] | None = None,
+        network: RPFConfig | None = None,
         rec_mask: Literal["gt", "reference"] = "gt",
         unmasked_weight: float = 0.0,
         adversarial_weight: float = 0.1,

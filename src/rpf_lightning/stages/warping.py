@@ -10,6 +10,7 @@ from torchmetrics import Metric
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.losses import masked_l1
 from rpf_lightning.metrics import EndPointError, FlowCorrelation
+from rpf_lightning.model import RPFConfig
 from rpf_lightning.stages.base import Outputs, RPFStage
 
 
@@ -35,7 +36,7 @@ class WarpingStage(RPFStage):
         self,
         model_dir: str,
         block: int = 1,
-        network: dict[str, Any] | None = None,
+        network: RPFConfig | None = None,
         flow_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
