@@ -89,39 +89,36 @@ def table(model: RPFModel) -> str:
     return "\n".join(lines)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Print the `table` of the network that RPFModel's arguments or a model directory describe.
+def summary(*, model_dir: str | None = None, **network: Any) -> None:
+    """Print the `table` of a network.
 
     Args:
-        args: The command line after `rpf summary`; None takes the process's.
+        model_dir: A model directory, in place of the network's arguments.
+        network: Arguments of `RPFModel`; those left out have its defaults.
 
     Raises:
-        SystemExit: After a message on stderr, if they describe none.
+        ValueError: If they describe none.
     """
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="rpf summary", description="Parameters and operations of a network.")
-    parser.add_class_arguments(RPFModel)
-    parser.add_argument(
-        "--model_dir", "--model-dir", type=str, help="a model directory, in place of the arguments"
-    )
-    given = parser.parse_args(args, defaults=False).as_dict()  # only what was typed
-    directory = given.pop("model_dir", None)
-    if directory is not None and given:
-        parser.error(f"--model_dir brings the network's arguments; leave out --{', --'.join(given)}")
-    file = None if directory is None else Path(directory) / CONFIG_FILE
+    if model_dir is not None and network:
+        raise ValueError(f"--model_dir brings the network's arguments; leave out --{', --'.join(network)}")
+    file = None if model_dir is None else Path(model_dir) / CONFIG_FILE
+    if file is not None:
+        network = _read(file)
     try:
         with torch.device("meta"):  # 352 M parameters are described, not allocated
-            model = RPFModel(**(given if file is None else _read(file)))
-    except (OSError, TypeError, ValueError, OverflowError) as error:
-        parser.error(str(error) if file is None else f"{file}: {error}")
+            model = RPFModel(**network)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(str(error) if file is None else f"{file}: {error}") from error
     print(table(model))
 
 
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise ValueError("no such file; a model directory has one")
-    config = json.loads(file.read_text())
+        raise ValueError(f"{file}: no such file; a model directory has one")
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError("expected a JSON object of RPFModel's arguments")
+        raise ValueError(f"{file}: expected a JSON object of RPFModel's arguments")
     return config
