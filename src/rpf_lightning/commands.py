@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -254,7 +255,7 @@ def figure(
     from rpf_lightning.evaluation.figures import FIGURES
     from rpf_lightning.evaluation.subjects import load
 
-    draw = FIGURES[name.replace("-", "_")]
+    draw: Callable[..., Any] = FIGURES[name.replace("-", "_")]
     takes = signature(draw).parameters
     of_some: dict[str, Any] = {
         "rows": rows, "metrics": metrics, "methods": methods, "same": same, "others": others, "identity": isc or None,
@@ -282,7 +283,7 @@ def figure(
         from rpf_lightning.faces.identity import ArcFace
 
         given["identity"] = ArcFace()
-    for row in draw(model=model, data=source, out=out, **given):  # type: ignore[operator]
+    for row in draw(model=model, data=source, out=out, **given):
         print(row.caption)
         for title, values in row.values.items():
             print(f"  {title}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items()))

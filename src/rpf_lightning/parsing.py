@@ -10,8 +10,6 @@ from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
-Arguments = tuple[list[str], dict[str, Any]]
-
 
 class OptionLines(DefaultHelpFormatter):
     """Help with a line per option: what it does, and its default where that says something."""
@@ -80,7 +78,7 @@ def parser_of(function: Callable[..., Any], prog: str, description: str, config:
 
 def read(
     parser: ArgumentParser, words: Sequence[str], takes_more: bool, replaced: dict[str, str]
-) -> Arguments:
+) -> tuple[list[str], dict[str, Any]]:
     """Parse the words of a command.
 
     Args:
@@ -110,7 +108,7 @@ def _is(action: Action | None, kind: object) -> bool:
     return kind in (hint, *get_args(hint))
 
 
-def _plain(parser: ArgumentParser, words: Sequence[str]) -> Arguments:
+def _plain(parser: ArgumentParser, words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Bring switches and lists into jsonargparse's form, and set aside what the parser does not know.
 
     `--x` is `--x=true` and `--no_x` is `--x=false`; `--names a b` and `--name a --name b` add to a list of texts.

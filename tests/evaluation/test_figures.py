@@ -489,9 +489,6 @@ def test_command_draws_degradations_with_its_seed(model_dir, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "name"),
-        (["portrait", "--model_dir", "{model}", "--out", "a.png"], "'comparison', 'intermediates'"),
-        (["mask", "--out", "a.png"], "model_dir"),
         (["mask", "--model_dir", "{model}", "--out", "a.jpg", "--people", "4"], "out: expected"),
         (["mask", "--model_dir", "nowhere/at/all", "--out", "a.png", "--people", "4"], "model_dir: nowhere"),
         (["mask", "--model_dir", "{model}", "--out", "a.png", "--data", "nowhere"], "nowhere"),
