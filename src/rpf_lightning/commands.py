@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -255,7 +254,7 @@ def figure(
     from rpf_lightning.evaluation.figures import FIGURES
     from rpf_lightning.evaluation.subjects import load
 
-    draw: Callable[..., Any] = FIGURES[name.replace("-", "_")]
+    draw: Any = FIGURES[name.replace("-", "_")]
     takes = signature(draw).parameters
     of_some: dict[str, Any] = {
         "rows": rows, "metrics": metrics, "methods": methods, "same": same, "others": others, "identity": isc or None,
