@@ -1,4 +1,4 @@
-"""How small may a face be for ArcFace to tell people apart? The tables of docs/enhance.md.
+"""How small may a face be for ArcFace to tell people apart? The tables of benchmarks/RESULTS.md.
 
     python benchmarks/identity_roc.py --data prepared --people 200    # a folder of `rpf prepare`; a quarter of an hour
     python benchmarks/identity_roc.py --folders people                # a folder for each person, photos of any kind

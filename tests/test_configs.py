@@ -345,9 +345,8 @@ def test_every_stage_of_every_preset_takes_a_step(
 
 def fit_commands() -> list[list[str]]:
     """Every `rpf fit` of README and of the documentation."""
-    texts = [
-        path.read_text() for path in (CONFIGS.parent / "README.md", CONFIGS.parent / "docs" / "training.md")
-    ]
+    texts = [path.read_text() for path in (CONFIGS.parent / "docs").glob("*.md")]
+    texts.append((CONFIGS.parent / "README.md").read_text())
     lines = "\n".join(texts).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True) for line in lines if line.startswith("    rpf fit ")]
 

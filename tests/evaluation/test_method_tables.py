@@ -8,7 +8,7 @@ from rpf_lightning.evaluation.paper_tables import TABLE1, TABLE2, paper_latex, p
 from rpf_lightning.evaluation.statistics import estimate
 from rpf_lightning.evaluation.tables import table_for_console, table_markdown
 
-# METHOD section 10, as it stands there: PSNR/SSIM/LPIPS/ISC at x32 and at x64
+# Table 1, as the paper prints it: PSNR/SSIM/LPIPS/ISC at x32 and at x64
 PUBLISHED = """
 PULSE 19.78/.5732/.5432/.4923 17.53/.5306/.6068/.4068
 mGANprior 21.26/.6117/.5099/.5230 18.69/.5721/.5530/.4397

@@ -1,4 +1,4 @@
-"""Wasserstein losses and the gradient penalty, against METHOD section 6's two linear critics; logistic and R1."""
+"""Wasserstein losses, the gradient penalty against two linear critics (docs/method.md section 6), logistic and R1."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Slow versions of the layers in numpy and scipy, one sample at a time, written from METHOD and StyleGAN2."""
+"""Slow versions of the layers in numpy and scipy, one sample at a time, written from docs/method.md and StyleGAN2."""
 
 import math
 

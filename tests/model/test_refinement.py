@@ -11,7 +11,7 @@ from rpf_lightning.model.refinement import FeatureModulation, RefinementModule
 
 TINY = 1 / 256  # two channels up to side 64
 
-# METHOD section 5, parameters in millions
+# parameters in millions, rounded
 PARAMETERS = {
     "same_resolution": {32: 42.5, 64: 55.1, 128: 59.9, 256: 61.4, 512: 62.0, 1024: 62.4},
     "literal": {32: 42.5, 64: 55.1, 128: 63.5, 256: 66.0, 512: 66.9, 1024: 67.3},
@@ -57,7 +57,7 @@ def test_feature_modulation_starts_with_equal_shares():
 
 
 def written_out(module, x, literal, slope, residual):
-    """The refinement of one sample, from METHOD section 5."""
+    """The refinement of one sample, from docs/method.md section 5."""
 
     def act(value):
         return np.where(value > 0, value, slope * value) * math.sqrt(2)

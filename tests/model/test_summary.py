@@ -13,7 +13,7 @@ from rpf_lightning.model.references import Slots
 from rpf_lightning.model.resize import resample_matrix
 from rpf_lightning.model.summary import MODULES, count, table
 
-# METHOD section 5: side -> GMAC and parameters in millions of (warping, synthesis, refinement)
+# Rounded figures of docs/network.md: side -> GMAC and parameters in millions of (warping, synthesis, refinement)
 GMAC = {
     32: (0.2, 0.4, 11.2),
     64: (1.0, 1.5, 45.1),

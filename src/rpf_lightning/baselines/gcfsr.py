@@ -1,6 +1,6 @@
 """GCFSR (He et al., CVPR 2022), the row of Table 1, under the key names of its published checkpoints.
 
-Written from the checkpoints' keys and shapes, StyleGAN2's formulas and METHOD section 5; the published files
+Written from the checkpoints' keys and shapes, StyleGAN2's formulas and docs/method.md section 5; the published files
 were not at hand. What names and shapes leave open is listed at `GCFSR`.
 """
 
@@ -183,8 +183,8 @@ class GCFSR(nn.Module):
       `style_convs` of every other side, with the output of `conv_body_first` or `conv_body_down` of that side,
       out = a * styled + b * condition_shift(feature).
     - (a, b) = (alpha, beta) / sqrt(alpha^2 + beta^2 + 1e-8), where `condition_scale1` gives alpha and
-      `condition_scale2` beta (METHOD section 5); `normalize` switches the division off.
-    - It comes before noise, bias and activation (METHOD section 5): `blend`.
+      `condition_scale2` beta (docs/method.md section 5); `normalize` switches the division off.
+    - It comes before noise, bias and activation (docs/method.md section 5): `blend`.
     - `final_conv` gives both the input of the embedding and that of the decoder.
     - Latents as in StyleGAN2: style_conv1 0, to_rgb1 1; then side by side the first convolution takes 1, 3, ...,
       the second 2, 4, ..., to-RGB 3, 5, ...

@@ -1,4 +1,4 @@
-"""Degradations: how a GT becomes the LR (METHOD section 10, P Fig. 13 and beyond).
+"""Degradations: how a GT becomes the LR (docs/method.md section 11, P Fig. 13 and beyond).
 
 Three kinds; y is the GT of side H, L the side of the LR, everything RGB in [0, 1]:
 

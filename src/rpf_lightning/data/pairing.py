@@ -41,7 +41,7 @@ class Pair(NamedTuple):
 def near_duplicates(
     landmarks: Sequence[Landmarks | None], thumbnails: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 ) -> list[tuple[int, int]]:
-    """Find photos that are the same photo twice (METHOD section 9).
+    """Find photos that are the same photo twice (docs/method.md section 9).
 
     Two photos are near-duplicates if their grey thumbnails correlate above 0.97 and their landmarks are less
     than 1 % of the side apart. All photos are compared, whoever is on them.

@@ -20,7 +20,7 @@ class Photo:
         image: (H, H, 3) uint8, RGB.
         landmarks: (68, 2) float64, x and y in pixels of this image; continuous coordinates, so that the
             image spans 0..H and pixel ``i`` has its centre at ``i + 0.5``. None if none were found.
-        mask: (H, H) uint8, 1 inside the facial classes of METHOD section 1 and 0 elsewhere.
+        mask: (H, H) uint8, 1 inside the facial classes of docs/method.md section 1 and 0 elsewhere.
     """
 
     id: str

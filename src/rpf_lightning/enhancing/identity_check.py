@@ -1,7 +1,7 @@
 """Is the reference the same person as the face? Asked only where a measurement says that ArcFace can tell.
 
-The constants follow from what `benchmarks/identity_roc.py` printed for one network; docs/enhance.md has the tables. The
-cosines of another one are others.
+The constants follow from what `benchmarks/identity_roc.py` printed for one network (benchmarks/RESULTS.md).
+The cosines of another one are others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Comparison of any number of methods on the same pairs (P IV-C, IV-D; METHOD section 10).
+"""Comparison of any number of methods on the same pairs (P IV-C, IV-D; docs/method.md section 10).
 
 A method that copies the reference scores well on ISC and LPIPS and ignores its input, so PSNR and LR
 consistency stand beside them always. What the reference gives is read from the difference between the own

@@ -1,4 +1,4 @@
-"""Facial masks m of non-facial region removal (P III-A, eq. 1; METHOD section 1), with and without a network.
+"""Facial masks m of non-facial region removal (P III-A, eq. 1; docs/method.md section 1), with and without a network.
 
 Without one a mask is cruder. Mean IoU with hand-made CelebAMask-HQ masks of aligned photos: `hull_mask` 0.83,
 `template_mask` 0.76 (tests/faces/test_parsing.py measures both).

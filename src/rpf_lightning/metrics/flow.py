@@ -1,4 +1,4 @@
-"""How near a flow is to the thin-plate flow inside the face: one value per image (METHOD section 11)."""
+"""How near a flow is to the thin-plate flow inside the face: one value per image (docs/method.md section 10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image metrics per image (P IV-C, METHOD section 10).
+"""Image metrics per image (P IV-C, docs/method.md section 10).
 
 Images are RGB in [0, 1]; every prediction is clamped to that range first, nothing is rounded. Every function
 returns one value per image, because the convention is the mean of the images' values: images of 20 dB and

@@ -1,4 +1,4 @@
-"""Resizing (METHOD section 2): bicubic (a = -0.5), antialiased in both directions, in fp32.
+"""Resizing (docs/method.md section 2): bicubic (a = -0.5), antialiased in both directions, in fp32.
 
 `resize` serves data, losses and metrics; `Resize` serves the network: the same numbers as two products
 with constant matrices, which export to ONNX and run on every backend.
@@ -52,7 +52,7 @@ def resize(image: Tensor, side: int | Sequence[int]) -> Tensor:
 
 
 def resize_mask(mask: Tensor, side: int) -> Tensor:
-    """Reduce a binary mask by area average and threshold 0.5 (METHOD section 1).
+    """Reduce a binary mask by area average and threshold 0.5 (docs/method.md section 1).
 
     Args:
         mask: (B, 1, H, H) of 0 and 1; H is a multiple of `side`, or at most `side`.
@@ -118,7 +118,7 @@ def resample_matrix(source: int, target: int, start: float = 0.0, stop: float = 
 
 
 class Resize(nn.Module):
-    """`resize` between two fixed sides as two matrix products (METHOD section 2).
+    """`resize` between two fixed sides as two matrix products (docs/method.md section 2).
 
     Args:
         source: Side of the input in pixels.

@@ -38,8 +38,8 @@ class JointStage(RPFStage):
     """Trains blocks f to l with all their modules, from the loss at the side of block l; earlier ones are frozen.
 
     Identity is lost where each module learns for itself: trained together the blocks carry it through to the output,
-    and the flow learns from what the image needs (docs/training.md). Terms at the sides below that of block l count
-    `lower_weight` times. Takes several references per sample, and samples without any.
+    and the flow learns from what the image needs (docs/method.md section 13). Terms at the sides below that of block l
+    count `lower_weight` times. Takes several references per sample, and samples without any.
 
     Args:
         model_dir: See `RPFStage`.

@@ -1,4 +1,4 @@
-"""CelebA-HQ's text files: who is on which photo, and the splits (P IV-A, METHOD section 9)."""
+"""CelebA-HQ's text files: who is on which photo, and the splits (P IV-A, docs/method.md section 9)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 IMAGES = 30_000  # rows of the released mapping
 CELEBA = 202_599  # rows of the released identity and partition files
 PAPER_TEST = 1_000  # split "paper": indices below are the test part
-# What `counts` gives for the released files (METHOD section 9); the paper has 6,217 people, 987 and 27,291 pairs.
+# What `counts` gives for the released files (docs/data.md); the paper has 6,217 people, 987 and 27,291 pairs.
 EXPECTED = {
     "identities": 6_217, "images_with_partner": 28_299, "paper train": 27_294, "paper test": 987,
     "disjoint train": 22_820, "disjoint val": 2_834, "disjoint test": 2_645,
