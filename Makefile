@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo table2 test lint types clean
+.PHONY: setup demo table2 test floors coverage lint types docs clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,17 @@ table2: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
+# the fast tests on the lowest releases that pyproject.toml allows, in an environment of its own (7 GB)
+FLOORS := .venv-floors/bin
+floors:
+	test -x $(FLOORS)/python || $(PYTHON) -m venv .venv-floors
+	$(FLOORS)/python -m pip install --upgrade uv
+	$(FLOORS)/uv pip install --python $(FLOORS)/python --resolution lowest-direct -e '.[dev]'
+	OMP_NUM_THREADS=1 $(FLOORS)/python -m pytest -n 2 --dist loadscope -m "not slow"
+
+coverage: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --cov
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,5 +50,9 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+# a broken link or a name that a docstring does not have is an error
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-floors runs site .pytest_cache .ruff_cache .mypy_cache

@@ -224,6 +224,13 @@ def test_bad_arguments(arguments, message, tmp_path):
     assert not path.parent.exists()
 
 
+def test_onnx_without_its_extra(model_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        main(["export", str(model_dir), "--out", str(tmp_path / "model.onnx")])
+    assert "pip install 'rpf-lightning[export]'" in capsys.readouterr().err
+
+
 def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(ValueError, match=f"path: expected a file, but {tmp_path} is a directory"):
         export_model(small(), tmp_path)

@@ -59,7 +59,11 @@ COMMANDS = {
         config=True,
     ),
     "figure": Command("commands.figure", "draw one of the paper's figures as a PNG", (OSError, ValueError)),
-    "export": Command("commands.export", "write a model as ONNX or as a torch.export program"),
+    "export": Command(
+        "commands.export",
+        "write a model as ONNX or as a torch.export program",
+        (OSError, ValueError, RuntimeError, ImportError),
+    ),
     "summary": Command("model.summary.summary", "print a network's parameters and operations"),
 }
 # options of version 0.1 -> what is there instead

@@ -320,6 +320,7 @@ def export(
         FileNotFoundError: If there is no model.
         ValueError: If an argument is outside its range.
         RuntimeError: If the outputs differ by more than `tolerance`; nothing is written then.
+        ImportError: If what ONNX needs is not installed.
     """
     from rpf_lightning.export import export_model
     from rpf_lightning.model import RPFModel

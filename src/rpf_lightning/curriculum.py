@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
 
+from filelock import FileLock
 from lightning import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -26,7 +27,6 @@ from rpf_lightning.curriculum_file import (
     on_meta,
     read_curriculum,
 )
-from rpf_lightning.data.locking import locked
 from rpf_lightning.fit_settings import Settings, data_hash, differences, options_of, settings_of
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.storage import CONFIG_FILE, weights_hash, write_atomically
@@ -153,7 +153,7 @@ def _open(directory: Path, curriculum: Curriculum, state: State) -> None:
         ValueError: If the directory holds a model of other arguments, or one that was not started from the curriculum's
             `initial`; if that has arguments that the curriculum does not name.
     """
-    with locked(directory / LOCK):  # of several processes that start at once, one makes it
+    with FileLock(directory / LOCK):  # of several processes that start at once, one makes it
         noted = _read_state(directory)
         if not (directory / CONFIG_FILE).is_file():
             noted.pop("initial", None)  # of one that was killed before it wrote the model
@@ -225,7 +225,7 @@ def _note(
     directory: Path, state: State, kind: Literal["finished", "started"], name: str, settings: Settings | None
 ) -> None:
     """Write down that a fit was started or is finished; what another command noted meanwhile stays."""
-    with locked(directory / LOCK):
+    with FileLock(directory / LOCK):
         there = _read_state(directory) if (directory / STATE_FILE).is_file() else state
         there["started"].pop(name, None)
         if settings is not None:
@@ -240,7 +240,7 @@ def _write_state(directory: Path, state: State) -> None:
 @rank_zero_only
 def _clean(directory: Path, fit: Fit) -> None:
     """Remove what a kill in the middle of a write has left, but nothing of a fit that may run beside this one."""
-    with locked(directory / LOCK):  # who writes into the directory itself holds it
+    with FileLock(directory / LOCK):  # who writes into the directory itself holds it
         for pattern in (".*.*.tmp", f"runs/{fit.name}/checkpoints/.*.tmp"):
             for file in directory.glob(pattern):
                 file.unlink(missing_ok=True)

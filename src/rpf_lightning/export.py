@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -68,6 +69,7 @@ def export_model(
     Raises:
         ValueError: If an argument is outside its range, or the model is not on the CPU in fp32.
         RuntimeError: If the outputs differ by more than `tolerance`.
+        ModuleNotFoundError: If ONNX is asked for without the extra `export`.
     """
     path = Path(path)
     _check(model, path, format, opset)
@@ -104,6 +106,10 @@ def _check(model: RPFModel, path: Path, format: str, opset: int) -> None:
     if format == "onnx":
         from onnx.defs import onnx_opset_version
 
+        if find_spec("onnxscript") is None:
+            raise ModuleNotFoundError(
+                "ONNX needs onnxscript: pip install 'rpf-lightning[export]'", name="onnxscript"
+            )
         newest = onnx_opset_version()
         if not OLDEST_OPSET <= opset <= newest:
             raise ValueError(f"opset: expected {OLDEST_OPSET} to {newest}, got {opset}")

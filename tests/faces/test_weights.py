@@ -59,7 +59,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves `server.content`, or half of it, or without saying its length."""
+    """Serves `server.content`, or half of it."""
 
     def do_GET(self) -> None:
         self.server.requests.append(dict(self.headers))
@@ -68,8 +68,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         content = self.server.content
         self.send_response(200)
-        if self.path != "/unsized":
-            self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content[: len(content) // 2] if self.path == "/broken" else content)
 
@@ -272,36 +271,20 @@ def test_without_the_variable_it_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 # Downloads
 
 
-@pytest.mark.parametrize("path", ["/file", "/unsized"])
 @pytest.mark.parametrize("name", SINGLE)
-def test_download(name: str, path: str, publish: Publish, server: ThreadingHTTPServer, cache: Path) -> None:
-    file = publish(name, path=path).files[-1]
+def test_download(
+    name: str, publish: Publish, server: ThreadingHTTPServer, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = publish(name).files[-1]
     assert weight_file(name) == cache / file
     assert (cache / file).read_bytes() == CONTENT
+    printed = capsys.readouterr()
+    assert f"to {cache / file}" in printed.err
+    assert "100%" in printed.err
+    assert printed.out == ""
     assert weight_file(name) == cache / file
     assert len(server.requests) == 1  # the second time from the cache
-    assert server.requests[0]["User-Agent"] == "rpf-lightning"
     assert [path.name for path in cache.iterdir()] == [file]
-
-
-def test_download_reads_other_schemes(publish: Publish, cache: Path, tmp_path: Path) -> None:
-    weight = publish()
-    (tmp_path / "mirror.pth").write_bytes(CONTENT)
-    WEIGHTS["bisenet"] = replace(weight, url=(tmp_path / "mirror.pth").as_uri())  # undone by `publish`
-    assert weight_file("bisenet").read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize(("path", "progress"), [("/file", "768.0/768.0 kB"), ("/unsized", "0.8/53.3 MB")])
-def test_download_shows_its_progress_on_stderr(
-    path: str, progress: str, publish: Publish, capsys: pytest.CaptureFixture[str], monkeypatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
-    publish(path=path)
-    weight_file("bisenet")
-    printed = capsys.readouterr()
-    assert "downloading parsing_bisenet.pth" in printed.err
-    assert progress in printed.err
-    assert printed.out == ""
 
 
 def test_own_file_is_neither_hashed_nor_downloaded(
@@ -318,7 +301,7 @@ def test_own_file_is_neither_hashed_nor_downloaded(
 def test_wrong_hash(name: str, publish: Publish, cache: Path) -> None:
     content = pack_archive()
     weight = publish(name, content=content, sha256="0" * 64)
-    with pytest.raises(ValueError, match="expected SHA-256") as caught:
+    with pytest.raises(ValueError, match="invalid hash value") as caught:
         insightface_pack() if name == "buffalo_l" else weight_file(name)
     for part in (weight.url, "0" * 64, hashlib.sha256(content).hexdigest()):
         assert part in str(caught.value)
@@ -337,12 +320,15 @@ def check_unreachable(weight: Weight, reason: str, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["bisenet", "buffalo_l"])
-@pytest.mark.parametrize(
-    ("path", "reason"),
-    [("/absent", "404"), ("/broken", f"broke off after {len(CONTENT) // 2} of {len(CONTENT)} bytes")],
-)
-def test_answer_that_is_no_file(name: str, path: str, reason: str, publish: Publish, cache: Path) -> None:
-    check_unreachable(publish(name, path=path), reason, cache)
+def test_answer_that_is_no_file(name: str, publish: Publish, cache: Path) -> None:
+    check_unreachable(publish(name, path="/absent"), "404", cache)
+
+
+def test_half_a_file(publish: Publish, cache: Path) -> None:
+    weight = publish(path="/broken")
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(weight.url)):  # by release of Python
+        weight_file("bisenet")
+    assert left(cache) == []
 
 
 @pytest.mark.parametrize("name", ["alexnet", "buffalo_l"])
@@ -359,17 +345,6 @@ def test_refused_connection(
 def test_garbled_answer(publish: Publish, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Handler, "do_GET", lambda self: self.wfile.write(b"what?\r\n\r\n"))
     check_unreachable(publish(), "what", cache)
-
-
-def test_silent_server(publish: Publish, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = threading.Event()
-    monkeypatch.setattr(weights, "TIMEOUT", 0.1)
-    monkeypatch.setattr(Handler, "do_GET", lambda self: done.wait(20))
-    weight = publish()
-    try:
-        check_unreachable(weight, "timed out", cache)
-    finally:
-        done.set()
 
 
 def test_cache_that_cannot_be_written(publish: Publish, cache: Path) -> None:
@@ -435,13 +410,13 @@ def test_another_process_may_be_faster(
     name: str, publish: Publish, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = cache / publish(name, content=pack_archive()).files[-1]
-    fetch = weights._fetch
+    move = weights._move
 
-    def overtaken(weight: Weight, path: Path) -> None:
-        fetch(weight, path)
-        make(target / "theirs.onnx" if weight.is_pack else target)
+    def overtaken(path: Path, place: Path) -> None:
+        make(target / "theirs.onnx" if path.is_dir() else target)
+        move(path, place)
 
-    monkeypatch.setattr(weights, "_fetch", overtaken)
+    monkeypatch.setattr(weights, "_move", overtaken)
     assert weight_file(name) == target
     assert len(left(cache)) == 1
 

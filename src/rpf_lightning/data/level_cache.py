@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rpf_lightning.data.dataset import LevelDataset, ReferenceDataset, fingerprint
-from rpf_lightning.data.locking import locked
 from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.preparation.tables import new_array
 from rpf_lightning.data.prepared import PreparedPhotos
@@ -130,7 +130,7 @@ class LevelCache:
             f"{self.gigabytes:.2f} GB in {self.path}"
         )
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.path.with_suffix(".lock")):
+        with FileLock(self.path.with_suffix(".lock")):
             if not self.path.is_dir():  # another process may have made it meanwhile
                 part = self.path.with_suffix(".part")
                 try:

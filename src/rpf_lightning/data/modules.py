@@ -8,12 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import Dataset
 
 from rpf_lightning.data.dataset import FacesDataset, PairsDataset
 from rpf_lightning.data.level_cache import CachedFaces, CachedPairs, LevelCache
-from rpf_lightning.data.locking import locked
 from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.pairs import LevelDataModule, PairsDataModule, SplitPairs, evenly
 from rpf_lightning.data.preparation import Options, check_celeba_hq, prepare_celeba_hq
@@ -203,7 +203,7 @@ class CelebAHQDataModule(ReferencePairsDataModule):
         """Prepare the folder where `prepare.json` is missing, in one process, and make the cache."""
         summary = Path(self.root) / SUMMARY
         if not summary.is_file():
-            with locked(Path(self.root) / ".prepare.lock"):  # nodes may share the disk
+            with FileLock(Path(self.root) / ".prepare.lock"):  # nodes may share the disk
                 if not summary.is_file():
                     prepare_celeba_hq(
                         self.images or self.root, self.mapping, self.identities, self.root,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 PROGRESS = "progress.jsonl"
 
@@ -75,31 +75,19 @@ def sole_evaluation(out: Path) -> Iterator[None]:
     """Keep another evaluation out of a folder of results; the lock of a process that was killed is open.
 
     Args:
-        out: The folder; made if it is missing, and removed again if nothing was written into it.
+        out: The folder; made if it is missing.
 
     Raises:
         FileExistsError: If another evaluation is at work there.
     """
+    lock = FileLock(out / ".lock", blocking=False)
     try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    made = not out.is_dir()
-    out.mkdir(parents=True, exist_ok=True)
-    folder = os.open(out, os.O_RDONLY)  # the folder itself is locked: no file is left in it
+        lock.acquire()
+    except Timeout as error:
+        raise FileExistsError(
+            f"{out}: another evaluation writes there; wait for its end, or take another folder"
+        ) from error
     try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FileExistsError(
-                f"{out}: another evaluation writes there; wait for its end, or take another folder"
-            ) from error
-        except OSError:  # some network disks have no locks: then nothing keeps others out
-            logger.debug("%s: cannot be locked", out)
         yield
     finally:
-        os.close(folder)
-        if made:
-            with contextlib.suppress(OSError):  # not empty
-                out.rmdir()
+        lock.release()

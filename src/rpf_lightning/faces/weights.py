@@ -5,20 +5,15 @@ Nothing is downloaded before a network asks for its weights. docs/weights.md has
 
 from __future__ import annotations
 
-import hashlib
 import os
+import shutil
 import sys
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.request import Request, urlopen
-
-from rich.console import Console
-from rich.progress import wrap_file
 
 from rpf_lightning.environment import OFFLINE_VARIABLE, offline
 
@@ -26,8 +21,6 @@ WEIGHTS_VARIABLE = "RPF_WEIGHTS_DIR"
 CACHE_VARIABLE = "RPF_CACHE_DIR"
 PACKS = "insightface/models"
 DEFAULT_PACK = "buffalo_l"
-TIMEOUT = 30  # seconds without a byte
-CHUNK = 2**18
 
 
 @contextmanager
@@ -225,45 +218,25 @@ def _download(weight: Weight) -> Path:
         raise _missing(weight, f"{DEFAULT_PACK} is the only pack that is downloaded")
     if offline():
         raise _missing(weight, f"{OFFLINE_VARIABLE} is set, so {weight.url} was not downloaded")
+    from torch.hub import download_url_to_file  # imported here: slow to import
+
     target = cache_dir() / weight.files[-1]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # beside the target: a rename does not cross file systems
         with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
             fetched = Path(folder) / "download"
-            _fetch(weight, fetched)
-            _move(_unpack(fetched) if weight.is_pack else fetched, target)
+            print(f"downloading {weight.url} to {target}", file=sys.stderr)  # results go to stdout
+            download_url_to_file(weight.url, str(fetched), hash_prefix=weight.sha256)
+            if weight.is_pack:
+                archive, fetched = fetched, Path(folder) / "pack"
+                shutil.unpack_archive(archive, fetched, "zip")
+            _move(fetched, target)
+    except RuntimeError as error:  # torch's word for another hash
+        raise ValueError(f"{weight.url}: {error}; the download was deleted") from error
     except (OSError, HTTPException) as error:
         raise _missing(weight, f"{weight.url} could not be downloaded: {error}") from error
     return target
-
-
-def _fetch(weight: Weight, path: Path) -> None:
-    digest = hashlib.sha256()
-    request = Request(weight.url, headers={"User-Agent": "rpf-lightning"})  # some servers refuse urllib's own
-    with urlopen(request, timeout=TIMEOUT) as response, path.open("wb") as file:
-        promised = int(response.headers.get("Content-Length") or 0)
-        total, text = promised or round(weight.size_mb * 1e6), f"downloading {Path(weight.files[-1]).name}"
-        # on stderr: results go to stdout
-        with wrap_file(response, total, description=text, console=Console(stderr=True)) as source:
-            while chunk := source.read(CHUNK):
-                digest.update(chunk)
-                file.write(chunk)
-        if file.tell() < promised:  # http.client does not say so itself
-            raise ConnectionError(f"it broke off after {file.tell()} of {promised} bytes")
-        file.flush()
-        os.fsync(file.fileno())
-    if digest.hexdigest() != weight.sha256:
-        raise ValueError(
-            f"{weight.url}: expected SHA-256 {weight.sha256}, got {digest.hexdigest()}; the download was deleted"
-        )
-
-
-def _unpack(archive: Path) -> Path:
-    folder = archive.with_name("pack")
-    with zipfile.ZipFile(archive) as file:
-        file.extractall(folder)
-    return folder
 
 
 def _move(path: Path, target: Path) -> None:

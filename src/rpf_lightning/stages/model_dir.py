@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from rpf_lightning.data.locking import locked
 from rpf_lightning.model import ReconstructionBlock, RPFModel, storage
 from rpf_lightning.model.storage import CONFIG_FILE, weights_hash
 from rpf_lightning.stages.finite import refuse_not_finite
@@ -28,7 +28,7 @@ def open_model(model_dir: Path, network: dict[str, Any] | None) -> RPFModel:
         ValueError: If `network` differs from the model's configuration.
     """
     if network is not None and not (model_dir / CONFIG_FILE).is_file():
-        with locked(model_dir / LOCK):  # of several processes that start at once, one makes it
+        with FileLock(model_dir / LOCK):  # of several processes that start at once, one makes it
             if not (model_dir / CONFIG_FILE).is_file():
                 model = RPFModel(**network)
                 model.save_pretrained(model_dir)
@@ -60,7 +60,7 @@ def write_modules(model_dir: Path, model: RPFModel, trained: Sequence[str], read
     Raises:
         ValueError: If the directory holds a model of another network by now.
     """
-    with locked(model_dir / LOCK):
+    with FileLock(model_dir / LOCK):
         config, state = model.config, model.state_dict()
         if (model_dir / CONFIG_FILE).is_file():
             config, there = storage.load(model_dir)

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rpf_lightning.data.locking import locked
 from rpf_lightning.data.pairs import PairsDataModule
 from rpf_lightning.data.preparation.tables import new_array
 from rpf_lightning.model import RPFModel
@@ -67,7 +67,7 @@ class PrefixCache:
             False where the disk is too full: then a line says so, and x^(n) is computed in every step.
         """
         checksums = self.path.with_suffix(".crc.npy")
-        with locked(self.path.parent / ".lock"):
+        with FileLock(self.path.parent / ".lock"):
             for old in self.path.parent.glob("x*"):
                 if old not in (self.path, checksums):
                     old.unlink(missing_ok=True)  # of another block, data or weights
