@@ -32,7 +32,7 @@ from lightning import seed_everything
 from rpf_lightning.curriculum import STATE_FILE, run_curriculum
 from rpf_lightning.curriculum_file import STAGES, read_curriculum
 from rpf_lightning.data import ReferencePairsDataModule
-from rpf_lightning.evaluation.run import evaluate_model_dir
+from rpf_lightning.evaluation import evaluate as compare_methods
 from rpf_lightning.evaluation.statistics import gap
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.storage import write_atomically
@@ -199,8 +199,15 @@ def evaluate(out: Path, path: Path, data: ReferencePairsDataModule, split: str) 
     if file.is_file() and file.stat().st_mtime > (path / "model.safetensors").stat().st_mtime:
         return dict(json.loads(file.read_text()))
     methods = ["bicubic", *(f"{kind}:{name}={path}" for name, kind in KINDS.items())]
-    return evaluate_model_dir(
-        None, data, str(target), 8, 0, True, True, methods=methods, split=split, contact_images=0
+    return compare_methods(
+        data=data,
+        out=str(target),
+        methods=methods,
+        split=split,
+        grid_images=0,
+        contact_images=0,
+        lpips=True,
+        isc=True,
     )
 
 

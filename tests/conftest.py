@@ -259,7 +259,7 @@ def prepare(folder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
             "labels": str(folder / "labels"),
             "label_scheme": "bisenet",
             "embeddings": False,
-            "workers": 0,
+            "num_workers": 0,
             **{name: value for name, value in kwargs.items() if name in names},
         }
         rest = {name: value for name, value in kwargs.items() if name not in names}

@@ -1,23 +1,160 @@
-"""`rpf` itself: which words it takes and what it says of others; the subcommands have tests of their own."""
+"""The tree of commands: which words it takes and what it says of others; the commands have tests of their own."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+from types import SimpleNamespace
 
 import pytest
 
-from rpf_lightning.cli import LIGHTNING, main
+from rpf_lightning.cli import COMMANDS, LIGHTNING, main
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.summary import table
+from rpf_lightning.parsing import parser_of, read
 
 
-@pytest.mark.parametrize("name", LIGHTNING)
-def test_an_option_before_a_lightning_command_is_named(name, capsys):
+def make(
+    photo: str | None = None,
+    *,
+    out: str,
+    batch_size: int = 8,
+    methods: list[str] | None = None,
+    fast: bool = False,
+    mask: bool = True,
+    lpips: bool | None = None,
+    from_: str | None = None,
+) -> None:
+    """Make something.
+
+    Args:
+        photo: The photo.
+        out: The file.
+        batch_size: Photos per step.
+        methods: What is compared.
+        fast: Whether it hurries.
+        mask: Whether there is a mask.
+        lpips: Whether LPIPS is measured.
+        from_: Where it starts.
+
+    Raises:
+        ValueError: Never.
+    """
+
+
+def fails(capsys, *words):
     with pytest.raises(SystemExit, match="2"):
-        main(["--verbose", name])
-    assert f"rpf: error: expected {name} as the first word, got --verbose" in capsys.readouterr().err
+        main(list(words))
+    return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--model_dir", "--model-dir"])
-def test_summary_of_a_model_directory(option, model_dir, capsys):
-    main(["summary", option, str(model_dir)])
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("a.png --out b", {"photo": "a.png", "out": "b"}),
+        ("--out=b --batch_size 2", {"out": "b", "batch_size": 2}),
+        ("--out b --fast a.png", {"photo": "a.png", "out": "b", "fast": True}),
+        ("--out b --fast false --no_mask", {"out": "b", "fast": False, "mask": False}),
+        ("--out b --lpips --no_fast", {"out": "b", "lpips": True, "fast": False}),
+        ("--out b --method c a.png", {"photo": "a.png", "out": "b", "methods": ["c"]}),
+        ("--method c --method=d:e=f --out b", {"out": "b", "methods": ["c", "d:e=f"]}),
+        ("--methods 1 null --methods [x] --out b", {"out": "b", "methods": ["1", "null", "[x]"]}),
+        ("--out 007 --from -1", {"out": "007", "from_": "-1"}),
+    ],
+)
+def test_words_become_arguments(text, given):
+    parser = parser_of(make, "rpf make", "make something", config=False)
+    assert read(parser, text.split(), False, {}) == ([], {"photo": None, **given})
+
+
+def test_help_has_an_entry_per_option_and_nothing_else():
+    text = parser_of(make, "rpf make", "make something", config=False).format_help()
+    assert text.splitlines()[:3] == ["usage: rpf make [photo] [options]", "", "make something"]
+    entries = [line.split("  ")[1] for line in text.splitlines() if line.startswith("  ") and line[2] != " "]
+    assert entries == [
+        "photo", "-h, --help", "--out OUT", "--batch_size BATCH_SIZE", "--method METHOD", "--fast", "--no_mask",
+        "--lpips", "--from FROM",
+    ]  # fmt: skip
+    assert "Photos per step. (default: 8)" in text
+    assert "Raises" not in text
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "presets"])
+def test_every_command_has_help_and_one_word_for_one_thing(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([*name.split(), "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: rpf {name} ")
+    options = {line.split()[0]: line for line in text.splitlines() if line.startswith("  --")}
+    assert not {"--model", "--workers", "--csv_list"} & options.keys()
+    if "--device" in options:
+        assert "auto is the GPU where there is one. (default: auto)" in " ".join(text.split())
+
+
+def test_without_torch():
+    """Help and wrong arguments are told at once."""
+    code = (
+        "import sys\nfrom rpf_lightning.cli import main\n"
+        "for words in ('--help', '--version', 'bogus', 'prepare', 'enhance --help', 'enhance a --out b --bogus', "
+        "'export', 'figure portrait', 'predict --csv x', 'curriculum --dry-run'):\n"
+        "    try: main(words.split())\n    except SystemExit: pass\n"
+        "    assert 'torch' not in sys.modules, words\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"rpf {version('rpf-lightning')}\n" in done.stdout
+
+
+def test_lists_the_commands(capsys):
+    main(["--help"])
+    lines = [line.split("  ")[2] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
+    assert lines == [*LIGHTNING, *COMMANDS, "--version"]
+    main(["prepare", "--help"])
+    assert "    verify  " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--verbose", "fit"], ["bogus"], []])
+def test_names_the_commands_where_none_is_first(words, capsys):
+    said = fails(capsys, *words)
+    assert said.startswith(
+        f"rpf: error: expected a command first, got {words[0] if words else 'none'}: one of fit,"
+    )
+    assert fails(capsys, "prepare", "bogus").endswith("got bogus: one of celeba-hq, faces, verify\n")
+
+
+def test_options_of_lightning_take_hyphens_and_values_keep_theirs(monkeypatch):
+    calls = []
+    monkeypatch.setattr("rpf_lightning.training.lightning_cli", calls.append)
+    main(["fit", "--ckpt-path", "a-b", "--model.init-args.learning-rate=1e-3", "--x.y+=a-b", "c-d"])
+    assert calls == [
+        ["fit", "--ckpt_path", "a-b", "--model.init_args.learning_rate=1e-3", "--x.y+=a-b", "c-d"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("predict --csv faces.csv --model m --out o", "--csv is rpf enhance --aligned --csv LIST"),
+        ("enhance a.png --out b --model m", "--model m; it is --model_dir now"),
+        ("figure mask --out b --model=m", "--model=m; it is --model_dir now"),
+        ("evaluate --out b --landmarks x", "--landmarks x; it is --landmark_model now"),
+        ("prepare faces --out b --images i --workers 2", "--workers 2; it is --num_workers now"),
+        ("enhance a.png --out b --bogus", "unrecognized arguments: --bogus\n"),
+    ],
+)
+def test_says_what_replaced_an_option(words, message, capsys):
+    assert message in fails(capsys, *words.split())
+
+
+def test_summary_of_a_model_directory(model_dir, capsys):
+    main(["summary", "--model-dir", str(model_dir)])
     assert capsys.readouterr().out == table(RPFModel.from_pretrained(model_dir)) + "\n"
+
+
+def test_presets_are_listed(monkeypatch, capsys):
+    module = SimpleNamespace(list_presets=lambda: print("small"))
+    monkeypatch.setitem(sys.modules, "rpf_lightning.presets", module)
+    main(["presets"])
+    assert capsys.readouterr().out == "small\n"
 
 
 def test_curriculum_takes_one_curriculum_and_any_number_of_overlays(monkeypatch):
@@ -26,8 +163,9 @@ def test_curriculum_takes_one_curriculum_and_any_number_of_overlays(monkeypatch)
         "rpf_lightning.curriculum.run_curriculum", lambda *args, **kwargs: calls.append((args, kwargs))
     )
     main([
-        "curriculum", "--trainer.max_epochs", "1", "--config", "c.yaml", "--only", "a", "b,c", "--config=o.yaml",
-        "--from", "d", "--only", "e", "--data.root=x", "--dry-run", "--config", "p.yaml",
+        "curriculum", "--trainer.max-epochs", "1", "--config", "c.yaml", "--only", "a", "b,c", "--config=o.yaml",
+        "--from", "d", "--only", "e", "--data.root=x", "--dry-run", "--config", "p.yaml", "--model.a", "-1",
     ])  # fmt: skip
     options = ["--config", "o.yaml", "--config", "p.yaml", "--trainer.max_epochs", "1", "--data.root=x"]
+    options += ["--model.a", "-1"]
     assert calls == [(("c.yaml", options, None, True), {"only": ["a", "b,c", "e"], "start": "d"})]

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 import rpf_lightning
 from rpf_lightning import export
-from rpf_lightning.cli import main as rpf
-from rpf_lightning.export import export_model, main
+from rpf_lightning.cli import main
+from rpf_lightning.export import export_model
 from rpf_lightning.model import RPFModel
 
 TOLERANCE = 1e-4
@@ -227,7 +227,7 @@ def test_bad_arguments(arguments, message, tmp_path):
 def test_onnx_without_its_extra(model_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     with pytest.raises(SystemExit):
-        rpf(["export", str(model_dir), "--out", str(tmp_path / "model.onnx")])
+        main(["export", str(model_dir), "--out", str(tmp_path / "model.onnx")])
     assert "pip install 'rpf-lightning[export]'" in capsys.readouterr().err
 
 
@@ -243,7 +243,7 @@ def test_a_model_in_half_precision(tmp_path):
 
 def test_command(model_dir, tmp_path, capfd, caplog):
     path = tmp_path / "out" / "model.onnx"
-    main([str(model_dir), "--out", str(path), "--batch_size", "2", "--lr_side", "32", "--no-mask"])
+    main(["export", str(model_dir), "--out", str(path), "--batch_size", "2", "--lr_side", "32", "--no-mask"])
     out, err = capfd.readouterr()
     size = path.stat().st_size / 1e6
     assert out.startswith(f"{path}: {size:.1f} MB, lr (2, 3, 32, 32), reference (2, 3, 64, 64), largest diff")
@@ -256,48 +256,17 @@ def test_command(model_dir, tmp_path, capfd, caplog):
     torch.testing.assert_close(run_onnx(path, inputs), expected, atol=TOLERANCE, rtol=0)
 
 
-def test_command_hands_every_option_on(model_dir, monkeypatch, capsys):
-    calls = []
-
-    def fake(model, path, **kwargs):
-        calls.append((model.size, path, kwargs))
-        return export.Exported((), {"lr": (1, 3, 16, 16)}, 0.0)
-
-    monkeypatch.setattr(export, "export_model", fake)
-    options = {
-        "format": "onnx", "batch_size": 1, "lr_side": None, "reference": True, "mask": True, "references": None,
-        "opset": 18, "tolerance": 1e-4,
-    }  # fmt: skip
-    main([str(model_dir), "--out", "a"])
-    main(
-        [
-            str(model_dir),
-            "--out",
-            "a",
-            "--format",
-            "torch",
-            "--no-reference",
-            "--opset",
-            "20",
-            "--references",
-            "2",
-        ]
-    )
-    changed = {"format": "torch", "reference": False, "opset": 20, "references": 2}
-    assert calls == [(64, "a", options), (64, "a", {**options, **changed})]
-
-
 def test_command_without_a_model(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit) as stop:
-        main([str(tmp_path / "empty"), "--out", str(tmp_path / "model.onnx")])
+        main(["export", str(tmp_path / "empty"), "--out", str(tmp_path / "model.onnx")])
     assert stop.value.code == 2
     assert "empty is no model directory: it has no config.json" in capsys.readouterr().err
 
 
 def test_command_names_bad_arguments(model_dir, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main([str(model_dir), "--out", str(tmp_path / "a.onnx"), "--opset", "12"])
+        main(["export", str(model_dir), "--out", str(tmp_path / "a.onnx"), "--opset", "12"])
     assert "rpf export: error: opset: expected 18 to" in capsys.readouterr().err
     assert not (tmp_path / "a.onnx").exists()
 
@@ -305,7 +274,7 @@ def test_command_names_bad_arguments(model_dir, tmp_path, capsys):
 @pytest.mark.parametrize(("format", "run"), [("onnx", run_onnx), ("torch", run_torch)])
 def test_rpf_export(format, run, model_dir, tmp_path, capsys):
     path = tmp_path / ("model.pt2" if format == "torch" else "model.onnx")
-    rpf(["export", str(model_dir), "--out", str(path), "--format", format])
+    main(["export", str(model_dir), "--out", str(path), "--format", format])
     assert capsys.readouterr().out.startswith(f"{path}: ")
     model, mask = RPFModel.from_pretrained(model_dir), (images(64, channels=1) > 0.3).float()
     inputs = {"lr": images(16), "reference": images(64), "mask": mask}

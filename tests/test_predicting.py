@@ -1,4 +1,4 @@
-"""`rpf predict --csv`: a list of small faces with references, no GT."""
+"""`rpf enhance --aligned --csv`: a list of small faces with references, no GT."""
 
 import shutil
 from collections.abc import Callable
@@ -44,11 +44,15 @@ def write(album: Path, *lines: str) -> Path:
     return album / "list.csv"
 
 
+def enhance(listed: Path, model: Path, out: Path) -> list[str]:
+    return f"enhance --aligned --csv {listed} --model_dir {model} --out {out}".split()
+
+
 def test_writes_what_the_model_makes(album: Path, model_dir: Path, tmp_path: Path) -> None:
     path = write(
         album, "lr,reference,mask", *(f"lr{n}.png,photos/ref{n}.png,photos/mask{n}.png" for n in range(2))
     )
-    main(["predict", "--csv", str(path), "--model", str(model_dir), "--out", str(tmp_path / "out")])
+    main(enhance(path, model_dir, tmp_path / "out"))
     model = RPFModel.from_pretrained(model_dir)
     for n in range(2):
         mask = load_mask(album / "photos" / f"mask{n}.png")
@@ -100,7 +104,7 @@ def test_what_is_there_is_not_made_again(
     first = predict_list(model_dir, rows, out)
     written = [file.stat().st_mtime_ns for file in first]
     first[1].unlink()
-    main(["predict", "--csv", str(album / "list.csv"), "--model", str(model_dir), "--out", str(out)])
+    main(enhance(album / "list.csv", model_dir, out))
     assert capsys.readouterr().out.splitlines()[-1] == f"2 images in {out}, 1 of them new"
     assert first[0].stat().st_mtime_ns == written[0]
     assert Image.open(first[1]).size == (64, 64)
@@ -206,11 +210,11 @@ def test_bad_arguments_are_named(
     album: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(album, "lr", "lr0.png")
-    words = ["predict", "--csv", str(path), "--model", str(model_dir), "--out", str(tmp_path / "out")]
+    words = enhance(path, model_dir, tmp_path / "out")
     for option, value, message in (
         ("--batch-size", "0", "batch_size: expected 1 or more, got 0"),
         ("--device", "cuda:99", "device: cuda:99 is not here"),
-        ("--model", "nowhere/at/all", "nowhere/at/all"),
+        ("--model_dir", "nowhere/at/all", "nowhere/at/all"),
     ):
         with pytest.raises(SystemExit):
             main([*words, option, value])
@@ -265,5 +269,5 @@ def test_missing_list_and_bad_images_are_named(
     ):
         path = write(album, "lr", f"{name}.png")
         with pytest.raises(SystemExit):
-            main(["predict", "--csv", str(path), "--model", str(model_dir), "--out", str(tmp_path / "out")])
+            main(enhance(path, model_dir, tmp_path / "out"))
         assert message in capsys.readouterr().err

@@ -3,7 +3,6 @@
 import csv
 import os
 import pickle
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -272,14 +271,6 @@ def test_unknown_option_is_refused(write: Write, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(write()), "--model.init_args.learning_rat", "0.5"])
     assert "learning_rat" in capsys.readouterr().err
-
-
-def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
-    text = capsys.readouterr().out
-    for command in ("fit", "validate", "test", "predict", "curriculum", "evaluate", "export", "summary"):
-        assert re.search(rf"^    {command}\b", text, re.MULTILINE)
 
 
 def test_every_epoch_is_kept_however_seldom_the_fit_validates(

@@ -1,15 +1,77 @@
-"""The `rpf` command: every subcommand calls a function that a notebook can call as well."""
+"""The `rpf` command: LightningCLI for single fits, and functions whose signatures are the command line.
+
+What a function of `COMMANDS` takes before its `*` stands without a name; everything else is an option of the
+parameter's name, type and default, explained by its docstring. Modules are imported only when they are asked for.
+"""
 
 from __future__ import annotations
 
-import argparse
+import re
 import sys
+from importlib import import_module
+from typing import NamedTuple, NoReturn
+
+
+class Command(NamedTuple):
+    """A function that is a command.
+
+    Attributes:
+        place: `module.function` below `rpf_lightning`.
+        help: What it does, in a line.
+        errors: What it raises for the user: a message without a traceback.
+        config: Whether `--config` takes YAML files with its options.
+        takes_more: Whether it takes options of others as words.
+    """
+
+    place: str
+    help: str
+    errors: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError)
+    config: bool = False
+    takes_more: bool = False
+
 
 LIGHTNING = {
     "fit": "train one stage of one block (LightningCLI)",
     "validate": "validate one stage on the validation pairs (LightningCLI)",
     "test": "the same on the test pairs (LightningCLI)",
-    "predict": "write a stage's outputs as PNG (LightningCLI); --csv LIST: a whole model on listed images",
+    "predict": "write a stage's outputs as PNG (LightningCLI)",
+}
+COMMANDS = {
+    "curriculum": Command(
+        "commands.curriculum",
+        "run all fits of a model in order; goes on where it stopped",
+        (),
+        takes_more=True,
+    ),
+    "presets": Command("presets.list_presets", "list the configurations that come with the package"),
+    "prepare celeba-hq": Command(
+        "commands.prepare_celeba_hq", "turn the raw CelebA-HQ release into reference pairs"
+    ),
+    "prepare faces": Command("commands.prepare_faces", "turn any folder of photos into reference pairs"),
+    "prepare verify": Command(
+        "commands.prepare_verify", "check a prepared folder and its photos against their hashes"
+    ),
+    "enhance": Command("commands.enhance", "sharpen a small face in a photo with a portrait"),
+    "evaluate": Command(
+        "evaluation.run.evaluate",
+        "compare models, baselines and folders of images",
+        (OSError, ValueError),
+        config=True,
+    ),
+    "figure": Command("commands.figure", "draw one of the paper's figures as a PNG", (OSError, ValueError)),
+    "export": Command(
+        "commands.export",
+        "write a model as ONNX or as a torch.export program",
+        (OSError, ValueError, RuntimeError, ImportError),
+    ),
+    "summary": Command("model.summary.summary", "print a network's parameters and operations"),
+}
+# options of version 0.1 -> what is there instead
+REPLACED = {
+    "--csv": "rpf enhance --aligned --csv LIST --model_dir DIR --out FOLDER",
+    "--landmarks": "--landmark_model",
+    "--model": "--model_dir",
+    "--workers": "--num_workers",
 }
 
 
@@ -18,109 +80,70 @@ def main(args: list[str] | None = None) -> None:
 
     Args:
         args: The command line after `rpf`; None takes the process's.
-    """
-    args = sys.argv[1:] if args is None else args
-    if args and args[0] == "predict" and any(word.split("=")[0] == "--csv" for word in args):
-        from rpf_lightning.predicting import main as predict
 
-        predict(args[1:])
-        return
-    if args and args[0] in LIGHTNING:
+    Raises:
+        SystemExit: After a message on stderr, if an argument is wrong or the command cannot do it.
+    """
+    # in names of options - and _ are the same
+    words = [
+        re.sub("^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word)
+        for word in (sys.argv[1:] if args is None else args)
+    ]
+    name = next((name for name in (" ".join(words[:2]), *words[:1]) if name in COMMANDS), None)
+    if name is not None:
+        _run(name, words[1 + name.count(" ") :])
+    elif words and words[0] in LIGHTNING:
+        if words[0] == "predict" and any(word.partition("=")[0] == "--csv" for word in words):
+            _fail("rpf predict", f"--csv is {REPLACED['--csv']} now")
         from rpf_lightning.training import lightning_cli
 
-        lightning_cli(args)
+        lightning_cli(words)
+    elif words == ["--version"]:
+        from rpf_lightning import __version__
+
+        print(f"rpf {__version__}")
+    else:
+        _list(words)
+
+
+def _run(name: str, words: list[str]) -> None:
+    from rpf_lightning.parsing import parser_of, read
+
+    command = COMMANDS[name]
+    module, _, function = command.place.rpartition(".")
+    call = getattr(import_module(f"rpf_lightning.{module}"), function)
+    parser = parser_of(call, f"rpf {name}", command.help, command.config)
+    more, given = read(parser, words, command.takes_more, REPLACED)
+    try:
+        call(*more, **given)
+    except command.errors as error:
+        _fail(f"rpf {name}", str(error))
+
+
+def _list(words: list[str]) -> None:
+    """Print the commands, or those of `rpf prepare`; say what is wrong where it was not asked for."""
+    group = "prepare " if words[:1] == ["prepare"] else ""
+    rest = words[1:] if group else words
+    names = {**LIGHTNING, **{name: command.help for name, command in COMMANDS.items()}}
+    lines = [
+        f"    {name.removeprefix(group):<18} {text}" for name, text in names.items() if name.startswith(group)
+    ]
+    if rest[:1] in (["--help"], ["-h"]):
+        options = "" if group else "\n\n    --version          print the version"
+        print(
+            f"usage: rpf {group}COMMAND ...\n\n"
+            + "\n".join(lines)
+            + options
+            + "\n\nrpf COMMAND --help has its options."
+        )
         return
-    parser = argparse.ArgumentParser("rpf", description="Reference-based progressive face super-resolution.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, text in LIGHTNING.items():
-        commands.add_parser(name, help=text)
-    _add_curriculum(commands)
-    commands.add_parser("prepare", help="turn photos into hashed reference pairs", add_help=False)
-    commands.add_parser("enhance", help="sharpen a small face in a photo with a portrait", add_help=False)
-    commands.add_parser("evaluate", help="compare models, baselines and folders of images", add_help=False)
-    commands.add_parser("figure", help="draw one of the paper's figures as a PNG", add_help=False)
-    commands.add_parser("export", help="write a model as ONNX or as a torch.export program", add_help=False)
-    commands.add_parser("summary", help="print a model's parameters and operations", add_help=False)
-    known, rest = parser.parse_known_args(args)
-    if known.command in LIGHTNING:
-        parser.error(f"expected {known.command} as the first word, got {args[0]}")
-    COMMANDS[known.command](known, rest)
-
-
-def _add_curriculum(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "curriculum",
-        help="run all fits of a model in order; continues where it stopped",
-        allow_abbrev=False,  # --model belongs to the fits
-        epilog="Further options go to every fit, such as --data.init_args.root DIR or --trainer.max_epochs 1; "
-        "--refinement.data.init_args.root DIR goes to the fits of that stage. "
-        "NAME is a fit (block2-warping, joint1-2), a block (block2) or a stage (warping, joint); --dry-run lists them.",
+    expected = ", ".join(name.removeprefix(group) for name in names if name.startswith(group))
+    _fail(
+        f"rpf {group}".strip(),
+        f"expected a command first, got {rest[0] if rest else 'none'}: one of {expected}",
     )
-    parser.add_argument(
-        "--config", required=True, action="append", metavar="FILE",
-        help="a curriculum.yaml; when given again: an overlay for every fit, such as configs/logger/wandb.yaml",
-    )  # fmt: skip
-    parser.add_argument("--model_dir", "--model-dir", help="model directory, in place of the file's")
-    parser.add_argument(
-        "--only", nargs="+", action="extend", metavar="NAME", help="run only these fits, in the plan's order"
-    )
-    parser.add_argument("--from", dest="start", metavar="NAME", help="start at this fit")
-    parser.add_argument(
-        "--dry-run", action="store_true",
-        help="print the plan, one line per fit: side, parameters, steps, file, operations",
-    )  # fmt: skip
 
 
-def _curriculum(known: argparse.Namespace, rest: list[str]) -> None:
-    from rpf_lightning.curriculum import run_curriculum
-
-    curriculum, *overlays = known.config
-    options = [word for overlay in overlays for word in ("--config", overlay)] + rest
-    run_curriculum(curriculum, options, known.model_dir, known.dry_run, only=known.only, start=known.start)
-
-
-def _enhance(_: argparse.Namespace, rest: list[str]) -> None:
-    from rpf_lightning.enhancing.command import main
-
-    main(rest)
-
-
-def _export(_: argparse.Namespace, rest: list[str]) -> None:
-    from rpf_lightning.export import main
-
-    main(rest)
-
-
-def _figure(_: argparse.Namespace, rest: list[str]) -> None:
-    from rpf_lightning.evaluation.figures import main
-
-    main(rest)
-
-
-def _prepare(_: argparse.Namespace, rest: list[str]) -> None:
-    from rpf_lightning.data.preparation.commands import main
-
-    main(rest)
-
-
-def _summary(_: argparse.Namespace, rest: list[str]) -> None:
-    from rpf_lightning.model.summary import main
-
-    main(rest)
-
-
-def _evaluate(_: argparse.Namespace, rest: list[str]) -> None:
-    from rpf_lightning.evaluation.run import main
-
-    main(rest)
-
-
-COMMANDS = {
-    "curriculum": _curriculum,
-    "enhance": _enhance,
-    "evaluate": _evaluate,
-    "export": _export,
-    "figure": _figure,
-    "prepare": _prepare,
-    "summary": _summary,
-}
+def _fail(prog: str, message: str) -> NoReturn:
+    print(f"{prog}: error: {message}", file=sys.stderr)
+    sys.exit(2)

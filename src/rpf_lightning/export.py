@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import warnings
@@ -99,44 +98,6 @@ def export_model(
             part.replace(path.with_name(part.name))
     shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
     return Exported(tuple(path.with_name(part.name) for part in written), shapes, difference)
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run `rpf export`.
-
-    Args:
-        args: The command line after `rpf export`; None takes the process's.
-
-    Raises:
-        SystemExit: After a message on stderr, if nothing was written.
-    """
-    parser = argparse.ArgumentParser("rpf export", description="Export a model directory at fixed sizes.")
-    parser.add_argument("model_dir", help="a model directory, or a repository of the Hugging Face hub")
-    parser.add_argument("--out", required=True, help="the file to write; .pt2 for torch")
-    parser.add_argument("--format", choices=get_args(Format), default="onnx")
-    parser.add_argument("--batch_size", "--batch-size", type=int, default=1, help="images per run")
-    parser.add_argument("--lr_side", "--lr-side", type=int, help="side of the LR; the model's when left out")
-    parser.add_argument(
-        "--no-reference", dest="reference", action="store_false", help="the LR is the only input"
-    )
-    parser.add_argument(
-        "--no-mask", dest="mask", action="store_false", help="the reference is masked already"
-    )
-    parser.add_argument(
-        "--references", type=int, help="K references per image; left out: one, without that axis"
-    )
-    parser.add_argument("--opset", type=int, default=OLDEST_OPSET, help="ONNX operator set, 18 at least")
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference that passes")
-    options = vars(parser.parse_args(args))
-    try:
-        model = RPFModel.from_pretrained(options.pop("model_dir"))
-        exported = export_model(model, options.pop("out"), **options)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        parser.error(str(error))
-    size = sum(file.stat().st_size for file in exported.files)
-    files = " and ".join(map(str, exported.files))
-    inputs = ", ".join(f"{name} {shape}" for name, shape in exported.inputs.items())
-    print(f"{files}: {size / 1e6:.1f} MB, {inputs}, largest difference {exported.difference:.2g}")
 
 
 def _check(model: RPFModel, path: Path, format: str, opset: int) -> None:

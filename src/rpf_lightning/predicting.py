@@ -1,12 +1,11 @@
-"""`rpf predict --csv`: super-resolves a list of small faces, each with its reference, without any GT."""
+"""`rpf enhance --aligned --csv`: super-resolves a list of small faces, each with its reference, without any GT."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -184,6 +183,7 @@ def predict_list(
     batch_size: int = 8,
     num_workers: int = 0,
     device: str = "auto",
+    say: Callable[[str], None] = print,
 ) -> list[Path]:
     """Write a PNG of side S for every row.
 
@@ -197,6 +197,7 @@ def predict_list(
         batch_size: Faces per step, where they have one side and all have a reference, or none has.
         num_workers: Processes that read images.
         device: A torch device, or "auto": the GPU where there is one.
+        say: Takes the line that says how many were made now.
 
     Returns:
         The files, in the order of the rows.
@@ -204,18 +205,6 @@ def predict_list(
     Raises:
         ValueError: If an argument or an image does not fit; the file is named, and what was written before stays.
     """
-    return _predict(model, rows, out, batch_size, num_workers, device)[0]
-
-
-def _predict(
-    model: RPFModel | str | Path,
-    rows: list[Row],
-    out: str | Path,
-    batch_size: int,
-    num_workers: int,
-    device: str,
-) -> tuple[list[Path], int]:
-    """Do what `predict_list` says; also return how many were made now."""
     if batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
     chosen = place_of(device)
@@ -237,7 +226,8 @@ def _predict(
         for name, image in zip(names, to_uint8(output), strict=True):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / name, png(image, {MADE_FROM: origins[name]}))
-    return [folder / row.name for row in rows], len(todo)
+    say(f"{len(rows)} images in {out}, {len(todo)} of them new")
+    return [folder / row.name for row in rows]
 
 
 def _origins(model: RPFModel, rows: Sequence[Row]) -> dict[str, str]:
@@ -286,25 +276,3 @@ def _stack(held: list[Images]) -> tuple[list[str], Tensor, Tensor | None, Tensor
     names, lr, references, masks = (list(column) for column in zip(*held, strict=True))
     reference = None if references[0] is None else torch.stack(references)
     return names, torch.stack(lr), reference, None if masks[0] is None else torch.stack(masks)
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run `rpf predict --csv`.
-
-    Args:
-        args: The command line after `rpf predict`; None takes the process's.
-    """
-    parser = argparse.ArgumentParser("rpf predict", description=__doc__)
-    parser.add_argument("--csv", required=True, help="columns lr, and as needed reference, mask, name")
-    parser.add_argument("--model", required=True, help="a model directory")
-    parser.add_argument("--out", required=True, help="folder of the PNGs")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--num-workers", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-    known = parser.parse_args(args)
-    try:
-        rows = read_list(known.csv)
-        _, made = _predict(known.model, rows, known.out, known.batch_size, known.num_workers, known.device)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    print(f"{len(rows)} images in {known.out}, {made} of them new")

@@ -333,7 +333,7 @@ def test_celeba_hq_prepares_itself(release: dict[str, str], folder: Path) -> Non
     args = ["prepare", "celeba-hq", "--images", str(folder / "CelebA-HQ-img"), "--out", str(folder / "again")]
     for name in ("mapping", "identities", "partition", "landmarks", "labels"):
         args += [f"--{name}", release[name]]
-    main([*args, "--label-scheme", "bisenet", "--no-embeddings", "--workers", "0"])
+    main([*args, "--label-scheme", "bisenet", "--no-embeddings", "--num-workers", "0"])
     again = ReferencePairsDataModule(str(folder / "again"), split="paper", **SIDES).prepared()
     assert again.sha256 == before
     everyone = nearest_references(photos.identities, photos.landmarks, photos.near_duplicates())
@@ -433,7 +433,7 @@ def subset(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             (tmp / "images" / name).symlink_to(root / "images" / name)
     options = Options(
         landmarks=str(root / "landmarks.csv"), labels=str(root / "labels"), label_scheme="celebamask-hq",
-        embeddings=False, workers=0,
+        embeddings=False, num_workers=0,
     )  # fmt: skip
     prepare_faces(
         tmp / "images",

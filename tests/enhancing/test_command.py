@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from rpf_lightning import enhancing
 from rpf_lightning.cli import main
 from rpf_lightning.enhancing import command
 from rpf_lightning.model import RPFModel
@@ -36,9 +37,9 @@ def files(tmp_path: Path, drawn: Draw, bicubic: RPFModel, portraits: Sequence[ND
 @pytest.fixture
 def enhance(files: Path, networks: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`enhance(arguments)` runs the command in the folder of the files, with drawn faces."""
-    monkeypatch.setattr(command, "FaceNetworks", lambda *_: networks)
+    monkeypatch.setattr(enhancing, "FaceNetworks", lambda *_: networks)
     monkeypatch.chdir(files)
-    return lambda text: main(["enhance", *text.split(), "--model", "model"])
+    return lambda text: main(["enhance", *text.split(), "--model-dir", "model"])
 
 
 def test_writes_the_photo_and_a_picture(
@@ -88,7 +89,13 @@ def test_warnings_go_to_stderr(
             "--aligned: expected one",
         ),
         ("crop.png --aligned --face 0 --reference ahead.png --out out/a.png", "--aligned: expected one"),
-        ("photo.png --reference ahead.png --out out/a.png --mask-model oval", "invalid choice: 'oval'"),
+        ("photo.png --out out/a.png", "expected a photo and --reference"),
+        ("photo.png --aligned --csv list.csv --out out", "--csv: expected --aligned with it, and no photo"),
+        ("--csv list.csv --out out", "--csv: expected --aligned with it, and no photo"),
+        (
+            "photo.png --reference ahead.png --out out/a.png --mask-model oval",
+            "'hull', 'template']. Got value: oval",
+        ),
     ],
 )
 def test_refusals_write_nothing(
@@ -126,7 +133,7 @@ def test_places_are_checked_before_the_work(
     (files / "half_side_by_side.png").mkdir()
     if out == "link.png":  # as Photo.png is on a disk where case does not count
         (files / "link.png").hardlink_to(files / "photo.png")
-    monkeypatch.setattr(command, "enhance_photo", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(enhancing, "enhance_photo", lambda *_: pytest.fail("computed"))
     with pytest.raises(SystemExit, match="2"):
         enhance(f"photo.png --reference ahead.png --out {out}")
     assert message in capsys.readouterr().err
@@ -136,7 +143,7 @@ def test_a_folder_that_may_not_be_written_to(
     enhance: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command.os, "access", lambda *_: False)
-    monkeypatch.setattr(command, "enhance_photo", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(enhancing, "enhance_photo", lambda *_: pytest.fail("computed"))
     with pytest.raises(SystemExit, match="2"):
         enhance("photo.png --reference ahead.png --out out/new/a.png")
     assert "out/new/a.png cannot be written" in capsys.readouterr().err
@@ -146,9 +153,9 @@ def test_options_reach_the_networks(
     files: Path, networks: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given: list[object] = []
-    monkeypatch.setattr(command, "FaceNetworks", lambda *arguments: given.append(arguments) or networks)
+    monkeypatch.setattr(enhancing, "FaceNetworks", lambda *arguments: given.append(arguments) or networks)
     monkeypatch.chdir(files)
-    text = "enhance photo.png --reference ahead.png --out out/a.png --model model --pack antelopev2"
+    text = "enhance photo.png --reference ahead.png --out out/a.png --model_dir model --pack antelopev2"
     main([*text.split(), "--mask-model", "hull", "--landmark-model", "onnx:a.onnx", "--device", "cpu"])
     assert given == [("antelopev2", "hull", "onnx:a.onnx", torch.device("cpu"))]
     for device, message in (
@@ -176,7 +183,7 @@ def test_the_default_model_is_the_packaged_one(
 def test_missing_models_are_named(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["enhance", str(files / "photo.png"), "--reference", str(files / "ahead.png")]
     with pytest.raises(SystemExit):
-        main([*arguments, "--out", str(files / "a.png"), "--model", str(files / "nowhere")])
+        main([*arguments, "--out", str(files / "a.png"), "--model-dir", str(files / "nowhere")])
     assert "nowhere" in capsys.readouterr().err
 
 
@@ -184,9 +191,7 @@ def test_aligned_crops_need_no_weights_with_the_template(
     files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(files)
-    text = (
-        "enhance crop.png --aligned --reference ahead.png --out out/a.png --model model --mask-model template"
-    )
+    text = "enhance crop.png --aligned --reference ahead.png --out out/a.png --model_dir model --mask-model template"
     main(text.split())
     with Image.open("out/a.png") as image:
         assert image.size == (64, 64)
@@ -200,7 +205,7 @@ def test_the_mask_model_is_named_where_weights_are_missing(
     files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(files)
-    text = "enhance crop.png --aligned --reference ahead.png --out out/a.png --model model"
+    text = "enhance crop.png --aligned --reference ahead.png --out out/a.png --model_dir model"
     with pytest.raises(SystemExit):
         main(text.split())
     assert "--mask-model hull (from 68 landmarks) or --mask-model template" in capsys.readouterr().err

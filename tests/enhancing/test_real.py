@@ -47,7 +47,7 @@ def test_the_example_of_the_page(
     (code,) = re.findall(r"```python\n(.*?get_image.*?)```", page, flags=re.DOTALL)
     exec(code, {})
     (command,) = re.findall(r"^    rpf (enhance group.png .*?)$", page, flags=re.MULTILINE)
-    main([*command.split(), "--model", "model", "--mask-model", "template"])
+    main([*command.split(), "--model_dir", "model", "--mask-model", "template"])
     assert re.match(r"face \d: 5\d -> 64 pixels, entering at 32", capsys.readouterr().out)
     with Image.open("sharp.png") as image, Image.open("group.png") as group:
         assert image.width == 2 * group.width

@@ -10,9 +10,9 @@ from evaluations import gts, noisy, run, write_folder
 from PIL import Image
 
 from rpf_lightning.data import ReferencePairsDataModule
-from rpf_lightning.evaluation import evaluate
+from rpf_lightning.evaluation.compare import evaluate
 from rpf_lightning.evaluation.contact import chosen_places, draw_grid, draw_sheet
-from rpf_lightning.evaluation.run import evaluate_model_dir
+from rpf_lightning.evaluation.run import evaluate as evaluate_methods
 
 
 def test_sheets_show_the_worst_and_the_best(prepared: Path, tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_pictures_say_what_the_reference_is(
     monkeypatch.setattr("rpf_lightning.evaluation.report.draw_grid", noted)
     for masked, said in ((True, "reference (masked)"), (False, "reference (unmasked)")):
         data = ReferencePairsDataModule(str(prepared), val_fraction=0.34, mask_reference=masked)
-        results = evaluate_model_dir(
-            str(model_dir), data, str(tmp_path / said), grid_images=1, contact_images=1
+        results = evaluate_methods(
+            model_dir=str(model_dir), data=data, out=str(tmp_path / said), grid_images=1, contact_images=1
         )
         assert results["protocol"]["mask_reference"] is masked
         assert len(titles) == 4

@@ -11,10 +11,11 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 
 from rpf_lightning import metrics
+from rpf_lightning.cli import main
 from rpf_lightning.data import Degradation, ReferencePairsDataModule, SyntheticFacesDataModule
 from rpf_lightning.data.dataset import collate
 from rpf_lightning.data.sample import full_reference, gt_at, image_tensor, lr_of
-from rpf_lightning.evaluation import figures, layout, subjects
+from rpf_lightning.evaluation import layout, subjects
 from rpf_lightning.evaluation.figures import (
     FIGURES,
     _strength,
@@ -24,7 +25,6 @@ from rpf_lightning.evaluation.figures import (
     figure_mask,
     figure_references,
     figure_thin_plate,
-    main,
 )
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize
@@ -379,9 +379,9 @@ def test_a_figure_is_there_whole_or_not_at_all(name, model_dir, tmp_path, monkey
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_prepared_folder(name, model_dir, prepared, tmp_path, capsys):
-    args = [name.replace("_", "-"), "--model", str(model_dir), "--data", str(prepared)]
+    args = [name.replace("_", "-"), "--model_dir", str(model_dir), "--data", str(prepared)]
     args += ["--val-fraction", "0.5", "--rows", "1", "--out", str(tmp_path / "a.png")]
-    main(args)
+    main(["figure", *args])
     said = capsys.readouterr().out
     assert str(tmp_path / "a.png") in said
     data = ReferencePairsDataModule(root=str(prepared), val_fraction=0.5)
@@ -396,9 +396,9 @@ def test_a_prepared_folder(name, model_dir, prepared, tmp_path, capsys):
 
 
 def test_command_with_embedded_faces_and_another_method(model_dir, tmp_path):
-    args = ["comparison", "--model", str(model_dir), "--people", "8", "--rows", "2", "--seed", "3"]
+    args = ["comparison", "--model_dir", str(model_dir), "--people", "8", "--rows", "2", "--seed", "3"]
     args += ["--method", f"twin={model_dir}", "--metrics", "ssim", "--degradation", "dpsr"]
-    main([*args, "--out", str(tmp_path / "a.png")])
+    main(["figure", *args, "--out", str(tmp_path / "a.png")])
     data = SyntheticFacesDataModule(people=8, photos_each=5, seed=3, degradation="dpsr")
     figure_comparison(
         model_dir, data, tmp_path / "b.png", rows=2, methods={"twin": model_dir}, metrics=["ssim"]
@@ -429,11 +429,11 @@ def test_command_computes_on_the_named_device(args, computing, model_dir, tmp_pa
         return twin.forward(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 64, 64), **kwargs)
 
     monkeypatch.setattr(RPFModel, "__call__", forward)
-    monkeypatch.setattr(figures, "place_of", {"cuda:1": torch.device("meta")}.__getitem__)
+    monkeypatch.setattr("rpf_lightning.devices.place_of", {"cuda:1": torch.device("meta")}.__getitem__)
     args = [word.replace("{model}", str(model_dir)) for word in args]
-    args += ["--model", str(model_dir), "--people", "8", "--val-fraction", "0.5", "--rows", "1"]
+    args += ["--model_dir", str(model_dir), "--people", "8", "--val-fraction", "0.5", "--rows", "1"]
     args += ["--device", "cuda:1"]
-    main([*args, "--out", str(tmp_path / "a.png")])
+    main(["figure", *args, "--out", str(tmp_path / "a.png")])
     assert list(places.values()) == [("meta", "meta")] * computing
 
 
@@ -477,8 +477,8 @@ def test_figures_of_references_refuse_the_lr_in_their_place(name, model, out):
 
 
 def test_command_draws_degradations_with_its_seed(model_dir, tmp_path):
-    args = ["degradations", "--model", str(model_dir), "--people", "8", "--rows", "1", "--seed", "3"]
-    main([*args, "--strengths", "1", "--out", str(tmp_path / "a.png")])
+    args = ["degradations", "--model_dir", str(model_dir), "--people", "8", "--rows", "1", "--seed", "3"]
+    main(["figure", *args, "--strengths", "1", "--out", str(tmp_path / "a.png")])
     data = SyntheticFacesDataModule(people=8, photos_each=5, seed=3)
     for file, seed in (("b.png", 3), ("c.png", 0)):
         figure_degradations(model_dir, data, tmp_path / file, rows=1, strengths=1, seed=seed)
@@ -489,25 +489,22 @@ def test_command_draws_degradations_with_its_seed(model_dir, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "figure"),
-        (["portrait"], "invalid choice"),
-        (["mask", "--out", "a.png"], "--model"),
-        (["mask", "--model", "{model}", "--out", "a.jpg", "--people", "4"], "out: expected"),
-        (["mask", "--model", "nowhere/at/all", "--out", "a.png", "--people", "4"], "model: nowhere"),
-        (["mask", "--model", "{model}", "--out", "a.png", "--data", "nowhere"], "nowhere"),
-        (["mask", "--model", "{model}", "--out", "a.png", "--isc"], "--isc"),
+        (["mask", "--model_dir", "{model}", "--out", "a.jpg", "--people", "4"], "out: expected"),
+        (["mask", "--model_dir", "nowhere/at/all", "--out", "a.png", "--people", "4"], "model_dir: nowhere"),
+        (["mask", "--model_dir", "{model}", "--out", "a.png", "--data", "nowhere"], "nowhere"),
+        (["mask", "--model_dir", "{model}", "--out", "a.png", "--isc"], "--isc"),
         (
-            ["mask", "--model", "{model}", "--out", "a.png", "--device", "cuda:99"],
+            ["mask", "--model_dir", "{model}", "--out", "a.png", "--device", "cuda:99"],
             "device: cuda:99 is not here",
         ),
-        (["mask", "--model", "{model}", "--out", "a.png", "--device", "abacus"], "device: expected auto"),
-        (["comparison", "--model", "{model}", "--out", "a.png", "--method", "x"], "NAME=DIR"),
+        (["mask", "--model_dir", "{model}", "--out", "a.png", "--device", "abacus"], "device: expected auto"),
+        (["comparison", "--model_dir", "{model}", "--out", "a.png", "--method", "x"], "NAME=DIR"),
     ],
 )
 def test_command_says_what_is_wrong(args, message, model_dir, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        main([word.replace("{model}", str(model_dir)) for word in args])
+        main(["figure", *(word.replace("{model}", str(model_dir)) for word in args)])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("a.*"))
@@ -546,6 +543,6 @@ def test_documented_commands_run(model_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     RPFModel.from_pretrained(model_dir).save_pretrained("runs/demo/model")
     for command in commands:
-        main([*command.split(), "--people", "8", "--val-fraction", "0.5"])
+        main(["figure", *command.split(), "--people", "8", "--val-fraction", "0.5"])
         assert Path(command.split()[-1]).is_file()
     assert all(f"`{name}`" in page for name in subjects.MEASURED)

@@ -19,7 +19,7 @@ from rpf_lightning.data.prepared import PreparedPhotos
 from rpf_lightning.evaluation.methods import Bicubic
 from rpf_lightning.evaluation.pairs import choose_pairs
 from rpf_lightning.evaluation.paper_tables import TABLE1, paper_latex
-from rpf_lightning.evaluation.run import evaluate_model_dir
+from rpf_lightning.evaluation.run import evaluate
 from rpf_lightning.faces.landmarks import Found
 from rpf_lightning.metrics import psnr
 from rpf_lightning.model import RPFModel
@@ -239,7 +239,9 @@ def test_splits(prepare: Any, tmp_path: Path) -> None:
 def test_samples_are_those_of_the_training(prepared: Path, model_dir: Path, tmp_path: Path) -> None:
     """The lean samples of the evaluation against those of `val_dataset`."""
     data = ReferencePairsDataModule(str(prepared), val_fraction=0.34, degradation="dpsr")
-    results = evaluate_model_dir(str(model_dir), data, str(tmp_path), grid_images=0, contact_images=0)
+    results = evaluate(
+        model_dir=str(model_dir), data=data, out=str(tmp_path), grid_images=0, contact_images=0
+    )
     samples = list(data.val_dataset())
     model = RPFModel.from_pretrained(model_dir)
     with torch.no_grad():
@@ -305,7 +307,7 @@ def test_landmark_distance_through_the_comparison(
     images[black] = np.zeros_like(images[black])
     folder = write_folder(tmp_path / "p", images)
     results = run(
-        prepared, tmp_path / "out", "--method", f"folder:p={folder}", "--landmarks", f"onnx:{net}",
+        prepared, tmp_path / "out", "--method", f"folder:p={folder}", "--landmark-model", f"onnx:{net}",
         "--isc-pack", "mbf", "--device", "cpu:0",
     )  # fmt: skip
     assert asked == [(f"onnx:{net}", "cpu:0", "mbf")]
@@ -368,7 +370,7 @@ def test_what_cannot_work_says_so_in_one_line(
     for words, message in [
         (["--data", str(tmp_path / "nowhere"), *PLAIN], "prepare"),
         ([*data, "--method", "bicubic"], "size is unknown"),
-        (PLAIN, "--data: expected a prepared folder"),
+        (PLAIN, "required: data"),
         ([*data, *PLAIN, "--method", "bicubik"], "method 'bicubik': expected kind"),
         ([*data, *PLAIN, "--method", "folder:a=nowhere"], "a: nowhere: no such folder"),
         ([*data, *PLAIN, "--method", f"folder:a={tmp_path / 'prepared'}"], "holds none of the 18 images"),
@@ -393,6 +395,6 @@ def test_what_cannot_work_says_so_in_one_line(
 
 
 def test_loader_processes_give_the_same(prepared: Path, tmp_path: Path) -> None:
-    a = run(prepared, tmp_path / "a", "--workers", "1", "--contact-images", "0")
+    a = run(prepared, tmp_path / "a", "--num-workers", "1", "--contact-images", "0")
     b = run(prepared, tmp_path / "b", "--contact-images", "0")
     assert a["per_image"] == b["per_image"]

@@ -1,5 +1,4 @@
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +7,11 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from rpf_lightning.cli import main
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.references import Slots
 from rpf_lightning.model.resize import resample_matrix
-from rpf_lightning.model.summary import MODULES, count, main, table
+from rpf_lightning.model.summary import MODULES, count, table
 
 # Rounded figures of docs/network.md: side -> GMAC and parameters in millions of (warping, synthesis, refinement)
 GMAC = {
@@ -181,10 +181,10 @@ def test_a_network_with_sizes_per_block_on_the_command_line(capsys):
         f"--{name}={json.dumps(value) if not isinstance(value, str) else value}"
         for name, value in arguments.items()
     ]
-    main(words)
+    main(["summary", *words])
     assert capsys.readouterr().out == table(RPFModel(**arguments)) + "\n"
     with pytest.raises(SystemExit):
-        main(["--channels", "[64, 64]"])
+        main(["summary", "--channels", "[64, 64]"])
     assert (
         "channels: expected one number or a list of 6, one per block, got [64, 64]" in capsys.readouterr().err
     )
@@ -250,22 +250,21 @@ def test_same_anywhere():
 
 def test_main_prints_the_table(capsys):
     state = torch.get_rng_state()
-    main(
-        [f"--{name}={value}" for name, value in SMALL.items()] + ["--skip", "literal", "--progressive=false"]
-    )
+    words = [f"--{name}={value}" for name, value in SMALL.items()]
+    main(["summary", *words, "--skip", "literal", "--progressive=false"])
     assert torch.equal(torch.get_rng_state(), state)  # no weights were drawn
     assert capsys.readouterr().out == table(small(skip="literal", progressive=False)) + "\n"
 
 
 def test_docs_show_what_main_prints(capsys):
     page = (Path(__file__).parents[2] / "docs" / "network.md").read_text()
-    main([])
+    main(["summary"])
     assert f"\n\n{capsys.readouterr().out}\n" in page
     lines = [line for line in page.splitlines() if line.startswith("| `rpf summary")]
     assert len(lines) == 7
     for line in lines:
         command, totals = cells(line)
-        main(command.strip("`").split()[2:])
+        main(command.strip("`").split()[1:])
         assert cells(capsys.readouterr().out.splitlines()[-1]) == ("total", totals)
 
 
@@ -274,7 +273,7 @@ def test_main_reads_only_the_configuration_of_a_model_directory(tmp_path, capsys
     model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     state = torch.get_rng_state()
-    main(["--model_dir", str(tmp_path)])
+    main(["summary", "--model_dir", str(tmp_path)])
     assert torch.equal(torch.get_rng_state(), state)
     assert capsys.readouterr().out == table(model) + "\n"
 
@@ -292,7 +291,7 @@ def test_main_reads_only_the_configuration_of_a_model_directory(tmp_path, capsys
 )
 def test_main_names_bad_arguments(args, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(args)
+        main(["summary", *args])
     assert stopped.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -315,7 +314,7 @@ def test_main_names_the_file_at_fault(tmp_path, content, message, capsys):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(SystemExit) as stopped:
-        main(["--model_dir", str(tmp_path)])
+        main(["summary", "--model_dir", str(tmp_path)])
     assert stopped.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -323,23 +322,10 @@ def test_main_names_the_file_at_fault(tmp_path, content, message, capsys):
     assert message in err
 
 
-def test_rpf_summary(capsys):
-    from rpf_lightning.cli import main as rpf
-
-    rpf(["summary", "--scale", "2", "--width", "0.25"])
-    assert capsys.readouterr().out == table(RPFModel(16, 2, width=0.25)) + "\n"
-
-
-def test_python_dash_m(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["summary", *(f"--{name}={value}" for name, value in SMALL.items())])
-    runpy.run_module("rpf_lightning.model", run_name="__main__")
-    assert capsys.readouterr().out == table(small()) + "\n"
-
-
 def test_needs_no_lightning():
     code = (
-        "from rpf_lightning.model.summary import main; import sys\n"
-        "main(['--lr_size=4', '--scale=2'])\n"
+        "from rpf_lightning.cli import main; import sys\n"
+        "main(['summary', '--lr_size=4', '--scale=2'])\n"
         "print([name for name in ('lightning', 'jsonargparse') if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,30 +1,22 @@
-"""`rpf enhance`: a small face in a photo and a portrait of the same person -> a sharp face, pasted back."""
+"""What `rpf enhance` writes: the enhanced photo, and beside it what changed."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from rpf_lightning.data.preparation.options import MaskModel
-from rpf_lightning.devices import place_of
-from rpf_lightning.enhancing.faces import FaceNetworks
-from rpf_lightning.enhancing.run import Enhanced, enhance_aligned, enhance_photo
+from rpf_lightning.enhancing.run import Enhanced
 from rpf_lightning.evaluation.layout import Row, cell, write_figure
-from rpf_lightning.model import RPFModel
 from rpf_lightning.model.storage import write_atomically
 from rpf_lightning.pictures import png
 
-DEFAULT_MODEL = "celeba-hq-16to128"
 SURROUNDINGS = 1.5  # of the aligned square's side: what the side-by-side picture shows of the photo
 
 
@@ -80,16 +72,17 @@ def _beside(out: Path) -> Path:
     return out.with_name(f"{out.stem}_side_by_side.png")
 
 
-def _refuse_to_overwrite(inputs: Sequence[str], out: Path) -> None:
+def check_places(out: str | Path, inputs: Sequence[str]) -> None:
+    """Check that both files can be written and are none of the inputs.
+
+    Raises:
+        ValueError: If not.
+    """
+    out = checked_out(out)
     for target in (out, _beside(out)):
         for file in inputs:  # a name may be another one's, by links or by case
             if target.exists() and Path(file).exists() and target.samefile(file):
                 raise ValueError(f"out: {target} would overwrite {file}; take another name")
-
-
-def _refuse_places(out: Path) -> None:
-    """Raise ValueError where both files cannot be written."""
-    for target in (out, _beside(out)):
         if target.is_dir():
             raise ValueError(f"out: expected the name of a file, and {target} is a folder")
     folder = next((parent for parent in out.absolute().parents if parent.exists()), None)
@@ -116,55 +109,3 @@ def _around_face(image: NDArray[np.uint8], result: Enhanced) -> NDArray[np.uint8
     # so that the figure enlarges its other pictures by whole factors, without interpolation
     shown = 2 * len(result.face)
     return np.asarray(square.resize((shown, shown), Image.Resampling.BICUBIC))
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run `rpf enhance`.
-
-    Args:
-        args: The command line after `rpf enhance`; None takes the process's.
-
-    Raises:
-        SystemExit: After a message on stderr, if nothing was written.
-    """
-    parser = argparse.ArgumentParser("rpf enhance", description=__doc__)
-    parser.add_argument("photo", help="a photo with a small face; with --aligned an aligned square crop")
-    parser.add_argument(
-        "--reference", required=True, action="append", metavar="PORTRAIT",
-        help="one large face of the same person; may be given several times: the one whose pose is nearest is used, "
-        "matches first",
-    )  # fmt: skip
-    parser.add_argument("--out", required=True, help="the PNG to write; beside it NAME_side_by_side.png")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="a model's name or directory")
-    parser.add_argument("--face", type=int, help="which face of the photo; 0 is the largest")
-    parser.add_argument("--aligned", action="store_true", help="both are aligned squares: detect nothing")
-    parser.add_argument(
-        "--mask-model", choices=get_args(MaskModel), default="bisenet", help="of the reference"
-    )
-    parser.add_argument(
-        "--landmark-model", default="face-alignment", help="for --mask-model hull; or onnx:PATH"
-    )
-    parser.add_argument("--pack", help="insightface pack of the detector and of ArcFace")
-    parser.add_argument("--force", action="store_true", help="also with a reference of another person")
-    parser.add_argument("--device", default="auto", help="a torch device; auto: the GPU where there is one")
-    known = parser.parse_args(args)
-    if known.aligned and (known.face is not None or len(known.reference) > 1):
-        parser.error("--aligned: expected one --reference and no --face, since nothing is detected")
-    try:
-        out = checked_out(known.out)
-        _refuse_to_overwrite([known.photo, *known.reference], out)
-        _refuse_places(out)  # before anything is computed
-        device = place_of(known.device)
-        networks = FaceNetworks(known.pack, known.mask_model, known.landmark_model, device)
-        model = RPFModel.from_pretrained(known.model).to(device)
-        if known.aligned:
-            result = enhance_aligned(known.photo, known.reference[0], model, networks, known.force)
-        else:
-            result = enhance_photo(known.photo, known.reference, model, networks, known.face, known.force)
-        files = write_enhanced(result, out)
-    except (OSError, ValueError, RuntimeError) as error:
-        parser.error(str(error))
-    for warning in result.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(f"{summary(result)}; reference {known.reference[result.reference_index]}")
-    print(" and ".join(map(str, files)))

@@ -11,10 +11,8 @@ of references, `figure_thin_plate`, `figure_references` and `figure_mask`, raise
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +30,6 @@ from rpf_lightning.data.degradation import (
 from rpf_lightning.data.pairs import SOURCE
 from rpf_lightning.data.sample import make_face
 from rpf_lightning.data.thin_plate import warp
-from rpf_lightning.devices import place_of
 from rpf_lightning.evaluation.layout import FigureRow, Row, cell, write_figure
 from rpf_lightning.evaluation.subjects import (
     Figure,
@@ -307,93 +304,3 @@ FIGURES = {
     "mask": figure_mask,
     "degradations": figure_degradations,
 }
-
-
-def main(args: list[str] | None = None) -> None:
-    """Write one of the `FIGURES` and print its values.
-
-    Args:
-        args: The command line after `rpf figure`; None takes the process's.
-
-    Raises:
-        SystemExit: After a message on stderr, if an argument is wrong.
-    """
-    parser = argparse.ArgumentParser("rpf figure", description="Draw one of the paper's figures as PNG.")
-    commands = parser.add_subparsers(dest="figure", required=True, metavar="figure")
-    for name, function in FIGURES.items():
-        aliases = [name.replace("_", "-")] if "_" in name else []
-        _add_options(
-            name, commands.add_parser(name, aliases=aliases, help=str(function.__doc__).splitlines()[0])
-        )
-    given = vars(parser.parse_args(args))
-    function = FIGURES[given.pop("figure").replace("-", "_")]
-    seed = given["seed"]
-    try:
-        data, place = _data(given), place_of(given.pop("device"))
-        given["model"] = load("model", given["model"]).to(place)
-        if given.pop("isc", False):
-            from rpf_lightning.faces.identity import ArcFace
-
-            given["identity"] = ArcFace()
-        if "strengths" in given:
-            given["seed"] = seed
-        if "methods" in given:
-            given["methods"] = dict(given["methods"])
-        rows = function(data=data, **given)  # type: ignore[operator]
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    for row in rows:
-        print(row.caption)
-        for title, values in row.values.items():
-            print(f"  {title}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items()))
-    print(given["out"])
-
-
-def _add_options(name: str, parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="the model directory")
-    add("--out", required=True, metavar="FILE", help="the PNG")
-    add("--rows", type=int, default=argparse.SUPPRESS, help="photos")
-    add(
-        "--data", metavar="DIR", help="a folder that `rpf prepare` has written; else embedded synthetic faces"
-    )
-    add("--split", default="", help="of --data, such as paper or disjoint")
-    add("--images", metavar="DIR", help="where the photos of --data lie now")
-    add("--people", type=int, default=200, help="synthetic people")
-    add("--val-fraction", type=float, default=0.15, help="share of the people held out, as in training")
-    add("--seed", type=int, default=0, help="of that split, of synthetic faces and of degradations")
-    add("--degradation", choices=("bicubic", "dpsr", "realistic"), default="bicubic", help="of the LR")
-    add("--device", default="cpu", help="where the models run: a torch device, such as cuda:1, or auto")
-    if name in ("comparison", "intermediates", "mask", "degradations"):
-        add("--metrics", nargs="+", default=list(DEFAULT), help="printed under results")
-    if name == "comparison":
-        add(
-            "--method", dest="methods", action="append", default=[], type=_named, metavar="NAME=DIR",
-            help="another method: a model directory, or a folder of images named after the photos; repeatable",
-        )  # fmt: skip
-    if name == "references":
-        add("--same", type=int, default=3, help="references of the same person")
-        add("--others", type=int, default=3, help="references of other people")
-        add("--isc", action="store_true", help="print ISC; needs an insightface pack")
-    if name == "mask":
-        add("--unmasked-model", metavar="DIR", help="a model that was trained without the removal")
-    if name == "degradations":
-        add("--strengths", type=int, default=3, help="draws of each kind")
-
-
-def _named(text: str) -> tuple[str, str]:
-    name, sign, path = text.partition("=")
-    if not (name and sign and path):
-        raise argparse.ArgumentTypeError(f"expected NAME=DIR, got {text!r}")
-    return name, path
-
-
-def _data(given: dict[str, Any]) -> PairsDataModule:
-    """Take the data's options out of the given ones."""
-    from rpf_lightning.data import ReferencePairsDataModule, SyntheticFacesDataModule
-
-    root, people, split, images = (given.pop(name) for name in ("data", "people", "split", "images"))
-    shared = {name: given.pop(name) for name in ("val_fraction", "seed", "degradation")}
-    if root is None:
-        return SyntheticFacesDataModule(people=people, photos_each=5, **shared)
-    return ReferencePairsDataModule(root=root, split=split, images=images, **shared)

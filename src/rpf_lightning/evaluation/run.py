@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from rpf_lightning.data import PairsDataModule
+from rpf_lightning.data import PairsDataModule, ReferencePairsDataModule
 from rpf_lightning.data.pairs import evenly
 from rpf_lightning.devices import place_of
 from rpf_lightning.evaluation.building import build_methods, load_networks
 from rpf_lightning.evaluation.compare import compare
 from rpf_lightning.evaluation.contact import chosen_places, draw_sheet, picture_row
-from rpf_lightning.evaluation.methods import KINDS, Model, NetworkMethod
+from rpf_lightning.evaluation.methods import Model, NetworkMethod
 from rpf_lightning.evaluation.pairs import choose_pairs, pairs_for
 from rpf_lightning.evaluation.paper_tables import TABLES
 from rpf_lightning.evaluation.progress import sole_evaluation
@@ -26,53 +24,53 @@ from rpf_lightning.evaluation.tables import table_for_console
 DEFAULT_METHODS = (
     "bicubic", "model-none:without_reference", "model:with_reference", "model-swap:other_person",
 )  # fmt: skip
-DATA_CLASS = "rpf_lightning.data.ReferencePairsDataModule"
 WIDTH = 200  # of the table in a file or a pipe, where rich would take 80
 
 
-def evaluate_model_dir(
-    model_dir: str | None,
-    data: PairsDataModule,
+def evaluate(
+    *,
+    data: str | PairsDataModule,
     out: str,
+    model_dir: str | None = None,
+    methods: list[str] | None = None,
+    split: str | None = None,
+    lr_size: int | None = None,
+    size: int | None = None,
     batch_size: int = 8,
     grid_images: int = 6,
+    contact_images: int = 4,
     lpips: bool | None = None,
     isc: bool | None = None,
-    *,
-    methods: Sequence[str] = (),
-    split: str | None = None,
     isc_pack: str | None = None,
-    landmarks: str | None = None,
-    contact_images: int = 4,
-    workers: int = 0,
+    landmark_model: str | None = None,
+    num_workers: int = 0,
     device: str = "auto",
     table: int = 1,
 ) -> dict[str, Any]:
     """Compare methods on the same pairs.
 
     The default, the validation part, shows people who were held out of training on the same data. Of other splits
-    only who trained the models can say that.
+    only who trained the models can say that. insightface's models are for non-commercial research only.
 
     Args:
-        model_dir: Directory of the models that name none; may be None where all do.
-        data: Where the pairs come from; sides that it leaves open are the first model's.
-        out: Folder for `results.json`, `table.md`, `table.tex`, `per_image.csv` and pictures.
+        data: A prepared folder, or a datamodule with --data.init_args.
+        out: Folder for results.json, table.md, table.tex, per_image.csv and pictures.
+        model_dir: Directory or name of the models that name none.
+        methods: KIND[:NAME[=ARGUMENT]], see docs/evaluation.md; gaps are taken to the first. None at all: bicubic and
+            the model without, with its own and with another person's reference.
+        split: Pairs of the prepared folder, such as paper_test or all, or train, val, test; left out: val.
+        lr_size: Side of the LR; left out: the data's own, else the first model's.
+        size: Side of the faces, likewise.
         batch_size: Pairs per step.
-        grid_images: Faces in `grid.png`, of the first model with its own reference.
-        lpips: Measure LPIPS (AlexNet). True: its weights are needed. None: where they are here, without a download.
-        isc: Measure ISC to the GT and to the reference with an insightface pack, likewise. insightface's models are
-            for non-commercial research only.
-        methods: See `rpf_lightning.evaluation.methods`; gaps are taken to the first. None at all: bicubic and the
-            model without, with its own and with another person's reference.
-        split: Which pairs: a split of the prepared folder, such as "paper_test" or "all", or a part of the
-            datamodule's own, "train", "val" or "test". None is "val".
+        grid_images: Faces in grid.png, of the first model with its own reference.
+        contact_images: Faces on each of worst.png, median.png and best.png.
+        lpips: Measure LPIPS with AlexNet; left out: where its weights are here.
+        isc: Measure ISC to the GT and to the reference; left out: where an insightface pack is here.
         isc_pack: Name of the insightface pack.
-        landmarks: Measure the landmark distance: "face-alignment" or "onnx:PATH".
-        contact_images: Faces on each of `worst.png`, `median.png` and `best.png`.
-        workers: Processes that load.
-        device: A torch device, such as "cuda:1", or "auto".
-        table: Number of the paper's table whose numbers stand beside ours: 1, or 2 for models that were trained
-            for its rows.
+        landmark_model: Measure the landmark distance: face-alignment or onnx:PATH.
+        num_workers: Processes that load.
+        device: A torch device, such as cuda:1; auto is the GPU where there is one.
+        table: The paper's table whose numbers stand beside ours: 1, or 2 for models trained for its rows.
 
     Returns:
         The contents of `results.json`.
@@ -81,6 +79,9 @@ def evaluate_model_dir(
         FileNotFoundError: If data, models or weights that were asked for are missing.
         ValueError: If methods, sides or results do not fit, see `compare`.
     """
+    if isinstance(data, str):
+        data = ReferencePairsDataModule(root=data)
+    data.lr_size, data.size = lr_size or data.lr_size, size or data.size
     default = (
         DEFAULT_METHODS if data.reference == "photo" else DEFAULT_METHODS[:3]
     )  # no photo, no other person
@@ -91,7 +92,7 @@ def evaluate_model_dir(
     for name, count in (
         ("grid_images", grid_images),
         ("contact_images", contact_images),
-        ("workers", workers),
+        ("num_workers", num_workers),
     ):
         if count < 0:
             raise ValueError(f"{name}: expected 0 or more, got {count}")
@@ -102,7 +103,7 @@ def evaluate_model_dir(
     chosen, said = choose_pairs(data, split)
     dataset = pairs_for(chosen, built)
     base = dataset.base
-    networks, of_networks = load_networks(lpips, isc, isc_pack, landmarks, place)
+    networks, of_networks = load_networks(lpips, isc, isc_pack, landmark_model, place)
     extra: dict[str, Any] = {
         "data": type(data).__name__, "split": said, "val_fraction": data.val_fraction,
         "photos_sha256": base.photos.sha256,
@@ -114,7 +115,7 @@ def evaluate_model_dir(
     own = next((m for m in built if isinstance(m, Model) and m.given == "own"), None)
     with sole_evaluation(Path(out)):
         results = compare(
-            built, dataset, out, lr_size=base.lr_size, size=base.size, batch_size=batch_size, workers=workers,
+            built, dataset, out, lr_size=base.lr_size, size=base.size, batch_size=batch_size, workers=num_workers,
             device=device, networks=networks, protocol_extra=extra,
         )  # fmt: skip
         shown = [] if own is None else evenly(list(range(len(dataset))), grid_images)
@@ -127,91 +128,3 @@ def evaluate_model_dir(
     for file in files:
         console.print(f"{file}", soft_wrap=True, highlight=False)
     return results
-
-
-def main(words: Sequence[str]) -> None:
-    """Run `rpf evaluate`.
-
-    Args:
-        words: The command line after it.
-
-    Raises:
-        SystemExit: After a message on stderr, if an argument is wrong or a file does not fit.
-    """
-    from jsonargparse import ActionConfigFile, ArgumentParser
-
-    parser = ArgumentParser(prog="rpf evaluate", description=evaluate_model_dir.__doc__)
-    parser.add_argument("--config", action=ActionConfigFile)
-    texts: dict[str, tuple[Any, Any, str]] = {
-        "model_dir": (str | None, None, "directory of the models that name none"),
-        "methods": (
-            list[str],
-            [],
-            "kind[:NAME[=ARGUMENT]], kind: " + ", ".join(KINDS) + "; --method adds one",
-        ),
-        "split": (
-            str | None,
-            None,
-            "pairs of the prepared folder: val, test, paper_test, all, ...; default val",
-        ),
-        "lr_size": (int | None, None, "side of the LR; default the first model's"),
-        "size": (int | None, None, "side of the faces; default the first model's"),
-        "batch_size": (int, 8, "pairs per step"),
-        "grid_images": (int, 6, "faces in grid.png"),
-        "contact_images": (int, 4, "faces on each of worst.png, median.png and best.png"),
-        "lpips": (bool | None, None, "LPIPS with AlexNet; default: where its weights are here"),
-        "isc": (bool | None, None, "ISC with an insightface pack; default: where one is here"),
-        "isc_pack": (str | None, None, "name of the insightface pack"),
-        "landmarks": (str | None, None, "landmark distance: face-alignment or onnx:PATH"),
-        "workers": (int, 0, "processes that load"),
-        "device": (str, "auto", "a torch device, such as cuda:1; auto is the GPU where there is one"),
-        "table": (int, 1, "the paper's table whose numbers stand beside ours: 1 or 2"),
-    }
-    for name, (kind, default, text) in texts.items():
-        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
-    parser.add_argument("--out", type=str, required=True, help="folder of the results")
-    parser.add_subclass_arguments(
-        PairsDataModule, "data", help="a prepared folder, or a datamodule with --data.init_args"
-    )
-    words, added = _plain_words(words, list(texts))
-    config = parser.parse_args(words)
-    try:
-        data = parser.instantiate(config).data
-        if data is None:
-            raise ValueError("--data: expected a prepared folder or a datamodule")
-        data.lr_size, data.size = config.lr_size or data.lr_size, config.size or data.size
-        evaluate_model_dir(
-            config.model_dir, data, config.out, config.batch_size, config.grid_images, config.lpips, config.isc,
-            methods=[*config.methods, *added], split=config.split, isc_pack=config.isc_pack,
-            landmarks=config.landmarks, contact_images=config.contact_images, workers=config.workers,
-            device=config.device, table=config.table,
-        )  # fmt: skip
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-
-
-def _plain_words(words: Sequence[str], options: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Translate the short form: `--lr-size`, `--lpips` without a value, `--data DIR`, and `--method` taken out."""
-    plain: list[str] = []
-    methods: list[str] = []
-    rest = [part for word in words for part in _split(word)]
-    while rest:
-        word = rest.pop(0)
-        name = word.removeprefix("--").replace("-", "_")
-        value = rest[0] if rest and not rest[0].startswith("--") else None
-        if word == "--method" and value is not None:
-            methods.append(rest.pop(0))
-        elif word in ("--lpips", "--isc") and value is None:
-            plain += [word, "true"]
-        elif word == "--data" and value is not None and not re.fullmatch(r"[\w.]*DataModule", value):
-            folder = rest.pop(0)
-            plain += [word, DATA_CLASS, "--data.init_args.root", folder]
-        else:
-            plain.append(f"--{name}" if word.startswith("--") and name in options else word)
-    return plain, methods
-
-
-def _split(word: str) -> list[str]:
-    """`--option=value` in two words; not `--data.x=value`, which jsonargparse reads itself."""
-    name, equals, value = word.partition("=")
-    return [name, value] if equals and re.fullmatch(r"--[\w-]+", name) else [word]

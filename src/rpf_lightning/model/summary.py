@@ -88,30 +88,23 @@ def table(model: RPFModel) -> str:
     return "\n".join(lines)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Print the `table` of the network that RPFModel's arguments or a model directory describe.
+def summary(*, model_dir: str | None = None, **network: Any) -> None:
+    """Print the `table` of a network.
 
     Args:
-        args: The command line after `rpf summary`; None takes the process's.
+        model_dir: A model directory, in place of the network's arguments.
+        network: Arguments of `RPFConfig`; those left out have its defaults.
 
     Raises:
-        SystemExit: After a message on stderr, if they describe none.
+        ValueError: If they describe none.
+        OSError: If the directory has no readable configuration.
     """
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="rpf summary", description="Parameters and operations of a network.")
-    parser.add_class_arguments(RPFConfig)
-    parser.add_argument(
-        "--model_dir", "--model-dir", type=str, help="a model directory, in place of the arguments"
-    )
-    given = parser.parse_args(args, defaults=False).as_dict()  # only what was typed
-    directory = given.pop("model_dir", None)
-    if directory is not None and given:
-        parser.error(f"--model_dir brings the network's arguments; leave out --{', --'.join(given)}")
+    if model_dir is not None and network:
+        raise ValueError(f"--model_dir brings the network's arguments; leave out --{', --'.join(network)}")
     try:
-        config = RPFConfig(**given) if directory is None else read_config(Path(directory) / CONFIG_FILE)
+        config = RPFConfig(**network) if model_dir is None else read_config(Path(model_dir) / CONFIG_FILE)
         with torch.device("meta"):  # 352 M parameters are described, not allocated
             model = RPFModel(config)
-    except (OSError, TypeError, ValueError, OverflowError) as error:
-        parser.error(str(error))
+    except (TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from error
     print(table(model))

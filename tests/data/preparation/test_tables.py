@@ -149,20 +149,22 @@ def test_verify_finds_every_change(prepared: Path, folder: Path, tmp_path: Path)
 def test_verify_on_the_command_line(
     prepared: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def refused(message: str, *words: str) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            main(["prepare", "verify", *words])
+        assert message in capsys.readouterr().err
+
     main(["prepare", "verify", str(prepared)])
     assert (
         "18 photos, their people, landmarks, masks and pairs are as prepared; sha256"
         in capsys.readouterr().out
     )
     moved = (folder / "images").rename(tmp_path / "moved")
-    with pytest.raises(SystemExit, match="is missing"):
-        main(["prepare", "verify", str(prepared)])
+    refused("is missing", str(prepared))
     main(["prepare", "verify", str(prepared), "--images", str(moved)])
     Image.new("RGB", (64, 64)).save(moved / "0-0.png")
-    with pytest.raises(SystemExit, match="is not the photo that was prepared"):
-        main(["prepare", "verify", str(prepared), "--images", str(moved)])
-    with pytest.raises(SystemExit, match=r"prepare.json: no such file"):
-        main(["prepare", "verify", str(tmp_path)])
+    refused("is not the photo that was prepared", str(prepared), "--images", str(moved))
+    refused("prepare.json: no such file", str(tmp_path))
 
 
 def test_names_are_found_in_any_mixture_of_unicode_forms(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ WORK = "work"  # batches of the pass over the photos, removed at the end
 Say = Callable[[str], None]
 
 
-class StoppedError(Exception):
+class StoppedError(RuntimeError):
     """The pass was stopped by the user; the message says that the same call continues."""
 
 
@@ -299,7 +299,7 @@ def _run(photos: Photos, annotator: Annotator, writer: BatchWriter, options: Opt
     if not photos.todo:  # this may still be one of several processes that somebody else has started
         alone = options.devices == 1 and options.num_nodes == 1
         return alone or getattr(rank_zero_only, "rank", 0) == 0
-    workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
+    workers = min(8, os.cpu_count() or 1) if options.num_workers is None else options.num_workers
     with _quiet():
         trainer = Trainer(
             accelerator=options.accelerator,

@@ -10,7 +10,7 @@ from rpf_lightning.faces.labels import label_names
 MaskModel = Literal["bisenet", "hull", "template"]
 
 # what the result does not depend on
-RUNNING = ("batch_size", "workers", "accelerator", "devices", "num_nodes")
+RUNNING = ("batch_size", "num_workers", "accelerator", "devices", "num_nodes")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Options:
         embeddings: Compute ArcFace embeddings; None: where a pack is found.
         references: References per GT.
         batch_size: Photos per step.
-        workers: Processes that read photos; None: one per core, at most 8.
+        num_workers: Processes that read photos; None: one per core, at most 8.
         accelerator: As Lightning's Trainer takes it, like the two below.
         devices: Number of devices.
         num_nodes: Number of machines.
@@ -50,7 +50,7 @@ class Options:
     embeddings: bool | None = None
     references: int = 1
     batch_size: int = 8
-    workers: int | None = None
+    num_workers: int | None = None
     accelerator: str = "auto"
     devices: str | int = "auto"
     num_nodes: int = 1

@@ -44,11 +44,11 @@ PACKAGES = ("rpf-lightning", "torch", "lightning", "numpy", "pillow", "pyarrow")
 Twins = list[tuple[int, int]]
 
 
-class NothingUsableError(Exception):
+class NothingUsableError(RuntimeError):
     """No photo was left; the message says why."""
 
 
-class DiskFullError(Exception):
+class DiskFullError(RuntimeError):
     """The disk is full; the message says where, and that the same call continues when there is room."""
 
 
