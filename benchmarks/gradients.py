@@ -24,7 +24,7 @@ from rpf_lightning.losses import IdentityLoss, PerceptualLoss, generator_loss, m
 from rpf_lightning.metrics import psnr
 from rpf_lightning.model import Critic, RPFModel
 from rpf_lightning.model.resize import resize
-from rpf_lightning.stages.adversary import gradient_norms
+from rpf_lightning.stages.gradients import gradient_norms
 
 LR = 16
 

@@ -13,7 +13,7 @@ import yaml
 
 from rpf_lightning.fit_settings import flatten
 from rpf_lightning.model import RPFConfig, RPFModel
-from rpf_lightning.model.summary import MODULES
+from rpf_lightning.stages.roles import ROLES
 
 STAGES = ("refinement", "warping", "synthesis", "finetune")
 JOINT = "joint"
@@ -69,7 +69,7 @@ class Fit:
     @property
     def name(self) -> str:
         """Key in the state file and name of the run folder."""
-        return f"joint{self.first}-{self.block}" if self.stage == JOINT else f"block{self.block}-{self.stage}"
+        return ROLES[self.stage].fit_name(self.first, self.block)
 
     @property
     def title(self) -> str:
@@ -85,18 +85,12 @@ class Fit:
     @property
     def trained(self) -> set[tuple[int, str]]:
         """The modules that it trains, by block and name."""
-        if self.stage == JOINT:
-            return {(n, module) for n in self.blocks for module in MODULES}
-        return {(self.block, "refinement" if self.stage == "finetune" else self.stage)}
+        return ROLES[self.stage].trained(self.first, self.block)
 
     @property
     def frozen(self) -> set[tuple[int, str]]:
         """The modules that it computes with and does not train, by block and name."""
-        if self.stage == "refinement":
-            return set()  # stage 1 trains every block by itself
-        before = {(n, module) for n in range(1, self.first) for module in MODULES}
-        own = {"synthesis": ("warping",), "finetune": ("warping", "synthesis")}.get(self.stage, ())
-        return before | {(self.block, module) for module in own}
+        return ROLES[self.stage].frozen(self.first, self.block)
 
     def rests_on(self, early: Fit) -> bool:
         """Whether it computes with, or goes on from, what an earlier fit has trained."""

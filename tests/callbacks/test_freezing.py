@@ -1,4 +1,4 @@
-"""FreezeEarlierBlocks: on every start and every resume, before the optimizers are made."""
+"""FreezeEarlierBlocks: every stage brings it; on every start and every resume, before the optimizers are made."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 
-from rpf_lightning.callbacks import FreezeEarlierBlocks
-from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, WarpingStage
+from rpf_lightning.callbacks import AveragedWeights, FreezeEarlierBlocks, LastCheckpoint
+from rpf_lightning.stages import JointStage, RefinementStage, RPFStage, SynthesisStage, WarpingStage
+from small_fits import QUIET
+from stage_fits import BARE, Kill, faces, make, run
 
 Fit = Callable[..., Any]
-OFF = {"adversarial_weight": 0.0, "perceptual_weight": 0.0, "identity_weight": 0.0}
 
 
 class Watch(Callback):
@@ -23,68 +23,95 @@ class Watch(Callback):
     def __init__(self) -> None:
         self.requires_grad: list[set[str]] = []
         self.training: list[set[str]] = []
-        self.held: list[set[int]] = []
+        self.held: list[set[str]] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         model = pl_module.model
+        names = {id(p): name for name, p in model.named_parameters()}
         self.requires_grad.append({name for name, p in model.named_parameters() if p.requires_grad})
         self.training.append({name for name, module in model.named_modules() if module.training})
-        self.held.append({id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]})
+        groups = trainer.optimizers[0].param_groups
+        self.held.append({names[id(p)] for group in groups for p in group["params"]})
 
 
-def stages(model_dir: Path) -> list[RPFStage]:
-    path = str(model_dir)
-    return [
-        WarpingStage(path, 2),
-        SynthesisStage(path, 2),
-        RefinementStage(path, 2, **{**OFF, "adversarial_weight": 1.0}),
-        RefinementStage(path, 1, input="synthesized", **OFF),
-    ]
+def names(stage: RPFStage, *own: str) -> tuple[set[str], set[str]]:
+    """Of the parameters and of the modules that a stage trains."""
+    beginnings = tuple(f"{name}." for name in own)
+    parameters = {name for name, _ in stage.model.named_parameters() if name.startswith(beginnings)}
+    return parameters, {name for name, _ in stage.model.named_modules() if f"{name}.".startswith(beginnings)}
 
 
-def names(stage: RPFStage) -> tuple[str, set[str], set[str]]:
-    own = next(name for name, module in stage.model.named_modules() if module is stage.trained_module)
-    parameters = {name for name, _ in stage.model.named_parameters() if name.startswith(own + ".")}
-    modules = {name for name, _ in stage.model.named_modules() if name == own or name.startswith(own + ".")}
-    return own, parameters, modules
+JOINT = [f"blocks.1.{module}" for module in ("warping", "synthesis", "refinement")]
 
 
-@pytest.mark.parametrize("number", range(4))
-def test_only_the_trained_module_is_free(model_dir: Path, fit: Fit, number: int) -> None:
-    stage, watch = stages(model_dir)[number], Watch()
-    _, parameters, modules = names(stage)
+@pytest.mark.parametrize("listed", [[], [FreezeEarlierBlocks]], ids=["brought", "listed"])
+@pytest.mark.parametrize(
+    ("start", "own"),
+    [
+        (lambda path: WarpingStage(path, 2), ["blocks.1.warping"]),
+        (lambda path: SynthesisStage(path, 2), ["blocks.1.synthesis"]),
+        (lambda path: RefinementStage(path, 2, **BARE), ["blocks.1.refinement"]),
+        (lambda path: RefinementStage(path, 1, input="synthesized", **BARE), ["blocks.0.refinement"]),
+        (lambda path: JointStage(path, 2, 2, **BARE), JOINT),
+    ],
+    ids=["warping", "synthesis", "refinement", "finetune", "joint"],
+)
+def test_only_what_is_trained_is_free(
+    model_dir: Path, fit: Fit, start: Callable[[str], RPFStage], own: list[str], listed: list[type[Callback]]
+) -> None:
+    stage, watch = start(str(model_dir)), Watch()
+    parameters, modules = names(stage, *own)
     # validation after the first epoch: Lightning switches modes there and back
-    fit(stage, epochs=2, callbacks=[FreezeEarlierBlocks(), watch], validate=True)
+    trainer = fit(stage, epochs=2, callbacks=[*(kind() for kind in listed), watch], validate=True)
+    assert watch.requires_grad == watch.held == [parameters] * 4
+    assert watch.training == [modules] * 4
+    if getattr(stage, "critic", None) is not None:
+        assert all(p.requires_grad for p in stage.critic.parameters())
+    assert [type(c) for c in trainer.callbacks].count(FreezeEarlierBlocks) == 1
+
+
+def test_the_order_of_callbacks(model_dir: Path, tmp_path: Path) -> None:
+    """Checkpoints come last; a Trainer that goes on with another stage still has one of each."""
+    trainer = run(
+        WarpingStage(str(model_dir), 1), faces(), tmp_path, callbacks=[LastCheckpoint(), AveragedWeights()],
+        enable_checkpointing=True, limit_train_batches=1,
+    )  # fmt: skip
+    for _ in range(2):
+        kinds = [type(callback) for callback in trainer.callbacks]
+        assert kinds == [AveragedWeights, FreezeEarlierBlocks, LastCheckpoint]
+        trainer.fit(SynthesisStage(str(model_dir), 1), faces())
+
+
+def test_freezes_again_after_resuming_within_an_epoch(model_dir: Path, tmp_path: Path) -> None:
+    kept = LastCheckpoint(tmp_path, every_n_batches=2)
+    with pytest.raises(KeyError, match="killed"):
+        run(
+            make("warping", model_dir),
+            faces(),
+            tmp_path,
+            callbacks=[kept, Kill(3)],
+            enable_checkpointing=True,
+        )
+    again, watch = make("warping", model_dir), Watch()
+    parameters, modules = names(again, "blocks.1.warping")
+    assert all(p.requires_grad for p in again.model.parameters())  # a new stage starts free
+    run(again, faces(), tmp_path, callbacks=[watch], ckpt_path=tmp_path / "last.ckpt")
     assert watch.requires_grad == [parameters] * 4
     assert watch.training == [modules] * 4
-    own = {id(p) for p in stage.trained_module.parameters()}
-    assert watch.held == [own] * 4
 
 
-def test_freezes_again_after_resuming(model_dir: Path, tmp_path: Path, fit: Fit) -> None:
-    first = WarpingStage(str(model_dir), 2)
-    checkpoint = ModelCheckpoint(tmp_path, save_last=True)
-    fit(first, callbacks=[FreezeEarlierBlocks(), checkpoint], enable_checkpointing=True)
-    again, watch = WarpingStage(str(model_dir), 2), Watch()
-    _, parameters, modules = names(again)
-    assert all(p.requires_grad for p in again.model.parameters())  # a new stage starts free
-    fit(again, epochs=2, callbacks=[FreezeEarlierBlocks(), watch], ckpt_path=tmp_path / "last.ckpt")
-    assert watch.requires_grad == [parameters] * 2
-    assert watch.training == [modules] * 2
+@pytest.mark.parametrize("whole", [True, False])
+def test_frees_a_module_that_was_frozen_before_and_no_part_that_others_froze(
+    model_dir: Path, fit: Fit, whole: bool
+) -> None:
+    class FreezeHead(Callback):
+        def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+            (pl_module.model if whole else pl_module.trained_module.flow_head).requires_grad_(False)
 
-
-def test_frees_a_module_that_was_frozen_before(model_dir: Path, fit: Fit) -> None:
     stage = WarpingStage(str(model_dir), 1)
-    stage.model.requires_grad_(False)
     before = stage.trained_module.flow_head.bias.clone()
-    fit(stage, callbacks=[FreezeEarlierBlocks()])
-    assert not before.equal(stage.trained_module.flow_head.bias)
-
-
-def test_leaves_the_critic_free(model_dir: Path, fit: Fit) -> None:
-    stage = SynthesisStage(str(model_dir), 1)
-    fit(stage, callbacks=[FreezeEarlierBlocks()])
-    assert all(p.requires_grad for p in stage.critic.parameters())
+    fit(stage, callbacks=[FreezeHead()])
+    assert before.equal(stage.trained_module.flow_head.bias) is not whole
 
 
 def test_frozen_dropout_stays_silent(model_dir: Path, fit: Fit) -> None:
@@ -105,14 +132,11 @@ def test_frozen_dropout_stays_silent(model_dir: Path, fit: Fit) -> None:
     latents[0] = Spy(latents[0], "frozen")
     features = stage.model.blocks[1].warping.reference_features
     stage.model.blocks[1].warping.reference_features = Spy(features, "trained")
-    fit(stage, callbacks=[FreezeEarlierBlocks()], fast_dev_run=2)
+    fit(stage, fast_dev_run=2)
     assert seen == {"frozen": [False] * 2, "trained": [True] * 2}
 
 
 def test_foreign_module() -> None:
-    trainer = Trainer(
-        fast_dev_run=True, accelerator="cpu", callbacks=[FreezeEarlierBlocks()], logger=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+    trainer = Trainer(**QUIET, fast_dev_run=True, callbacks=[FreezeEarlierBlocks()])
     with pytest.raises(TypeError, match="BoringModel"):
         trainer.fit(BoringModel())

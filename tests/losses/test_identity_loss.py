@@ -24,6 +24,16 @@ def test_mean_l1_of_raw_features(make_pack: Callable[..., Path]) -> None:
     assert features(target).norm(dim=1).min() > 1.5  # raw: not of unit length
 
 
+def test_cosine_is_what_isc_measures(make_pack: Callable[..., Path]) -> None:
+    make_pack()
+    prediction, target = torch.rand(2, 2, 3, 64, 64)
+    features = ArcFace()
+    expected = 1 - F.cosine_similarity(features(prediction), features(target)).mean()
+    assert IdentityLoss(norm="cosine")(prediction, target).item() == pytest.approx(expected.item(), rel=1e-5)
+    with pytest.raises(ValueError, match="identity_norm: expected l1 or cosine, got 'l2'"):
+        IdentityLoss(norm="l2")
+
+
 def test_gradient_flows_to_the_prediction_only(make_pack: Callable[..., Path]) -> None:
     make_pack()
     torch.manual_seed(0)

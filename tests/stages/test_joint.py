@@ -11,15 +11,16 @@ from lightning import Callback, Trainer
 from torch import Tensor
 
 from rpf_lightning import JointStage
-from rpf_lightning.callbacks import FreezeEarlierBlocks, LastCheckpoint
+from rpf_lightning.callbacks import LastCheckpoint
 from rpf_lightning.data import SyntheticFacesDataModule
 from rpf_lightning.data.dataset import collate
 from rpf_lightning.data.records import ReferenceBatch
-from rpf_lightning.losses import IdentityLoss, masked_l1
+from rpf_lightning.losses import masked_l1
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize, resize_mask
 from rpf_lightning.stages import WarpingStage
-from small_fits import QUIET
+from stage_fits import Kill, differing, faces
+from stage_fits import run as run_on
 
 Fit = Callable[..., Any]
 BatchOf = Callable[..., Any]
@@ -27,6 +28,7 @@ BARE = {"perceptual_weight": 0.0, "identity_weight": 0.0, "gradient_norms_every"
 MIXED = {
     "references": "all", "max_references": 3, "several_fraction": 0.5, "wrong_fraction": 0.2, "absent_fraction": 0.2,
     "self_fraction": 0.2, "colour_jitter": 0.1, "similarity_jitter": 0.05, "flip": True,
+    "people": 6, "photos_each": 4, "batch_size": 4, "val_fraction": 0.34,
 }  # fmt: skip
 
 
@@ -52,22 +54,6 @@ def joint_dir(tmp_path: Path, network: dict[str, Any]) -> Path:
 
 def make(directory: Path, first: int = 1, block: int = 2, **kwargs: Any) -> JointStage:
     return JointStage(str(directory), first, block, **{**BARE, "entry_fraction": 0.0, **kwargs})
-
-
-def faces(**kwargs: Any) -> SyntheticFacesDataModule:
-    return SyntheticFacesDataModule(
-        people=6, photos_each=4, batch_size=4, val_fraction=0.34, **{**MIXED, **kwargs}
-    )
-
-
-def run(stage: JointStage, folder: Path, epochs: int = 1, **kwargs: Any) -> Trainer:
-    callbacks = [FreezeEarlierBlocks(), *kwargs.pop("callbacks", [])]
-    ckpt_path, data = kwargs.pop("ckpt_path", None), kwargs.pop("data", None) or faces()
-    options = {**QUIET, "max_epochs": epochs, "limit_val_batches": 0, "default_root_dir": folder, **kwargs}
-    options["enable_checkpointing"] = any(isinstance(callback, LastCheckpoint) for callback in callbacks)
-    trainer = Trainer(callbacks=callbacks, **options)
-    trainer.fit(stage, data, ckpt_path=ckpt_path)
-    return trainer
 
 
 def batch_at(side: int) -> ReferenceBatch:
@@ -99,6 +85,12 @@ def several(batch: ReferenceBatch) -> ReferenceBatch:
         )
     }
     return batch._replace(**changed, reference_id=names, warped_reference=None)
+
+
+def run(stage: JointStage, folder: Path, epochs: int = 1, **kwargs: Any) -> Trainer:
+    data = faces(**{**MIXED, **kwargs.pop("data", {})})
+    kept = any(isinstance(callback, LastCheckpoint) for callback in kwargs.get("callbacks", []))
+    return run_on(stage, data, folder, epochs, enable_checkpointing=kept, **kwargs)
 
 
 class Seen(Callback):
@@ -160,18 +152,13 @@ def test_a_checkpoint_holds_these_blocks_and_refuses_another_start(
     with torch.no_grad():
         model.blocks[0].refinement.to_rgb.bias += 0.1
     model.save_pretrained(joint_dir)
-    with pytest.raises(ValueError, match="blocks 2 to 2 joint was trained on another model"):
+    with pytest.raises(ValueError, match="joint2-2 was trained on another model"):
         run(make(joint_dir, 2, 2), tmp_path, 2, ckpt_path=tmp_path / "kept" / "last.ckpt")
 
 
 def test_resuming_within_an_epoch_equals_not_stopping(joint_dir: Path, tmp_path: Path) -> None:
     """With random references, several of them, flips and entries."""
     start = (joint_dir / "model.safetensors").read_bytes()
-
-    class Stop(Callback):
-        def on_train_batch_end(self, trainer: Trainer, stage: JointStage, *args: Any) -> None:
-            if stage.generator_steps == 7:
-                raise KeyError("killed")
 
     def fit(name: str, *callbacks: Callback, ckpt_path: Path | None = None) -> JointStage:
         (joint_dir / "model.safetensors").write_bytes(start)
@@ -183,14 +170,14 @@ def test_resuming_within_an_epoch_equals_not_stopping(joint_dir: Path, tmp_path:
 
     whole = fit("whole")
     with pytest.raises(KeyError, match="killed"):
-        fit("begun", Stop())
+        fit("begun", Kill(7))
     begun = torch.load(tmp_path / "begun" / "last.ckpt", weights_only=True)
     assert (
         4 < begun["generator_steps"] < whole.generator_steps == 8
     )  # within the second epoch of four batches
     rest = fit("begun", ckpt_path=tmp_path / "begun" / "last.ckpt")
     assert rest.generator_steps == 8
-    assert all(torch.equal(value, rest.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert not differing(whole.state_dict(), rest.state_dict())
 
 
 # The losses
@@ -198,7 +185,7 @@ def test_resuming_within_an_epoch_equals_not_stopping(joint_dir: Path, tmp_path:
 
 def test_terms_at_the_last_side_and_half_as_much_below(joint_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
     batch, seen = batch_of(2), Seen()
-    trainer = fit(make(joint_dir), callbacks=[FreezeEarlierBlocks(), seen], batches=[batch])
+    trainer = fit(make(joint_dir), callbacks=[seen], batches=[batch])
     out = seen.outputs[0]
 
     def by_hand(gt: Tensor, mask: Tensor, flow: Tensor, suffix: str = "") -> tuple[Tensor, Tensor, Tensor]:
@@ -230,7 +217,7 @@ def test_the_flow_term_falls_to_nothing_and_knows_own_references_only(
             values.append(trainer.callback_metrics["train/flow"].item())
 
     stage = make(joint_dir, learning_rate=0.0)
-    fit(stage, callbacks=[FreezeEarlierBlocks(), Watch()], batches=[batch] * 4)
+    fit(stage, callbacks=[Watch()], batches=[batch] * 4)
     torch.testing.assert_close(torch.tensor(values) / values[0], torch.tensor([1.0, 0.75, 0.5, 0.25]))
     unknown = batch._replace(flow_known=torch.zeros_like(batch.flow_known))
     other = batch._replace(
@@ -239,9 +226,9 @@ def test_the_flow_term_falls_to_nothing_and_knows_own_references_only(
     )
     same = batch._replace(flow_known=other.flow_known)
     values.clear()
-    fit(make(joint_dir, learning_rate=0.0), callbacks=[FreezeEarlierBlocks(), Watch()], batches=[unknown])
+    fit(make(joint_dir, learning_rate=0.0), callbacks=[Watch()], batches=[unknown])
     for changed in (other, same):
-        fit(make(joint_dir, learning_rate=0.0), callbacks=[FreezeEarlierBlocks(), Watch()], batches=[changed])
+        fit(make(joint_dir, learning_rate=0.0), callbacks=[Watch()], batches=[changed])
     assert values[0] == 0
     assert values[1] == values[2] > 0
 
@@ -261,26 +248,10 @@ def test_identity_counts_from_64_pixels_on(
     sides: dict[str, list[int]] = {"identity": [], "perceptual": []}
     for name, network in (("identity", stage.identity), ("perceptual", stage.perceptual)):
         network.register_forward_pre_hook(lambda _, given, name=name: sides[name].append(given[0].shape[-1]))
-    trainer = fit(stage, callbacks=[FreezeEarlierBlocks()], batches=[batch_at(128)])
+    trainer = fit(stage, batches=[batch_at(128)])
     assert sides == {"identity": [64, 128], "perceptual": [32, 64, 128]}
     assert stage.identity.norm == "cosine"
     assert {"train/identity", "train/perceptual"} <= trainer.callback_metrics.keys()
-
-
-def test_cosine_identity_is_what_isc_measures(make_pack: Callable[..., Path]) -> None:
-    make_pack()
-    a, b = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64, requires_grad=True)
-    loss = IdentityLoss(norm="cosine")
-    features, goal = (loss.arcface(image) for image in (b, a))
-    cosine = (features * goal).sum(1) / (features.norm(dim=1) * goal.norm(dim=1))
-    value = loss(b, a)
-    torch.testing.assert_close(value, 1 - cosine.mean())
-    value.backward()
-    assert b.grad is not None
-    assert b.grad.abs().sum() > 0
-    assert not torch.isclose(IdentityLoss()(b, a), value)
-    with pytest.raises(ValueError, match="identity_norm: expected l1 or cosine, got 'l2'"):
-        IdentityLoss(norm="l2")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e-3])
@@ -293,7 +264,7 @@ def test_the_gradient_is_clipped(joint_dir: Path, fit: Fit, batch_of: BatchOf, c
             norms.append(torch.stack(grads).norm().item())
 
     stage = make(joint_dir, gradient_clip=clip)
-    fit(stage, callbacks=[FreezeEarlierBlocks(), Watch()], batches=[batch_of(2)] * 2)
+    fit(stage, callbacks=[Watch()], batches=[batch_of(2)] * 2)
     assert (norms[-1] <= 1.001e-3) == bool(clip)
 
 
@@ -311,7 +282,7 @@ def test_samples_enter_at_the_blocks_of_the_fit_with_a_sharp_input_and_no_flow(
                 (args[0].detach().clone(), torch.zeros(len(args[0]), 2, 1, 1) if args[2] is None else args[2])
             )
         )
-    fit(stage, callbacks=[FreezeEarlierBlocks(), seen], batches=[batch_at(128)] * 12)
+    fit(stage, callbacks=[seen], batches=[batch_at(128)] * 12)
     sharp = {n: resize(seen.batches[0].gt, 16 * 2 ** (n - 1)).clamp(0, 1) for n in (2, 3)}
     entered = {2: 0, 3: 0}
     for outputs in seen.outputs:
@@ -339,7 +310,7 @@ def test_outputs_are_in_the_order_of_the_batch(joint_dir: Path, fit: Fit, batch_
     seen = Seen()
     torch.manual_seed(1)
     stage = make(joint_dir, 1, 2, entry_fraction=0.5, learning_rate=0.0)
-    fit(stage, callbacks=[FreezeEarlierBlocks(), seen], batches=[batch_of(2)] * 10)
+    fit(stage, callbacks=[seen], batches=[batch_of(2)] * 10)
     batch = seen.batches[0]
     level = stage.model.pyramid(stage.references(batch), 2)
     with torch.no_grad():
@@ -360,17 +331,17 @@ def test_outputs_are_in_the_order_of_the_batch(joint_dir: Path, fit: Fit, batch_
 
 def test_no_one_enters_later_in_validation(joint_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
     stage = make(joint_dir, entry_fraction=1.0)
-    trainer = fit(stage, callbacks=[FreezeEarlierBlocks()], batches=[batch_of(2)], validate=True)
+    trainer = fit(stage, batches=[batch_of(2)], validate=True)
     logged = trainer.callback_metrics
     assert {"val/psnr", "val/psnr_face", "val/below", "val/gate", "val/gate_32"} <= logged.keys()
 
 
 def test_several_references_and_the_weights_entropy(joint_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
-    trainer = fit(make(joint_dir), callbacks=[FreezeEarlierBlocks()], batches=[several(batch_of(2))])
+    trainer = fit(make(joint_dir), batches=[several(batch_of(2))])
     entropy = trainer.callback_metrics["train/weights_entropy"].item()
     assert 0 < entropy <= math.log(2) + 1e-6
     assert 0 < trainer.callback_metrics["train/gate"].item() < 1
-    trainer = fit(make(joint_dir), callbacks=[FreezeEarlierBlocks()], batches=[batch_of(2)])
+    trainer = fit(make(joint_dir), batches=[batch_of(2)])
     assert "train/weights_entropy" not in trainer.callback_metrics
 
 
@@ -379,7 +350,7 @@ def test_other_stages_refuse_several_references(joint_dir: Path, fit: Fit, batch
     with pytest.raises(
         ValueError, match=r"WarpingStage \(warping\) takes one reference per sample, got 2: .*max_references"
     ):
-        fit(stage, callbacks=[FreezeEarlierBlocks()], batches=[several(batch_of(2))])
+        fit(stage, batches=[several(batch_of(2))])
 
 
 @pytest.mark.parametrize(
@@ -399,6 +370,6 @@ def test_bad_arguments(joint_dir: Path, kwargs: dict[str, Any], message: str) ->
 
 def test_a_model_of_the_paper_can_be_trained_jointly(model_dir: Path, tmp_path: Path) -> None:
     before = RPFModel.from_pretrained(model_dir).state_dict()
-    run(make(model_dir, 1, 2), tmp_path, data=faces(max_references=1, several_fraction=0.0))
+    run(make(model_dir, 1, 2), tmp_path, data={"max_references": 1, "several_fraction": 0.0})
     after = RPFModel.from_pretrained(model_dir).state_dict()
     assert all(not torch.equal(value, after[name]) for name, value in before.items())

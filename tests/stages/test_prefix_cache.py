@@ -1,7 +1,6 @@
 """x^(n) of every sample, computed once and kept on disk."""
 
 import errno
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,22 +11,17 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
-from rpf_lightning.callbacks import FreezeEarlierBlocks
 from rpf_lightning.data import SyntheticFacesDataModule
 from rpf_lightning.data.dataset import PairsDataset
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize
-from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, WarpingStage, prefix_cache
+from rpf_lightning.stages import RPFStage, SynthesisStage, WarpingStage, prefix_cache
 from rpf_lightning.stages.prefix_cache import PrefixCache
 from small_fits import QUIET
+from stage_fits import faces, make
 
 CPU = torch.device("cpu")
-
-
-def faces(**kwargs: Any) -> SyntheticFacesDataModule:
-    options = {"people": 8, "photos_each": 2, "batch_size": 2, "val_fraction": 0.25, **kwargs}
-    return SyntheticFacesDataModule(**options)
 
 
 class Watched:
@@ -56,7 +50,7 @@ class Watched:
         stage.model.prefix = counted
         stage.prefix = kept
         options = {**QUIET, "max_epochs": 2, "default_root_dir": folder, **kwargs}
-        self.trainer = Trainer(callbacks=[FreezeEarlierBlocks()], **options)
+        self.trainer = Trainer(**options)
         self.trainer.fit(stage, data)
 
 
@@ -79,12 +73,12 @@ def test_computed_once_and_equal_to_the_model_up_to_8_bit(model_dir: Path, tmp_p
         assert (rows[0] - x).abs().max() > 0
 
 
-@pytest.mark.parametrize("make", [SynthesisStage, lambda *a: RefinementStage(
-    *a, input="synthesized", adversarial_weight=0, perceptual_weight=0, identity_weight=0)])  # fmt: skip
-def test_the_fits_of_a_block_share_it(model_dir: Path, tmp_path: Path, make: Callable[..., RPFStage]) -> None:
-    assert Watched(WarpingStage(str(model_dir), 2), faces(), tmp_path).computed == 6
+def test_the_fits_of_a_block_share_it(model_dir: Path, tmp_path: Path) -> None:
+    """What they train is not in its key."""
+    assert Watched(WarpingStage(str(model_dir), 2, learning_rate=0.1), faces(), tmp_path).computed == 6
     before = files(model_dir)
-    assert Watched(make(str(model_dir), 2), faces(), tmp_path).computed == 0
+    for kind in ("warping", "synthesis", "synthesized"):
+        assert Watched(make(kind, model_dir), faces(), tmp_path, max_epochs=1).computed == 0
     assert files(model_dir) == before
     assert len(before) == 2  # rows and checksums
 
@@ -109,17 +103,19 @@ def test_a_share_of_the_samples_enters_at_the_block(model_dir: Path, tmp_path: P
     assert torch.equal(stage.prefix(batch)[0], stage.model.prefix(batch.lr, batch.reference, 2)[0])
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1.5])
-def test_entry_fraction_must_be_a_share(model_dir: Path, fraction: float) -> None:
-    with pytest.raises(ValueError, match=rf"entry_fraction: expected a share in \[0, 1\], got {fraction}"):
-        WarpingStage(str(model_dir), 2, entry_fraction=fraction)
-
-
-def test_stage_1_has_no_entry_fraction(model_dir: Path) -> None:
-    with pytest.raises(ValueError, match="entry_fraction: stage 1 reads no x"):
-        RefinementStage(
-            str(model_dir), 2, input="lr", identity_weight=0, perceptual_weight=0, entry_fraction=0.2
-        )
+@pytest.mark.parametrize(
+    ("kind", "fraction", "message"),
+    [
+        ("warping", -0.1, r"entry_fraction: expected a share in \[0, 1\], got -0.1"),
+        ("warping", 1.5, r"entry_fraction: expected a share in \[0, 1\], got 1.5"),
+        ("lr", 0.2, "entry_fraction: stage 1 reads no x"),
+    ],
+)
+def test_entry_fraction_is_a_share_of_what_reads_x(
+    model_dir: Path, kind: str, fraction: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(kind, model_dir, entry_fraction=fraction)
 
 
 def test_a_flip_has_both_versions(model_dir: Path, tmp_path: Path) -> None:
@@ -175,47 +171,30 @@ def test_what_a_kill_left_half_made_is_removed(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_a_dataset_without_a_fingerprint_is_computed(
-    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ({"degradation": "dpsr"}, "the dpsr LR is random"),
+        ({"references": "all"}, "references are random"),
+        ({}, "PairsDataset has no fingerprint()"),
+        (None, None),
+    ],
+    ids=["degradation", "references", "fingerprint", "switched off"],
+)
+def test_where_it_is_not_kept_a_line_says_why(
+    model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    data: dict[str, Any] | None,
+    reason: str | None,
 ) -> None:
     lines: list[str] = []
     monkeypatch.setattr(prefix_cache, "rank_zero_info", lines.append)
-    monkeypatch.delattr(PairsDataset, "fingerprint")
-    assert Watched(WarpingStage(str(model_dir), 2), faces(), tmp_path).computed == 12
-    assert lines == ["x^(n) is computed in every step: PairsDataset has no fingerprint()"]
-
-
-def test_training_the_block_itself_does_not_change_the_key(model_dir: Path, tmp_path: Path) -> None:
-    Watched(WarpingStage(str(model_dir), 2, learning_rate=0.1), faces(), tmp_path, max_epochs=1)
-    assert Watched(WarpingStage(str(model_dir), 2), faces(), tmp_path).computed == 0
-
-
-@pytest.mark.parametrize("kind", ["dpsr", "realistic"])
-def test_off_with_a_random_degradation_and_says_so(
-    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    lines: list[str] = []
-    monkeypatch.setattr(prefix_cache, "rank_zero_info", lines.append)
-    fit = Watched(WarpingStage(str(model_dir), 2), faces(degradation=kind), tmp_path)
-    assert fit.computed == 12
-    assert lines == [f"x^(n) is computed in every step: the {kind} LR is random"]
-    assert not (model_dir / "cache").exists()
-
-
-def test_off_with_random_references_and_says_so(
-    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines: list[str] = []
-    monkeypatch.setattr(prefix_cache, "rank_zero_info", lines.append)
-    fit = Watched(WarpingStage(str(model_dir), 2), faces(references="all"), tmp_path)
-    assert fit.computed == 12
-    assert lines == ["x^(n) is computed in every step: references are random"]
-    assert not (model_dir / "cache").exists()
-
-
-def test_off_where_it_is_switched_off(model_dir: Path, tmp_path: Path) -> None:
-    fit = Watched(WarpingStage(str(model_dir), 2, cache_prefix=False), faces(), tmp_path)
-    assert fit.computed == 12
+    if data == {}:
+        monkeypatch.delattr(PairsDataset, "fingerprint")
+    stage = WarpingStage(str(model_dir), 2, cache_prefix=data is not None)
+    assert Watched(stage, faces(**(data or {})), tmp_path).computed == 12
+    assert lines == ([] if reason is None else [f"x^(n) is computed in every step: {reason}"])
     assert not (model_dir / "cache").exists()
 
 
@@ -265,6 +244,7 @@ def refuse() -> tuple[Tensor, None]:
 
 def test_reads_back_what_was_computed(tmp_path: Path) -> None:
     x = torch.rand(2, 3, 8, 8)
+    x[1] = 0  # black is not missing
     rounded = (x * 255).round() / 255
     assert torch.equal(cache(tmp_path).get([3, 1], lambda: (x, None), CPU)[0], rounded)
     again = cache(tmp_path)
@@ -272,12 +252,6 @@ def test_reads_back_what_was_computed(tmp_path: Path) -> None:
     assert torch.equal(again.get([1, 3], refuse, CPU)[0], rounded.flip(0))
     with pytest.raises(AssertionError, match="is there already"):
         again.get([1, 0], refuse, CPU)
-
-
-def test_a_black_image_counts_as_computed(tmp_path: Path) -> None:
-    made = cache(tmp_path)
-    made.get([0], lambda: (torch.zeros(1, 3, 8, 8), None), CPU)
-    assert made.get([0], refuse, CPU)[0].max() == 0
 
 
 @pytest.mark.parametrize("what", ["row", "checksum"])

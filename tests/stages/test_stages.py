@@ -13,39 +13,19 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 
-from rpf_lightning.callbacks import FreezeEarlierBlocks
 from rpf_lightning.metrics import ReferenceISC, psnr
-from rpf_lightning.model import RPFConfig, RPFModel
+from rpf_lightning.model import Critic, RPFConfig, RPFModel, StyleGAN2Critic
 from rpf_lightning.model.resize import resize
 from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, WarpingStage
 from small_fits import QUIET
+from stage_fits import OFF, differing, make, snapshot
 
 Fit = Callable[..., Any]
 BatchOf = Callable[..., Any]
-OFF = {"adversarial_weight": 0.0, "perceptual_weight": 0.0, "identity_weight": 0.0}
-BARE = {"perceptual_weight": 0.0, "identity_weight": 0.0}  # with a critic
 KINDS = ["warping", "synthesis", "x2", "lr", "mix", "synthesized"]
 MODULE = {"warping": "warping", "synthesis": "synthesis"}
-
-
-def make(kind: str, model_dir: Path, block: int = 2, **kwargs: Any) -> RPFStage:
-    if kind == "warping":
-        return WarpingStage(str(model_dir), block, **kwargs)
-    if kind == "synthesis":
-        return SynthesisStage(str(model_dir), block, **kwargs)
-    return RefinementStage(str(model_dir), block, input=kind, **{**BARE, **kwargs})
-
-
-def snapshot(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Parameters and all buffers, those outside the state dict as well."""
-    return {k: v.detach().clone() for k, v in (*model.named_parameters(), *model.named_buffers())}
-
-
-def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> set[str]:
-    assert a.keys() == b.keys()
-    return {key for key in a if not torch.equal(a[key], b[key])}
 
 
 class Record(Callback):
@@ -66,14 +46,11 @@ def last_checkpoint(folder: Path) -> ModelCheckpoint:
 # What trains
 
 
-@pytest.mark.parametrize("freeze", [True, False], ids=["frozen", "no callback"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_fit_changes_the_trained_module_and_nothing_else(
-    model_dir: Path, fit: Fit, kind: str, freeze: bool
-) -> None:
+def test_fit_changes_the_trained_module_and_nothing_else(model_dir: Path, fit: Fit, kind: str) -> None:
     stage = make(kind, model_dir, learning_rate=1e-3)
     before = snapshot(stage.model)
-    fit(stage, callbacks=[FreezeEarlierBlocks()] if freeze else [])
+    fit(stage)
     changed = differing(before, snapshot(stage.model))
     own = f"blocks.1.{MODULE.get(kind, 'refinement')}."
     assert changed
@@ -98,30 +75,6 @@ def test_loss_falls_on_one_batch(model_dir: Path, fit: Fit, batch_of: BatchOf, k
     assert end < (0.93 if kind in MODULE else 0.5) * start
 
 
-@pytest.mark.parametrize("kind", ["warping", "synthesis", "x2"])
-def test_optimizer_holds_the_trained_module_and_its_critic(model_dir: Path, kind: str) -> None:
-    stage = make(kind, model_dir)
-    generator, *critics = stage.configure_optimizers()
-    held = {id(p) for group in generator.param_groups for p in group["params"]}
-    assert held == {id(p) for p in stage.trained_module.parameters()}
-    assert generator.param_groups[0]["betas"] == (0.9, 0.999)
-    if kind == "warping":
-        assert critics == []
-        return
-    assert {id(p) for p in critics[0].param_groups[0]["params"]} == {id(p) for p in stage.critic.parameters()}
-    assert critics[0].param_groups[0]["betas"] == (0.0, 0.9)
-    assert critics[0].param_groups[0]["lr"] == 1e-4
-
-
-@pytest.mark.parametrize("kind", ["synthesis", "lr"])
-def test_critic_is_trained(model_dir: Path, fit: Fit, kind: str) -> None:
-    stage = make(kind, model_dir, adversarial_weight=0.1)
-    before = snapshot(stage.critic)
-    trainer = fit(stage)
-    assert len(differing(before, snapshot(stage.critic))) > len(before) / 2
-    assert {"train/critic_estimate", "train/penalty", "train/adversarial"} <= trainer.callback_metrics.keys()
-
-
 @pytest.mark.parametrize("kind", ["synthesis", "lr"])
 def test_no_critic_without_its_term(model_dir: Path, fit: Fit, kind: str) -> None:
     stage = make(kind, model_dir, **OFF)
@@ -130,13 +83,6 @@ def test_no_critic_without_its_term(model_dir: Path, fit: Fit, kind: str) -> Non
     assert len(trainer.optimizers) == 1
     assert "train/adversarial" not in trainer.callback_metrics
     assert trainer.global_step == 2
-
-
-def test_generator_step_leaves_the_critic_alone(model_dir: Path, fit: Fit) -> None:
-    stage = make("lr", model_dir, critic_learning_rate=0.0)
-    before = snapshot(stage.critic)
-    fit(stage)
-    assert differing(before, snapshot(stage.critic)) == set()
 
 
 def test_critic_scores_the_images_before_the_generator_step(model_dir: Path, fit: Fit) -> None:
@@ -164,39 +110,6 @@ def test_loss_is_the_sum_of_its_terms(model_dir: Path, fit: Fit, kind: str, kwar
     metrics = fit(make(kind, model_dir, **kwargs)).callback_metrics
     total = sum(metrics[f"train/{name}"].item() for name in names)
     assert metrics["train/loss"].item() == pytest.approx(total, rel=1e-5)
-
-
-def test_adversarial_weight_scales_its_term(model_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
-    values = []
-    for weight in (0.1, 0.3):
-        torch.manual_seed(0)
-        stage = make("synthesis", model_dir, adversarial_weight=weight)
-        torch.manual_seed(1)
-        metrics = fit(stage, batches=[batch_of(2)], fast_dev_run=True).callback_metrics
-        values.append(metrics["train/adversarial"].item())
-    assert values[1] == pytest.approx(3 * values[0], rel=1e-5)
-
-
-def test_penalty_weight_and_norm_reach_the_critic(model_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
-    results = []
-    for kwargs in ({}, {"penalty_weight": 0.0}, {"penalty_norm": "l2"}):
-        torch.manual_seed(0)
-        stage = make("synthesis", model_dir, critic_learning_rate=1e-3, **kwargs)
-        torch.manual_seed(1)
-        metrics = fit(stage, fast_dev_run=2).callback_metrics
-        results.append((metrics["train/penalty"].item(), snapshot(stage.critic)))
-    assert differing(results[0][1], results[1][1])
-    assert results[0][0] != pytest.approx(results[2][0], rel=0.01)
-
-
-@pytest.mark.parametrize("stage", [SynthesisStage, RefinementStage])
-def test_the_perceptual_term_is_shifted_where_it_is_wanted(
-    stage: type[RPFStage], model_dir: Path, alexnet_state: dict[str, Tensor], make_pack: Callable[..., Path]
-) -> None:
-    torch.save(alexnet_state, make_pack().parents[3] / "alexnet_features.pth")
-    given = {**OFF, "perceptual_weight": 1.0}
-    assert stage(str(model_dir), 2, perceptual_jitter=4, **given).perceptual.jitter == 4
-    assert stage(str(model_dir), 2, **given).perceptual.jitter == 1
 
 
 def test_perceptual_and_identity_terms_are_weighted(
@@ -246,9 +159,13 @@ def test_refinement_defaults_are_the_papers(
     stage = RefinementStage(str(model_dir))
     weights = (stage.adversarial_weight, stage.perceptual_weight, stage.identity_weight)
     assert weights == (1, 1, 1)
-    assert (stage.learning_rate, stage.adversary.penalty_weight, stage.input) == (1e-4, 10, "x2")
-    assert (stage.adversary.name, stage.adversary.penalty_norm) == ("srntt", "rms")
+    assert (stage.learning_rate, stage.penalty_weight, stage.input) == (1e-4, 10, "x2")
+    assert isinstance(stage.critic, Critic)
+    assert stage.penalty_norm == "rms"
+    assert (stage.perceptual.jitter, stage.identity.norm) == (1, "l1")
     assert SynthesisStage(str(model_dir)).adversarial_weight == 0.1
+    given = {**OFF, "perceptual_weight": 1.0, "perceptual_jitter": 4}
+    assert SynthesisStage(str(model_dir), **given).perceptual.jitter == 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -274,47 +191,44 @@ def test_loss_sees_the_unclamped_output(
     assert differing(before, snapshot(stage.trained_module))
 
 
-def test_predictions_are_clamped(model_dir: Path, batch_of: BatchOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = make("lr", model_dir)
-    output = torch.tensor([-0.5, 0.25, 1.5]).reshape(1, 3, 1, 1)
-    monkeypatch.setattr(stage, "generate", lambda batch: {"output": output})
-    names, image = stage.predict_step(batch_of(2), 0)
-    assert names == list(batch_of(2).id)
-    assert image.flatten().tolist() == [0, 0.25, 1]
+# The critic
+
+
+@pytest.mark.parametrize("kind", ["synthesis", "lr"])
+def test_critic_is_trained_on_whole_images_and_that_of_the_synthesis_inside_the_gts_mask(
+    model_dir: Path, fit: Fit, batch_of: BatchOf, kind: str
+) -> None:
+    stage, seen, batch = make(kind, model_dir), [], batch_of(2)
+    before = snapshot(stage.critic)
+    stage.critic.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
+    mask = batch.gt_mask.expand_as(batch.gt) if kind == "synthesis" else torch.ones_like(batch.gt)
+    assert kind == "lr" or 0.05 < mask.mean() < 0.95
+    with torch.no_grad():
+        output = stage.generate(batch)["output"]
+    fit(stage, batches=[batch])
+    real, fake, points, generated = seen
+    assert torch.equal(real, batch.gt * mask)
+    assert torch.equal(fake, output * mask)
+    assert torch.equal(generated, fake)
+    assert not points[mask == 0].any()
+    assert len(differing(before, snapshot(stage.critic))) > len(before) / 2
+
+
+@pytest.mark.parametrize("kind", ["synthesis", "lr"])
+def test_critics_of_both_kinds(model_dir: Path, kind: str) -> None:
+    paper = make(kind, model_dir)
+    other = make(kind, model_dir, critic="stylegan2", critic_learning_rate=2e-3)
+    assert isinstance(paper.critic, Critic)
+    assert isinstance(other.critic, StyleGAN2Critic)  # as wide as the refinement
+    width = sum(p.numel() for p in StyleGAN2Critic(64, 1 / 64).parameters())
+    assert sum(p.numel() for p in other.critic.parameters()) == width
+    for stage, betas, rate in ((paper, (0.0, 0.9), 1e-4), (other, (0.0, 0.99), 2e-3)):
+        generator, critic = (optimizer.param_groups[0] for optimizer in stage.configure_optimizers())
+        assert (generator["betas"], generator["lr"]) == ((0.9, 0.999), 1e-4)
+        assert (critic["betas"], critic["lr"]) == (betas, rate)
 
 
 # Synthesis
-
-
-def test_synthesis_critic_sees_both_images_inside_the_gt_mask(
-    model_dir: Path, fit: Fit, batch_of: BatchOf
-) -> None:
-    stage = make("synthesis", model_dir)
-    seen: list[Tensor] = []
-    stage.critic.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
-    batch = batch_of(2)
-    with torch.no_grad():
-        output = stage.generate(batch)["output"]
-    fit(stage, batches=[batch])
-    outside = (1 - batch.gt_mask).bool().expand_as(batch.gt)
-    assert 0.05 < outside.float().mean() < 0.95
-    real, fake, points, generated = seen
-    assert torch.equal(real, batch.gt * batch.gt_mask)
-    assert torch.equal(fake, output * batch.gt_mask)
-    assert torch.equal(generated, fake)
-    assert points[outside].abs().max() == 0
-
-
-def test_refinement_critic_sees_whole_images(model_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
-    stage = make("lr", model_dir)
-    seen: list[Tensor] = []
-    stage.critic.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
-    batch = batch_of(2)
-    with torch.no_grad():
-        output = stage.generate(batch)["output"]
-    fit(stage, batches=[batch])
-    assert torch.equal(seen[0], batch.gt)
-    assert torch.equal(seen[1], output)
 
 
 def test_rec_mask_is_the_gts_or_the_references(model_dir: Path, batch_of: BatchOf) -> None:
@@ -324,7 +238,7 @@ def test_rec_mask_is_the_gts_or_the_references(model_dir: Path, batch_of: BatchO
         stage = make("synthesis", model_dir, rec_mask=choice)
         with torch.no_grad():
             outputs = stage.generate(batch)
-            value = stage.reconstruction_terms(batch, outputs)["reconstruction"].item()
+            value = stage.terms(batch, outputs)["reconstruction"].item()
         expected = (mask * outputs["output"] - mask * batch.gt).abs().mean().item()
         assert value == pytest.approx(expected, rel=1e-5)
         values[choice] = value
@@ -350,7 +264,7 @@ def test_warping_follows_eq_3(model_dir: Path, batch_of: BatchOf) -> None:
     batch = batch_of(2)
     with torch.no_grad():
         outputs = stage.generate(batch)
-        terms = stage.reconstruction_terms(batch, outputs)
+        terms = stage.terms(batch, outputs)
     expected = (outputs["output"] - batch.warped_reference).abs().mean()
     assert terms.keys() == {"warping"}
     assert terms["warping"].item() == pytest.approx(expected.item())
@@ -361,62 +275,20 @@ def test_flow_term_counts_in_64ths_of_the_side(model_dir: Path, batch_of: BatchO
     stage = make("warping", model_dir, block, flow_weight=0.5)
     batch = batch_of(block)
     off_by_a_unit = batch.flow + stage.side / 64
-    term = stage.reconstruction_terms(batch, {"output": batch.gt, "flow": off_by_a_unit})["flow"]
+    term = stage.terms(batch, {"output": batch.gt, "flow": off_by_a_unit})["flow"]
     assert term.item() == pytest.approx(0.5 * batch.gt_mask.mean().item(), rel=1e-4)
 
 
-def test_diagnostics_of_known_flows(model_dir: Path, batch_of: BatchOf) -> None:
-    stage = make("warping", model_dir)
-    batch = batch_of(2)
-    inside = batch.gt_mask.expand_as(batch.flow)
-    wrong = batch.flow + torch.tensor([3.0, 4.0])[None, :, None, None] * inside + 100 * (1 - inside)
-
-    def diagnose(flow: Tensor) -> dict[str, float]:
-        metrics = MetricCollection(dict(stage.metrics()))
-        metrics.update(flow=flow, goal=batch.flow, mask=batch.gt_mask)
-        values = stage.diagnostics(batch, {"output": batch.warped_reference, "flow": flow})
-        return {key: value.item() for key, value in (*metrics.compute().items(), *values.items())}
-
-    assert diagnose(wrong)["end_point_error"] == pytest.approx(5, abs=1e-3)
-    exact, opposite, still = (diagnose(sign * batch.flow) for sign in (1, -1, 0))
-    assert (exact["end_point_error"], exact["flow_correlation"]) == (0, pytest.approx(1, abs=1e-5))
-    assert opposite["flow_correlation"] == pytest.approx(-1, abs=1e-5)
-    assert still["flow_correlation"] == 0
-    lengths = batch.flow.square().sum(1, keepdim=True).sqrt()
-    length = (
-        torch.stack([a[m.bool()].mean() for a, m in zip(lengths, batch.gt_mask, strict=True)]).mean().item()
-    )
-    assert length > 0.1
-    assert still["end_point_error"] == pytest.approx(length, rel=1e-5)
-    assert exact["end_point_error_unwarped"] == pytest.approx(length, rel=1e-5)
-    assert opposite["end_point_error"] == pytest.approx(2 * length, rel=1e-5)
-    unwarped = (batch.reference - batch.warped_reference).abs().mean().item()
-    assert exact["warping_unwarped"] == pytest.approx(unwarped, rel=1e-5)
-    assert exact["face_l1"] == exact["face_l1_thin_plate"]
-    face = ((batch.reference - batch.gt) * batch.gt_mask).abs().mean().item()
-    assert exact["face_l1_unwarped"] == pytest.approx(face, rel=1e-5)
-
-
-def test_validation_logs_the_diagnostics(
-    tmp_path: Path, network: dict[str, Any], fit: Fit, batch_of: BatchOf
-) -> None:
-    # starts as the identity warp
-    stage = WarpingStage(str(tmp_path / "new"), 2, RPFConfig(**network), learning_rate=0.0)
-    metrics = fit(stage, batches=[batch_of(2)], validate=True).callback_metrics
-    assert metrics["val/end_point_error"] == metrics["val/end_point_error_unwarped"] > 0.1
-    assert metrics["val/warping"] == metrics["val/warping_unwarped"]
-
-
-def test_validation_logs_psnr(model_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
-    stage, batch = make("lr", model_dir, learning_rate=0.0, **OFF), batch_of(2)
-    metrics = fit(stage, batches=[batch], validate=True).callback_metrics
-    with torch.no_grad():
-        error = (stage.generate(batch)["output"].clamp(0, 1) - batch.gt).square()
-    whole = -10 * error.mean((1, 2, 3)).log10()
-    face = -10 * ((error * batch.gt_mask).sum((1, 2, 3)) / (3 * batch.gt_mask.sum((1, 2, 3)))).log10()
-    assert metrics["val/psnr"].item() == pytest.approx(whole.mean().item(), abs=1e-3)
-    assert metrics["val/psnr_face"].item() == pytest.approx(face.mean().item(), abs=1e-3)
-    assert abs(whole.mean() - face.mean()) > 0.1
+def test_diagnostics_beside_no_warp_and_the_thin_plate_one(model_dir: Path, batch_of: BatchOf) -> None:
+    stage, batch = make("warping", model_dir), batch_of(2)
+    outputs = {"output": batch.warped_reference, "flow": batch.flow}
+    assert stage.diagnostics(batch, outputs) == {}  # in training
+    values = stage.eval().diagnostics(batch, outputs)
+    unwarped = (batch.reference - batch.warped_reference).abs().mean()
+    torch.testing.assert_close(values["warping_unwarped"], unwarped)
+    assert values["face_l1"] == values["face_l1_thin_plate"]
+    face = ((batch.reference - batch.gt) * batch.gt_mask).abs().mean()
+    torch.testing.assert_close(values["face_l1_unwarped"], face)
 
 
 CRITIC = {
@@ -516,12 +388,6 @@ def test_first_block_takes_the_rounded_lr(model_dir: Path, batch_of: BatchOf) ->
         torch.testing.assert_close(fed(make(kind, model_dir, 1), batch), resize(batch.lr, 32))
 
 
-def test_stage_3_has_its_own_name_and_folder(model_dir: Path) -> None:
-    assert make("synthesized", model_dir).run_dir == model_dir / "runs" / "block2-finetune"
-    assert make("x2", model_dir, 1).run_dir == model_dir / "runs" / "block1-refinement"
-    assert make("warping", model_dir).run_dir == model_dir / "runs" / "block2-warping"
-
-
 # The model directory
 
 
@@ -536,6 +402,7 @@ def test_model_is_not_written_by_fast_dev_run(model_dir: Path, fit: Fit) -> None
 def test_new_directory_gets_the_network(tmp_path: Path, network: dict[str, Any]) -> None:
     stage = WarpingStage(str(tmp_path / "new"), 1, RPFConfig(**network))
     assert (stage.lr_size, stage.size, stage.side) == (16, 64, 32)
+    assert stage.run_dir == tmp_path / "new" / "runs" / "block1-warping"
     again = WarpingStage(str(tmp_path / "new"), 2)
     assert again.side == 64
     assert differing(snapshot(stage.model), snapshot(again.model)) == set()
@@ -600,40 +467,6 @@ def test_checkpoint_holds_the_trained_module_and_the_critic(
     assert again.generator_steps == 4
 
 
-def test_generator_steps_count_batches_and_survive_resuming(
-    model_dir: Path, tmp_path: Path, fit: Fit
-) -> None:
-    stage = make("synthesis", model_dir)
-    trainer = fit(stage, callbacks=[last_checkpoint(tmp_path)], enable_checkpointing=True)
-    assert (stage.generator_steps, trainer.global_step) == (2, 4)
-    again = make("synthesis", model_dir)
-    fit(again, epochs=3, ckpt_path=tmp_path / "last.ckpt")
-    assert again.generator_steps == 6
-
-
-@pytest.mark.parametrize("kind", ["warping", "synthesis", "mix"])
-def test_resuming_equals_not_stopping(model_dir: Path, tmp_path: Path, fit: Fit, kind: str) -> None:
-    """2N steps == N + resume + N, in a new process with other random numbers."""
-    torch.manual_seed(0)
-    whole = make(kind, model_dir, learning_rate=1e-3)
-    start = {key: value.clone() for key, value in whole.state_dict().items()}
-    model_file = (model_dir / "model.safetensors").read_bytes()
-    torch.manual_seed(1)
-    fit(whole, epochs=2)
-
-    (model_dir / "model.safetensors").write_bytes(model_file)
-    first = make(kind, model_dir, learning_rate=1e-3)
-    first.load_state_dict(start)
-    torch.manual_seed(1)
-    fit(first, callbacks=[last_checkpoint(tmp_path)], enable_checkpointing=True)
-    torch.manual_seed(2)
-    second = make(kind, model_dir, learning_rate=1e-3)
-    fit(second, epochs=2, ckpt_path=tmp_path / "last.ckpt")
-    assert second.generator_steps == whole.generator_steps == 4
-    assert differing(whole.state_dict(), second.state_dict()) == set()
-    assert differing(whole.state_dict(), first.state_dict())
-
-
 def test_changed_frozen_module_is_refused(model_dir: Path, tmp_path: Path, fit: Fit) -> None:
     fit(make("synthesis", model_dir), callbacks=[last_checkpoint(tmp_path)], enable_checkpointing=True)
     model = RPFModel.from_pretrained(model_dir)
@@ -653,20 +486,6 @@ def test_checkpoint_of_another_stage_is_refused(model_dir: Path, tmp_path: Path,
         fit(make("synthesis", model_dir), epochs=2, ckpt_path=tmp_path / "last.ckpt")
 
 
-def test_hash_ignores_what_is_trained_and_what_comes_later(model_dir: Path) -> None:
-    def change(name: str) -> bool:
-        stage = make("synthesis", model_dir, 1)
-        before = stage.frozen_hash()
-        with torch.no_grad():
-            next(stage.model.get_submodule(name).parameters()).add_(1)
-        return stage.frozen_hash() != before
-
-    assert not change("blocks.0.synthesis")
-    assert not change("blocks.0.refinement")  # which the synthesis does not read
-    assert not change("blocks.1.warping")
-    assert change("blocks.0.warping")
-
-
 def test_hash_covers_what_a_stage_computes_with(model_dir: Path) -> None:
     names = [f"blocks.{n}.{name}" for n in range(2) for name in ("warping", "synthesis", "refinement")]
     read = {}
@@ -682,35 +501,7 @@ def test_hash_covers_what_a_stage_computes_with(model_dir: Path) -> None:
     assert read == {"warping": names[:3], "synthesis": names[:4], "synthesized": names[:5], "x2": []}
 
 
-# The learning rate
-
-
-def rates(trainer: Any, module: Any) -> list[float]:
-    return [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
-
-
-def test_cosine_decay_ends_near_zero(model_dir: Path, fit: Fit) -> None:
-    record = Record(rates)
-    stage = make("synthesis", model_dir, 1, decay="cosine", learning_rate=1e-3)
-    fit(stage, epochs=10, callbacks=[record])
-    generator = [lr for lr, _ in record.values]
-    assert len(generator) == 20
-    assert generator[0] == pytest.approx(1e-3)
-    assert generator[10] == pytest.approx(5e-4)
-    assert 0 < generator[-1] < 1e-5
-    assert generator == sorted(generator, reverse=True)
-    assert {critic for _, critic in record.values} == {1e-4}  # the critic's stays
-
-
-def test_cosine_decay_goes_on_after_resuming(model_dir: Path, tmp_path: Path, fit: Fit) -> None:
-    first, second = Record(rates), Record(rates)
-    kwargs = {"decay": "cosine", "learning_rate": 1e-3}
-    fit(make("warping", model_dir, 1, **kwargs), epochs=5, callbacks=[first])
-    stage = make("warping", model_dir, 1, **kwargs)
-    fit(stage, epochs=2, callbacks=[last_checkpoint(tmp_path)], enable_checkpointing=True)
-    stage = make("warping", model_dir, 1, **kwargs)
-    fit(stage, epochs=5, callbacks=[second], ckpt_path=tmp_path / "last.ckpt")
-    assert second.values == first.values[4:]
+# The fit's length
 
 
 @pytest.mark.parametrize(
@@ -719,29 +510,6 @@ def test_cosine_decay_goes_on_after_resuming(model_dir: Path, tmp_path: Path, fi
 def test_length_is_given_in_epochs(model_dir: Path, fit: Fit, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"expected the fit's length in max_epochs"):
         fit(make("warping", model_dir, 1), **options)
-
-
-def test_no_decay_by_default(model_dir: Path, fit: Fit) -> None:
-    record = Record(rates)
-    fit(make("warping", model_dir, 1, learning_rate=3e-4), epochs=2, callbacks=[record])
-    assert record.values == [[3e-4]] * 4
-
-
-def test_bf16_trains(model_dir: Path, fit: Fit) -> None:
-    stage = make("synthesis", model_dir, 1, learning_rate=1e-3)
-    before = snapshot(stage.trained_module)
-    metrics = fit(stage, precision="bf16-mixed").callback_metrics
-    assert differing(before, snapshot(stage.trained_module))
-    assert metrics["train/loss"].isfinite()
-    assert metrics["train/penalty"].dtype == torch.float32
-    assert all(p.dtype == torch.float32 for p in stage.parameters())
-
-
-def test_half_precision_is_refused(model_dir: Path, fit: Fit) -> None:
-    stage = make("warping", model_dir)
-    stage._trainer = type("Trainer", (), {"precision": "16-mixed", "max_epochs": 1})()
-    with pytest.raises(ValueError, match="bf16-mixed"):
-        stage.on_fit_start()
 
 
 def test_every_random_state_is_restored(model_dir: Path, tmp_path: Path, fit: Fit) -> None:
@@ -761,9 +529,8 @@ def test_an_interrupted_validation_leaves_no_values(phase: str, model_dir: Path,
     stage, trainer = make("lr", model_dir, **OFF), Trainer(**QUIET)
     run = getattr(trainer, phase)
     (expected,) = run(stage, DataLoader([batch_of(2)], batch_size=None), verbose=False)
-    metrics = stage.val_metrics if phase == "validate" else stage.test_metrics
     black = torch.zeros(1, 3, 64, 64)
-    metrics.update(output=black, gt=black + 1, mask=black[:, :1] + 1, lr=torch.zeros(1, 3, 16, 16))
+    stage.measured.update(output=black, gt=black + 1, mask=black[:, :1] + 1, lr=torch.zeros(1, 3, 16, 16))
     (again,) = run(stage, DataLoader([batch_of(2)], batch_size=None), verbose=False)
     assert again == expected
 

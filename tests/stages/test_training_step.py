@@ -8,85 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Callback, LightningDataModule, Trainer
+from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from rpf_lightning.callbacks import FreezeEarlierBlocks, LastCheckpoint
-from rpf_lightning.data import SyntheticFacesDataModule
-from rpf_lightning.data.dataset import collate
+from rpf_lightning.callbacks import LastCheckpoint
 from rpf_lightning.data.records import ReferenceBatch
-from rpf_lightning.model import Critic, RPFConfig, RPFModel, StyleGAN2Critic
-from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, WarpingStage
-from rpf_lightning.stages.adversary import gradient_norms
-from small_fits import QUIET
+from rpf_lightning.model import Critic, RPFModel
+from rpf_lightning.stages import RPFStage
+from rpf_lightning.stages.gradients import gradient_norms
+from stage_fits import Kill, differing, faces, make, run
 
 Fit = Callable[..., Any]
 BatchOf = Callable[..., Any]
 EARLIER = {"0.warping", "0.synthesis", "0.refinement"}
-BARE = {"perceptual_weight": 0.0, "identity_weight": 0.0}
-
-
-def make(kind: str, model_dir: Path, block: int = 2, **kwargs: Any) -> RPFStage:
-    if kind == "warping":
-        return WarpingStage(str(model_dir), block, **kwargs)
-    if kind == "synthesis":
-        return SynthesisStage(str(model_dir), block, **kwargs)
-    return RefinementStage(str(model_dir), block, input=kind, **{**BARE, **kwargs})
-
-
-def faces(**kwargs: Any) -> SyntheticFacesDataModule:
-    return SyntheticFacesDataModule(people=8, photos_each=2, batch_size=2, val_fraction=0.25, **kwargs)
-
-
-def trained(stage: RPFStage) -> dict[str, Tensor]:
-    return {k: v.detach().clone() for k, v in stage.trained_module.state_dict().items()}
-
-
-def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def run(stage: RPFStage, data: LightningDataModule, folder: Path, epochs: int = 1, **kwargs: Any) -> Trainer:
-    ckpt_path = kwargs.pop("ckpt_path", None)
-    callbacks = [FreezeEarlierBlocks(), *kwargs.pop("callbacks", [])]
-    options = {**QUIET, "max_epochs": epochs, "limit_val_batches": 0, "default_root_dir": folder, **kwargs}
-    trainer = Trainer(callbacks=callbacks, **options)
-    trainer.fit(stage, data, ckpt_path=ckpt_path)
-    return trainer
 
 
 # Frozen
-
-
-@pytest.mark.parametrize("kind", ["warping", "synthesis", "synthesized"])
-def test_outputs_of_what_is_frozen_are_bitwise_the_same(
-    model_dir: Path, fit: Fit, batch_of: BatchOf, kind: str
-) -> None:
-    def outputs(model: RPFModel) -> list[Tensor]:
-        batch = batch_of(2)
-        with torch.no_grad():
-            x, _ = model.prefix(batch.lr, batch.reference, 2)
-            block = model.blocks[1]
-            flow, aligned = block.warping(x, batch.reference)
-            synthesized = block.synthesis(x, batch.reference)
-            refined = block.refinement(batch.gt)
-        named = {
-            "x": x,
-            "warping": torch.cat((flow, aligned), 1),
-            "synthesis": synthesized,
-            "refinement": refined,
-        }
-        own = {"warping": "warping", "synthesis": "synthesis", "synthesized": "refinement"}[kind]
-        trained_output = named.pop(own)
-        return [trained_output, *named.values()]
-
-    stage = make(kind, model_dir, learning_rate=1e-3)
-    before = outputs(stage.model)
-    fit(stage, callbacks=[FreezeEarlierBlocks()])
-    after = outputs(stage.model)
-    assert not torch.equal(before[0], after[0])
-    assert all(torch.equal(a, b) for a, b in zip(before[1:], after[1:], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +52,7 @@ def test_no_optimizer_state_and_no_graph_for_what_is_frozen(
         for name in ("warping", "synthesis", "refinement"):
             if getattr(block, name) is not stage.trained_module:
                 getattr(block, name).register_forward_hook(hook(f"{n}.{name}"))
-    trainer = fit(stage)  # without the callback
+    trainer = fit(stage)
     own = set(stage.trained_module.parameters())
     assert set(trainer.optimizers[0].state) == own
     assert graphs == dict.fromkeys(used, False)
@@ -129,27 +67,17 @@ def test_says_which_terms_are_on_and_the_licence_of_the_identity_term(
 ) -> None:  # fmt: skip
     torch.save(alexnet_state, make_pack().parents[3] / "alexnet_features.pth")
     lines: list[str] = []
-    monkeypatch.setattr("rpf_lightning.stages.base.rank_zero_info", lines.append)
+    for module in ("base", "image_terms"):
+        monkeypatch.setattr(f"rpf_lightning.stages.{module}.rank_zero_info", lines.append)
     fit(make("lr", model_dir, identity_weight=0.5))
-    assert lines[0].startswith("block 2 refinement: side 64, 0.")
-    assert lines[0].endswith("L1 x 1, adversarial (srntt) x 1, perceptual off, identity x 0.5")
+    assert lines[0].startswith("block2-refinement: side 64, 0.")
+    for said in ("adversarial_weight 1", "perceptual_weight 0", "identity_weight 0.5"):
+        assert f", {said}" in lines[0]
     assert "identity: insightface's models are for non-commercial research only" in lines
     lines.clear()
     fit(make("lr", model_dir, perceptual_weight=0.1))
-    assert "perceptual x 0.1, identity off" in lines[0]
+    assert ", perceptual_weight 0.1, identity_weight 0" in lines[0]
     assert not any("non-commercial" in line for line in lines)
-
-
-def test_says_that_the_callback_is_missing(
-    model_dir: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines: list[str] = []
-    monkeypatch.setattr("rpf_lightning.stages.base.rank_zero_info", lines.append)
-    fit(make("warping", model_dir))
-    assert any("FreezeEarlierBlocks is not among the callbacks" in line for line in lines)
-    lines.clear()
-    fit(make("warping", model_dir), callbacks=[FreezeEarlierBlocks()])
-    assert not any("FreezeEarlierBlocks" in line for line in lines)
 
 
 def test_a_frozen_weight_that_changes_is_noticed(model_dir: Path, fit: Fit) -> None:
@@ -175,11 +103,6 @@ def test_resuming_within_an_epoch_equals_not_stopping(
     """2k steps == k + resume + k, bitwise: weights, both optimizers, random state, order; k is mid-epoch."""
     start = (model_dir / "model.safetensors").read_bytes()
 
-    class Stop(Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-            if pl_module.generator_steps == 11:
-                raise KeyError("killed")
-
     def stage() -> RPFStage:
         (model_dir / "model.safetensors").write_bytes(start)
         torch.manual_seed(0)  # of the critic
@@ -193,7 +116,7 @@ def test_resuming_within_an_epoch_equals_not_stopping(
     killed = stage()
     checkpoint = LastCheckpoint(tmp_path / "b", every_n_batches=4)
     with pytest.raises(KeyError, match="killed"):
-        run(killed, faces(flip=flip), tmp_path, callbacks=[checkpoint, Stop()], **options)
+        run(killed, faces(flip=flip), tmp_path, callbacks=[checkpoint, Kill(11)], **options)
     saved = torch.load(tmp_path / "b" / "last.ckpt", weights_only=True)
     assert saved["generator_steps"] == 10  # 6 batches per epoch: in the middle of the second
     resumed = stage()
@@ -203,7 +126,7 @@ def test_resuming_within_an_epoch_equals_not_stopping(
         ckpt_path=tmp_path / "b" / "last.ckpt", **options,
     )  # fmt: skip
     assert resumed.generator_steps == whole.generator_steps == 18
-    assert equal(dict(whole.state_dict()), dict(resumed.state_dict()))
+    assert not differing(whole.state_dict(), resumed.state_dict())
     for a, b in zip(first.optimizers, second.optimizers, strict=True):
         torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=0, atol=0)
     ends = [torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("a", "b")]
@@ -248,7 +171,7 @@ def test_resuming_from_the_checkpoint_of_a_validation(
         **options,
     )
     assert resumed.generator_steps == whole.generator_steps == 24
-    assert equal(dict(whole.state_dict()), dict(resumed.state_dict()))
+    assert not differing(whole.state_dict(), resumed.state_dict())
 
 
 def test_given_learning_rates_win_over_a_checkpoints(model_dir: Path, tmp_path: Path) -> None:
@@ -272,46 +195,13 @@ def test_given_learning_rates_win_over_a_checkpoints(model_dir: Path, tmp_path: 
     assert rates == [[2e-4, 3e-5]] * 6
 
 
-def test_frozen_modules_stay_in_eval_mode_after_a_resume_within_an_epoch(
-    model_dir: Path, tmp_path: Path
-) -> None:
-    class Stop(Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-            if pl_module.generator_steps == 3:
-                raise KeyError("killed")
-
-    modes: list[tuple[bool, bool]] = []
-
-    class Look(Callback):
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-            modes.append((pl_module.model.blocks[0].training, pl_module.trained_module.training))
-
-    checkpoint = LastCheckpoint(tmp_path / "a", every_n_batches=2)
-    with pytest.raises(KeyError):
-        run(
-            make("warping", model_dir),
-            faces(),
-            tmp_path,
-            callbacks=[checkpoint, Stop()],
-            enable_checkpointing=True,
-        )
-    run(
-        make("warping", model_dir),
-        faces(),
-        tmp_path,
-        ckpt_path=tmp_path / "a" / "last.ckpt",
-        callbacks=[Look()],
-    )
-    assert modes == [(False, True)] * 4
-
-
 def test_two_fits_at_once_on_one_directory_keep_each_others_modules(model_dir: Path, fit: Fit) -> None:
     first, second = make("x2", model_dir, 1), make("x2", model_dir, 2)  # both have read the directory
     fit(first)
     fit(second)
     written = RPFModel.from_pretrained(model_dir)
-    assert equal(trained(first), dict(written.blocks[0].refinement.state_dict()))
-    assert equal(trained(second), dict(written.blocks[1].refinement.state_dict()))
+    assert not differing(first.trained_module.state_dict(), written.blocks[0].refinement.state_dict())
+    assert not differing(second.trained_module.state_dict(), written.blocks[1].refinement.state_dict())
 
 
 def test_a_module_that_changes_on_disk_meanwhile_is_said(model_dir: Path, fit: Fit) -> None:
@@ -327,7 +217,7 @@ def test_a_module_that_changes_on_disk_meanwhile_is_said(model_dir: Path, fit: F
     with pytest.warns(UserWarning, match=r"blocks\.1\.warping\.flow_head\.bias and others changed there"):
         fit(stage, callbacks=[Meddle()])
     written = RPFModel.from_pretrained(model_dir).blocks[1]
-    assert equal(trained(stage), dict(written.synthesis.state_dict()))
+    assert not differing(stage.trained_module.state_dict(), written.synthesis.state_dict())
     assert not torch.equal(written.refinement.to_rgb.bias, stage.model.blocks[1].refinement.to_rgb.bias)
 
 
@@ -338,7 +228,9 @@ def test_a_configuration_of_another_release_is_no_other_network(model_dir: Path,
     stage = make("warping", model_dir)
     fit(stage)
     assert json.loads((model_dir / "config.json").read_text()) == config
-    assert equal(trained(stage), dict(RPFModel.from_pretrained(model_dir).blocks[1].warping.state_dict()))
+    assert not differing(
+        stage.trained_module.state_dict(), RPFModel.from_pretrained(model_dir).blocks[1].warping.state_dict()
+    )
 
 
 # Accumulation
@@ -359,8 +251,8 @@ def test_accumulating_equals_a_larger_batch(model_dir: Path, fit: Fit, batch_of:
     parts = make(kind, model_dir, **kwargs, accumulate=2)
     fit(parts, batches=[a, b])
     assert whole.generator_steps == parts.generator_steps == 1
-    for key, value in trained(whole).items():
-        torch.testing.assert_close(value, trained(parts)[key], rtol=1e-3, atol=1e-5)
+    for key, value in whole.trained_module.state_dict().items():
+        torch.testing.assert_close(value, parts.trained_module.state_dict()[key], rtol=1e-3, atol=1e-5)
 
 
 def test_last_batches_of_an_epoch_step_too(model_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
@@ -387,7 +279,7 @@ def test_a_validation_within_an_accumulation_loses_no_gradient(model_dir: Path, 
         torch.manual_seed(1)
         run(stage, faces(), tmp_path, **options)
         weights.append(dict(stage.state_dict()))
-    assert equal(*weights)
+    assert not differing(*weights)
 
 
 def test_a_smaller_last_group_is_averaged_too(model_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
@@ -487,8 +379,8 @@ def test_accumulate_must_be_positive(model_dir: Path, accumulate: int) -> None:
 def test_losses_are_fp32_under_bf16(model_dir: Path, fit: Fit, kind: str) -> None:
     stage = make(kind, model_dir)
     seen: list[dict[str, Tensor]] = []
-    terms = stage._generator_terms
-    stage._generator_terms = lambda *args: seen.append(terms(*args)) or seen[-1]
+    terms = stage.training_terms
+    stage.training_terms = lambda *args: seen.append(terms(*args)) or seen[-1]
     convolutions: list[torch.dtype] = []
     first = next(
         m
@@ -599,19 +491,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert (model_dir / "model.safetensors").read_bytes() == before
 
 
-def test_stops_within_one_step(model_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("batch", "steps"), [(2, 4), (5, 6)], ids=["within a step", "the fit's last batch"])
+def test_without_checkpoints_it_stops_a_step_later(
+    model_dir: Path, tmp_path: Path, batch: int, steps: int
+) -> None:
     stage = make("synthesis", model_dir)
-    steps = watch_steps(stage)
-    with pytest.raises(FloatingPointError):
-        run(stage, faces(), tmp_path, 2, callbacks=[Poison(2, float("nan"))])
-    assert len(steps) == 4
-
-
-def test_last_batch_of_a_fit_counts_as_well(model_dir: Path, tmp_path: Path) -> None:
-    stage = make("synthesis", model_dir)
+    seen = watch_steps(stage)
     with pytest.raises(FloatingPointError, match=r"loss not finite: .*reconstruction"):
-        run(stage, faces(), tmp_path, callbacks=[Poison(5, float("nan"))])
-    assert json.loads((stage.run_dir / "not_finite.json").read_text())["step"] == 5
+        run(stage, faces(), tmp_path, callbacks=[Poison(batch, float("nan"))])
+    assert len(seen) == steps
+    assert json.loads((stage.run_dir / "not_finite.json").read_text())["step"] == batch
 
 
 def test_a_model_that_is_not_finite_is_not_written(model_dir: Path, fit: Fit) -> None:
@@ -644,28 +533,6 @@ def test_weights_that_are_not_finite_are_not_saved(model_dir: Path, tmp_path: Pa
 # Critics and gradient norms
 
 
-def test_stylegan2_critic_is_as_wide_as_the_refinement(tmp_path: Path, network: dict[str, Any]) -> None:
-    sizes = []
-    for width in (1 / 64, 1 / 32):
-        stage = make(
-            "x2",
-            tmp_path / str(width),
-            1,
-            network=RPFConfig(**{**network, "width": width}),
-            critic="stylegan2",
-        )
-        sizes.append(sum(p.numel() for p in stage.critic.parameters()))
-        assert sizes[-1] == sum(p.numel() for p in StyleGAN2Critic(32, width).parameters())
-    assert sizes[0] < sizes[1]
-
-
-def test_critic_kinds(model_dir: Path) -> None:
-    assert isinstance(make("synthesis", model_dir).critic, Critic)
-    stage = make("x2", model_dir, critic="stylegan2", penalty_weight=4.0)
-    assert isinstance(stage.critic, StyleGAN2Critic)
-    assert stage.configure_optimizers()[1].param_groups[0]["betas"] == (0.0, 0.99)
-
-
 def test_stylegan2_critic_trains_with_softplus_and_r1(model_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
     stage = make("x2", model_dir, critic="stylegan2", penalty_weight=4.0, adversarial_weight=0.5)
     batch = batch_of(2)
@@ -689,7 +556,7 @@ def test_stylegan2_critic_trains_with_softplus_and_r1(model_dir: Path, fit: Fit,
     assert values["train/penalty"] == pytest.approx(penalty.item(), rel=1e-3)
     assert values["train/critic_loss"] == pytest.approx((loss + penalty).item(), rel=1e-3)
     assert values["train/critic_estimate"] == pytest.approx((real - fake).mean().item(), rel=1e-2, abs=1e-5)
-    assert not equal(before, dict(stage.critic.state_dict()))
+    assert differing(before, stage.critic.state_dict())
 
 
 def test_gradient_norms_are_those_at_the_output(model_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
@@ -724,17 +591,6 @@ def test_gradient_norms_are_those_at_the_output(model_dir: Path, fit: Fit, batch
     assert logged[1]["grad/adversarial_relative"] > 0
 
 
-def test_gradient_norms_of_the_warping_stage_are_taken_at_the_flow(
-    model_dir: Path, fit: Fit, batch_of: BatchOf
-) -> None:
-    stage = make("warping", model_dir, flow_weight=0.5, gradient_norms_every=1)
-    trainer = fit(stage, batches=[batch_of(2)])
-    assert trainer.callback_metrics["grad/warping"] > 0
-    assert 0 < trainer.callback_metrics["grad/flow_relative"] < math.inf
-    off = make("warping", model_dir, gradient_norms_every=0)
-    assert not any(k.startswith("grad/") for k in fit(off, batches=[batch_of(2)]).callback_metrics)
-
-
 def test_gradient_norms_where_the_first_term_does_not_look_are_an_error() -> None:
     at, elsewhere = torch.rand(3, requires_grad=True), torch.rand(3, requires_grad=True)
     with pytest.raises(RuntimeError, match="not have been used"):
@@ -754,7 +610,7 @@ def test_gradient_norms_change_nothing(model_dir: Path, fit: Fit) -> None:
         torch.manual_seed(1)
         fit(stage)
         weights.append(dict(stage.state_dict()))
-    assert equal(*weights)
+    assert not differing(*weights)
 
 
 # Pictures
@@ -782,22 +638,6 @@ def test_pictures(model_dir: Path, batch_of: BatchOf, kind: str, titles: str) ->
     assert list(unwarped) == titles.replace("thin-plate ", "").split()
     assert torch.equal(pictures["GT"], batch.gt)
     assert torch.equal(pictures["LR"][..., ::4, ::4], batch.lr)
-
-
-def test_flow_picture_is_white_where_nothing_moves(model_dir: Path, batch_of: BatchOf) -> None:
-    stage = make("warping", model_dir)
-    with torch.no_grad():
-        stage.current_block.warping.flow_head.bias.zero_()
-    assert stage.pictures(batch_of(2))["flow"].min() > 0.99
-
-
-def test_batches_without_a_dataset_have_no_place(batch_of: BatchOf) -> None:
-    data = faces(lr_size=16, size=64, side=32)
-    data.setup()
-    count = len(data.train_dataset)
-    batch = collate([data.train_dataset[1], data.train_dataset[count + 1]])
-    assert batch.place == [1, count + 1]
-    assert torch.equal(batch.gt[1], batch.gt[0].flip(-1))
 
 
 def test_gradient_norms_stay_finite_where_the_first_term_does_not_pull() -> None:

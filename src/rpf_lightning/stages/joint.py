@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.losses import masked_l1
 from rpf_lightning.losses.identity import IdentityNorm
 from rpf_lightning.model import BlockOutput, ReconstructionBlock, RPFConfig
 from rpf_lightning.model.resize import at_least_fp32, resize, resize_mask
-from rpf_lightning.stages.base import Outputs, RPFStage
-
-BETAS = (0.9, 0.99)
-
-
-class Level(NamedTuple):
-    """What the fit computes at one block.
-
-    Attributes:
-        side: S of the block.
-        rows: (R,) the samples that came through it, places in the batch.
-        record: What the block made of them.
-    """
-
-    side: int
-    rows: Tensor
-    record: BlockOutput
+from rpf_lightning.stages.base import Outputs
+from rpf_lightning.stages.block import refuse_no_share
+from rpf_lightning.stages.image_terms import ImageTerms
+from rpf_lightning.stages.roles import JOINT
 
 
-class JointStage(RPFStage):
+class JointStage(ImageTerms):
     """Trains blocks f to l with all their modules, from the loss at the side of block l; earlier ones are frozen.
 
     Identity is lost where each module learns for itself: trained together the blocks carry it through to the output,
@@ -57,17 +43,18 @@ class JointStage(RPFStage):
         entry_fraction: Share of the training samples that enter at a random block f..l with the GT reduced to the side
             of its input, without a flow before it and without losses below: what the block gets where inference enters
             at it.
-        adversarial_weight: See `RPFStage`, as are the next two.
+        adversarial_weight: See `ImageTerms`, as are the next two.
         perceptual_weight: At every side.
         identity_weight: On outputs of 64 pixels and more.
         identity_norm: See `IdentityLoss`.
-        kwargs: Further arguments of `RPFStage`, but for `cache_prefix`: what the frozen blocks make is not kept.
+        kwargs: Further arguments of `ImageTerms` and `RPFStage`. What the frozen blocks make is not kept.
 
     Raises:
         ValueError: If not 1 <= first <= block, or as `RPFStage`.
     """
 
-    name = "joint"
+    role = JOINT
+    betas = (0.9, 0.99)
     monitor = ("val/psnr_face", "max")
     identity_side = 64  # ArcFace sees nothing of a person in less
     takes_several = True
@@ -92,11 +79,12 @@ class JointStage(RPFStage):
         identity_norm: IdentityNorm = "cosine",
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            model_dir, block, network, learning_rate, decay, cache_prefix=False, entry_fraction=entry_fraction,
+        super().__init__(  # by name: jsonargparse takes the others for further arguments
+            model_dir=model_dir, block=block, network=network, learning_rate=learning_rate, decay=decay,
             adversarial_weight=adversarial_weight, perceptual_weight=perceptual_weight,
             identity_weight=identity_weight, identity_norm=identity_norm, **kwargs,
         )  # fmt: skip
+        refuse_no_share(entry_fraction)
         if not 1 <= first <= block:
             raise ValueError(f"first: expected 1 .. {block}, the fit's last block, got {first}")
         if gradient_clip < 0:
@@ -107,46 +95,11 @@ class JointStage(RPFStage):
         self.lower_weight = lower_weight
         self.flow_weight = flow_weight
         self.gradient_clip = gradient_clip
-        self.save_hyperparameters()
-
-    @property
-    def title(self) -> str:
-        """What this fit trains, in messages."""
-        return f"blocks {self.first} to {self.block} joint"
-
-    @property
-    def run_dir(self) -> Path:
-        """`runs/joint<f>-<l>` in the model directory."""
-        return self.model_dir / "runs" / f"joint{self.first}-{self.block}"
-
-    @property
-    def trained_module(self) -> nn.Module:
-        """The blocks f to l."""
-        return nn.ModuleList(self.model.blocks[self.first - 1 : self.block])
-
-    def trained_names(self) -> list[str]:
-        """Names of these blocks in the model."""
-        return [f"blocks.{n}" for n in range(self.first - 1, self.block)]
-
-    def read_modules(self) -> list[str]:
-        """Those of the blocks before f."""
-        return [f"blocks.{n}" for n in range(self.first - 1)]
-
-    def terms(self) -> dict[str, float]:
-        """Weights of all terms."""
-        return {
-            "L1": 1.0, "synthesized masked L1": self.synthesized_weight, "flow, falling": self.flow_weight,
-            "below": self.lower_weight, **super().terms(),
-        }  # fmt: skip
-
-    def configure_optimizers(self) -> list[Optimizer]:
-        """Adam as `RPFStage` makes it, with other betas for the blocks."""
-        blocks, *critics = super().configure_optimizers()
-        return [Adam(blocks.param_groups[0]["params"], lr=self.learning_rate, betas=BETAS), *critics]
+        self.entry_fraction = entry_fraction
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradient of the blocks."""
-        own = self._both_optimizers()[0].optimizer
+        own = self.all_optimizers()[0].optimizer
         if self.gradient_clip and optimizer is own:
             nn.utils.clip_grad_norm_(own.param_groups[0]["params"], self.gradient_clip)
 
@@ -163,12 +116,12 @@ class JointStage(RPFStage):
                 outputs[f"rows_{side}"] = rows
         return outputs
 
-    def reconstruction_terms(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
+    def terms(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
         """L1, weighted inside the face; the synthesized image's; the flow's; all of these and more at lower sides."""
         terms = self._level_terms(batch, outputs)
         below = [
             value * (len(rows) / len(batch.gt))  # each sample counts the same, whatever came with it
-            for side in self._lower_sides()
+            for side in self.model.sides[self.first - 1 : self.block - 1]
             if len(rows := outputs.get(f"rows_{side}", batch.gt.new_zeros(0)))
             for value in self._terms_below(batch, outputs, side, rows)
         ]
@@ -177,7 +130,7 @@ class JointStage(RPFStage):
         return terms
 
     @torch.no_grad()
-    def watched(self, outputs: Outputs) -> Outputs:
+    def diagnostics(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
         """Means of the gates, and the entropy in nats of the weights where there are several references."""
         found = {name: value.mean() for name, value in outputs.items() if name.startswith("gate")}
         weights = outputs.get("weights")
@@ -199,7 +152,8 @@ class JointStage(RPFStage):
                 len(batch.gt), *(1,) * (batch.flow.ndim - 4), 1, *batch.gt.shape[-2:]
             )
             error = (shown * (outputs["flow"] - batch.flow).abs()).mean() * (64 / batch.gt.shape[-1])
-            terms["flow"] = self.flow_weight * (1 - self._passed()) * error
+            passed = self.progress() if self.trainer.training else 0.0
+            terms["flow"] = self.flow_weight * (1 - passed) * error
         return terms
 
     def _terms_below(
@@ -217,14 +171,12 @@ class JointStage(RPFStage):
         yield from self._level_terms(reduced, own).values()
         yield from self.feature_terms(own["output"], reduced.gt).values()
 
-    def _lower_sides(self) -> list[int]:
-        return list(self.model.sides[self.first - 1 : self.block - 1])
+    def _run(self, batch: ReferenceBatch) -> Iterator[tuple[int, Tensor, BlockOutput]]:
+        """Run the blocks f to l, each on the samples that have entered by then.
 
-    def _passed(self) -> float:
-        return self.progress() if self.trainer.training else 0.0
-
-    def _run(self, batch: ReferenceBatch) -> Iterator[Level]:
-        """Run the blocks f to l, each on the samples that have entered by then."""
+        Yields:
+            S of the block; (R,) the places in the batch of the samples that came through it; what it made of them.
+        """
         enters = self._entries(len(batch.gt)).to(batch.gt.device)
         levels = self.model.pyramid(self.references(batch), self.block)
         rows, x, flow = (enters == 0).nonzero()[:, 0], batch.lr[:0], None
@@ -246,7 +198,7 @@ class JointStage(RPFStage):
             if not len(rows):
                 continue
             record = block(x, level[rows], flow)
-            yield Level(block.side, rows, record)
+            yield block.side, rows, record
             x = record.output.clamp(0, 1)
             flow = self.model.handed_on(record)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from abc import ABC
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import nn
 from rpf_lightning.model import ReconstructionBlock, RPFConfig, RPFModel, storage
 from rpf_lightning.model.storage import CONFIG_FILE, weights_hash
 from rpf_lightning.stages.finite import refuse_not_finite
+from rpf_lightning.stages.roles import Modules, Role
 
 LOCK = ".lock"
 
@@ -45,60 +45,24 @@ def open_model(model_dir: Path, network: RPFConfig | None) -> RPFModel:
     return model
 
 
-def write_modules(model_dir: Path, model: RPFModel, trained: Sequence[str], read: Iterable[str] = ()) -> None:
-    """Write trained modules into the directory's model; what others trained there meanwhile stays.
-
-    Where that is something which these modules were trained on, a warning says so.
-
-    Args:
-        model_dir: The model directory.
-        model: The model that was trained.
-        trained: Beginnings of the modules' names in it.
-        read: Beginnings of the names of the modules that it was trained on.
-
-    Raises:
-        ValueError: If the directory holds a model of another network by now.
-    """
-    with FileLock(model_dir / LOCK):
-        config, state = model.config, model.state_dict()
-        if (model_dir / CONFIG_FILE).is_file():
-            config, there = storage.load(model_dir)
-            if {k: v.shape for k, v in there.items()} != {k: v.shape for k, v in state.items()}:
-                raise ValueError(
-                    f"{model_dir} holds another network than the trained one by now; nothing was written"
-                )
-            beginnings = tuple(read)
-            changed = [
-                name for name, value in state.items()
-                if name.startswith(beginnings) and not torch.equal(value.cpu(), there[name].to(value.dtype))
-            ]  # fmt: skip
-            if beginnings and changed:
-                rank_zero_warn(
-                    f"{model_dir}: {changed[0]} and others changed there while {', '.join(trained)} was trained on them"
-                )
-            own = {name: value for name, value in state.items() if name.startswith(tuple(trained))}
-            state = {**there, **own}
-        storage.save(model_dir, config, state)
-
-
 class DirectoryStage(LightningModule, ABC):
-    """Reads the model when it is made, and writes the trained module back when a fit has finished.
+    """Reads the model when it is made, and writes what it trained back when a fit has finished.
 
-    Checkpoints hold the trained module and its critic (``self.critic``), and a hash of what they were trained on:
+    Checkpoints hold what is trained and its critic (``self.critic``), and a hash of what that was trained on:
     not a copy of the whole model.
 
     Args:
         model_dir: The model directory.
-        block: n, counted from 1.
-        network: The structure of the model, for a directory that holds none yet.
+        block: The last block that is trained, counted from 1.
+        network: Arguments of `RPFModel` for a directory that holds no model yet.
 
     Raises:
         FileNotFoundError: If the directory holds no model and `network` is None.
         ValueError: If `block` is not one of the model's, or `network` differs from the model's.
     """
 
-    name: str
-    """Name of the stage; names the run folder."""
+    role: Role
+    """What is trained, and what that computes with."""
 
     def __init__(self, model_dir: str, block: int, network: RPFConfig | None) -> None:
         super().__init__()
@@ -108,53 +72,51 @@ class DirectoryStage(LightningModule, ABC):
         self.model.validate = False  # our own data; the check would synchronise a GPU in every step
         if not 1 <= block <= len(self.model.blocks):
             raise ValueError(f"block: expected 1 .. {len(self.model.blocks)}, got {block}")
-        self.block = block
+        self.first = self.block = block
         self.lr_size, self.size = self.model.lr_size, self.model.size
         self.side = self.model.sides[block - 1]
         self._hash_at_start: str | None = None
 
     @property
-    def title(self) -> str:
-        """What this fit trains, in messages."""
-        return f"block {self.block} {self.name}"
+    def name(self) -> str:
+        """Name of the stage."""
+        return self.role.name
+
+    @property
+    def fit_name(self) -> str:
+        """Name of this fit: its run folder's, and the curriculum's."""
+        return self.role.fit_name(self.first, self.block)
 
     @property
     def run_dir(self) -> Path:
         """Where this fit's logs and checkpoints go: `runs/block<n>-<stage>` in the model directory."""
-        return self.model_dir / "runs" / f"block{self.block}-{self.name}"
-
-    @property
-    @abstractmethod
-    def trained_module(self) -> nn.Module:
-        """The module of the model that this stage trains, or a list of such modules."""
-
-    def trained_names(self) -> list[str]:
-        """Names in the model of what this stage trains."""
-        own = self.trained_module
-        return [name for name, module in self.model.named_modules() if module is own]
+        return self.model_dir / "runs" / self.fit_name
 
     @property
     def current_block(self) -> ReconstructionBlock:
-        """The block that is trained."""
+        """The (last) block that is trained."""
         block = self.model.blocks[self.block - 1]
         assert isinstance(block, ReconstructionBlock)
         return block
 
+    @property
+    def trained_module(self) -> nn.Module:
+        """The module of the model that this stage trains, or a list of such modules."""
+        blocks = self.model.blocks[self.first - 1 : self.block]
+        modules = [getattr(block, name) for block in blocks for name in self.role.trains]
+        return modules[0] if len(modules) == 1 else nn.ModuleList(modules)
+
     def frozen_hash(self) -> str:
         """SHA-256 over the weights that this stage reads but does not train."""
-        read = tuple(f"{name}." for name in self.read_modules())
-        return weights_hash({k: v for k, v in self.model.state_dict().items() if read and k.startswith(read)})
-
-    def read_modules(self) -> list[str]:
-        """Names of the frozen modules that this stage computes with: those of earlier blocks."""
-        return [f"blocks.{n}" for n in range(self.block - 1)]
+        read = _beginnings(self.role.frozen(self.first, self.block))
+        return weights_hash({k: v for k, v in self.model.state_dict().items() if k.startswith(read)})
 
     def on_fit_start(self) -> None:
         """Remember what is frozen."""
         self._hash_at_start = self.frozen_hash()
 
     def on_fit_end(self) -> None:
-        """Write the trained module into the model directory, also when a resumed fit had nothing left to train.
+        """Write what was trained into the model directory, also when a resumed fit had nothing left to train.
 
         Raises:
             FloatingPointError: If a weight is NaN or infinite.
@@ -168,14 +130,42 @@ class DirectoryStage(LightningModule, ABC):
                 f"{self.run_dir}: weights that are frozen changed during the fit; nothing was written"
             )
         if self.trainer.is_global_zero:
-            trained, read = (
-                [f"{name}." for name in names] for names in (self.trained_names(), self.read_modules())
-            )
-            write_modules(self.model_dir, self.model, trained, read)
+            self._write()
         self.trainer.strategy.barrier()  # the next fit reads the directory in every process
 
+    def _write(self) -> None:
+        """Write what was trained into the directory's model; what others trained there meanwhile stays.
+
+        Where that is something which this stage computes with, a warning says so.
+
+        Raises:
+            ValueError: If the directory holds a model of another network by now.
+        """
+        trained, read = (
+            _beginnings(of(self.first, self.block)) for of in (self.role.trained, self.role.frozen)
+        )
+        with FileLock(self.model_dir / LOCK):
+            config, state = self.model.config, self.model.state_dict()
+            if (self.model_dir / CONFIG_FILE).is_file():
+                config, there = storage.load(self.model_dir)
+                if {k: v.shape for k, v in there.items()} != {k: v.shape for k, v in state.items()}:
+                    raise ValueError(
+                        f"{self.model_dir} holds another network than the trained one by now; nothing was written"
+                    )
+                changed = [
+                    name for name, value in state.items()
+                    if name.startswith(read) and not torch.equal(value.cpu(), there[name].to(value.dtype))
+                ]  # fmt: skip
+                if changed:
+                    rank_zero_warn(
+                        f"{self.model_dir}: {changed[0]} and others changed there while {self.fit_name} was trained on "
+                        "them"
+                    )
+                state = {**there, **{k: v for k, v in state.items() if k.startswith(trained)}}
+            storage.save(self.model_dir, config, state)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trained module and its critic, and a hash in place of the frozen rest.
+        """Keep what is trained and its critic, and a hash in place of the frozen rest.
 
         Raises:
             FloatingPointError: If a weight is NaN or infinite: the checkpoint before stays.
@@ -184,7 +174,7 @@ class DirectoryStage(LightningModule, ABC):
         checkpoint["state_dict"] = {key: value for key, value in state.items() if key.startswith(own)}
         # with `AveragedWeights` the state is the average, and the weights that are trained stand beside it
         refuse_not_finite({**checkpoint["state_dict"], **checkpoint.get("current_model_state", {})})
-        checkpoint["fit"] = self.run_dir.name
+        checkpoint["fit"] = self.fit_name
         checkpoint["frozen_hash"] = self._hash_at_start or self.frozen_hash()
         if "model_dir" in checkpoint.get("hyper_parameters", {}):  # a Path could not be read safely
             checkpoint["hyper_parameters"]["model_dir"] = str(self.model_dir)
@@ -196,11 +186,11 @@ class DirectoryStage(LightningModule, ABC):
         Raises:
             ValueError: If it is another one, or differs.
         """
-        if checkpoint["fit"] != self.run_dir.name:
-            raise ValueError(f"expected a checkpoint of {self.run_dir.name}, got one of {checkpoint['fit']}")
+        if checkpoint["fit"] != self.fit_name:
+            raise ValueError(f"expected a checkpoint of {self.fit_name}, got one of {checkpoint['fit']}")
         if checkpoint["frozen_hash"] != self.frozen_hash():
             raise ValueError(
-                f"the checkpoint of {self.title} was trained on another model than the one in "
+                f"the checkpoint of {self.fit_name} was trained on another model than the one in "
                 f"{self.model_dir}: their frozen modules differ. Delete {self.run_dir} to train it anew"
             )
         own = self._own_keys()
@@ -208,5 +198,11 @@ class DirectoryStage(LightningModule, ABC):
         checkpoint["state_dict"] = {**frozen, **checkpoint["state_dict"]}
 
     def _own_keys(self) -> tuple[str, ...]:
-        """Beginnings of the names of what this stage trains."""
-        return (*(f"model.{name}." for name in self.trained_names()), "critic.")
+        """Beginnings of the names, in the stage's state, of what it trains."""
+        trained = _beginnings(self.role.trained(self.first, self.block))
+        return (*(f"model.{name}" for name in trained), "critic.")
+
+
+def _beginnings(modules: Modules) -> tuple[str, ...]:
+    """Beginnings of the names of modules' weights in the model; of none of them where there are none."""
+    return tuple(f"blocks.{n - 1}.{module}." for n, module in sorted(modules))

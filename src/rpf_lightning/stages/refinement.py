@@ -5,44 +5,43 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.losses import masked_l1
-from rpf_lightning.model import RPFConfig
 from rpf_lightning.model.resize import resize
-from rpf_lightning.stages.base import Outputs, RPFStage
+from rpf_lightning.stages.base import Outputs
+from rpf_lightning.stages.block import BlockStage
+from rpf_lightning.stages.image_terms import ImageTerms
+from rpf_lightning.stages.roles import FINETUNE, REFINEMENT
 
 RefinementInput = Literal["x2", "lr", "mix", "synthesized"]
 
 
-class RefinementStage(RPFStage):
+class RefinementStage(ImageTerms, BlockStage):
     """Trains the refinement module, without a reference (stage 1) or on synthesized images (stage 3).
 
     Args:
-        model_dir: See `RPFStage`.
-        block: n, counted from 1.
-        network: See `RPFStage`.
-        learning_rate: Adam's learning rate. With equalized weights 1e-4, the paper's, hardly moves them.
+        args: `model_dir`, `block` and `network` of `RPFStage`. With equalized weights its `learning_rate` of 1e-4, the
+            paper's, hardly moves them.
         input: What the module is fed with. Stage 1: ``"x2"``, the GT reduced to S/2 and enlarged; ``"lr"``, the
             enlarged LR; ``"mix"``, from a random side among L .. S/2 in every step. Stage 3, not in the
             paper: ``"synthesized"``, what the block's own frozen modules make, as at inference.
-        adversarial_weight: See `RPFStage`; eq. 6.
-        perceptual_weight: See `RPFStage`; eq. 6. With weight 1, the paper's, its gradient outweighs L1's a thousand
+        adversarial_weight: See `ImageTerms`; eq. 6.
+        perceptual_weight: See `ImageTerms`; eq. 6. With weight 1, the paper's, its gradient outweighs L1's a thousand
             times (logged as `grad/perceptual_relative`).
-        identity_weight: See `RPFStage`; eq. 6.
-        kwargs: Further arguments of `RPFStage`.
+        identity_weight: See `ImageTerms`; eq. 6.
+        kwargs: Further arguments of `ImageTerms` and `BlockStage`.
 
     Raises:
-        ValueError: If `entry_fraction` is given in stage 1, which reads no x^(n), or as `RPFStage`.
+        ValueError: If `entry_fraction` is given in stage 1, which reads no x^(n), or as `BlockStage`.
     """
+
+    role = REFINEMENT
 
     def __init__(
         self,
-        model_dir: str,
-        block: int = 1,
-        network: RPFConfig | None = None,
-        learning_rate: float = 1e-4,
+        *args: Any,
         input: RefinementInput = "x2",
         adversarial_weight: float = 1.0,
         perceptual_weight: float = 1.0,
@@ -50,33 +49,16 @@ class RefinementStage(RPFStage):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            model_dir, block, network, learning_rate, adversarial_weight=adversarial_weight,
-            perceptual_weight=perceptual_weight, identity_weight=identity_weight, **kwargs,
+            *args, adversarial_weight=adversarial_weight, perceptual_weight=perceptual_weight,
+            identity_weight=identity_weight, **kwargs,
         )  # fmt: skip
         self.input = input
-        self.name = "finetune" if input == "synthesized" else "refinement"
-        self.needs_references = input == "synthesized"
-        if self.entry_fraction and not self.needs_references:
+        if input == "synthesized":
+            self.role = FINETUNE
+        elif self.entry_fraction:
             raise ValueError(
                 f"entry_fraction: stage 1 reads no x^(n); expected 0 with input {input}, got {self.entry_fraction}"
             )
-        self.save_hyperparameters()
-
-    @property
-    def trained_module(self) -> nn.Module:
-        """The refinement module."""
-        return self.current_block.refinement
-
-    def read_modules(self) -> list[str]:
-        """None in stage 1; in stage 3 all that make the synthesized image."""
-        if self.input != "synthesized":
-            return []
-        block = f"blocks.{self.block - 1}"
-        return [*super().read_modules(), f"{block}.warping", f"{block}.synthesis"]
-
-    def terms(self) -> dict[str, float]:
-        """Weights of all terms."""
-        return {"L1": 1.0, **super().terms()}
 
     def generate(self, batch: ReferenceBatch) -> Outputs:
         """Refined image."""
@@ -91,7 +73,7 @@ class RefinementStage(RPFStage):
             "output": output, "flow": alignment.flow, "aligned": alignment.image, "synthesized": synthesized,
         }  # fmt: skip
 
-    def reconstruction_terms(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
+    def terms(self, batch: ReferenceBatch, outputs: Outputs) -> Outputs:
         """Eq. 7."""
         return {"reconstruction": masked_l1(outputs["output"], batch.gt)}
 
