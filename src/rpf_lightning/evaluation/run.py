@@ -138,10 +138,12 @@ def main(words: Sequence[str]) -> None:
     Raises:
         SystemExit: After a message on stderr, if an argument is wrong or a file does not fit.
     """
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from jsonargparse import ArgumentParser
+
+    from rpf_lightning.presets import ConfigFile
 
     parser = ArgumentParser(prog="rpf evaluate", description=evaluate_model_dir.__doc__)
-    parser.add_argument("--config", action=ActionConfigFile)
+    parser.add_argument("--config", action=ConfigFile)
     texts: dict[str, tuple[Any, Any, str]] = {
         "model_dir": (str | None, None, "directory of the models that name none"),
         "methods": (
