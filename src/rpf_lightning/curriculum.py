@@ -205,8 +205,8 @@ def _read_state(directory: Path) -> State:
     if not path.is_file():
         return {"finished": {}, "started": {}}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        state: State = {"started": {}, **content}  # older files lack it
+        state: State = json.loads(path.read_text(encoding="utf-8"))
+        state.setdefault("started", {})  # older files lack it
         fits = [*state["finished"].values(), *state["started"].values(), state.get("initial", {})]
         whole = all(isinstance(settings, dict) for settings in fits)
     except (ValueError, TypeError, KeyError, AttributeError):
