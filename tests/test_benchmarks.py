@@ -12,15 +12,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 from torch import nn
 
-from rpf_lightning import planning, stages
+from rpf_lightning import presets, stages
 from rpf_lightning.curriculum_file import read_curriculum
 from rpf_lightning.data.prepared import PreparedPhotos
 from rpf_lightning.model import RPFConfig, RPFModel, strips
 from rpf_lightning.model.storage import weights_hash
 from rpf_lightning.model.summary import count
+from rpf_lightning.training import read_fit
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -369,9 +369,7 @@ def test_every_row_of_the_ablation_changes_something(ablation, tmp_path, monkeyp
         for word, value in pairwise(options):
             if ".model.init_args." in word:
                 stage, argument = word.removeprefix("--").split(".model.init_args.")
-                model = yaml.safe_load(next(fit.config for fit in plan if fit.stage == stage).read_text())[
-                    "model"
-                ]
+                model = presets.read(next(fit.config for fit in plan if fit.stage == stage))["model"]
                 module = getattr(stages, model["class_path"].rpartition(".")[2])
                 known = {
                     name for cls in module.__mro__ for name in inspect.signature(cls.__init__).parameters
@@ -680,7 +678,7 @@ def test_every_row_of_the_recipe_changes_something_that_the_fit_has(recipe, tmp_
 
     def read(words):
         directory = Path(words[words.index("--model.init_args.model_dir") + 1])
-        options = planning._read_options(words)  # refuses what no stage and no datamodule has
+        options = read_fit(words[1:])  # refuses what no stage and no datamodule has
         options["model"]["init_args"].pop("model_dir")
         config = json.loads((directory / "config.json").read_text())
         begun = weights_hash(real(directory).state_dict())

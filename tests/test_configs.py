@@ -22,14 +22,16 @@ from rpf_lightning.curriculum_file import STAGES as ORDERED
 from rpf_lightning.curriculum_file import read_curriculum
 from rpf_lightning.evaluation.run import DEFAULT_METHODS
 from rpf_lightning.model import RPFModel
+from rpf_lightning.presets import read
 from rpf_lightning.stages import JointStage, RefinementStage, RPFStage, SynthesisStage, WarpingStage
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-FILES = sorted(path for pattern in ("*.yaml", "*.yml") for path in CONFIGS.rglob(pattern))
-CURRICULA = [path for path in FILES if "network" in yaml.safe_load(path.read_text())]
-FITS = [path for path in FILES if "model" in yaml.safe_load(path.read_text())]
-OVERLAYS = [path for path in FILES if set(yaml.safe_load(path.read_text())) in ({"trainer"}, {"data"})]
-EVALUATIONS = [path for path in FILES if "out" in yaml.safe_load(path.read_text())]
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+BASES = [path for path in FILES if path.name == "base.yaml"]
+CURRICULA = [path for path in FILES if "network" in read(path)]
+FITS = [path for path in FILES if "model" in read(path) and path not in BASES]
+OVERLAYS = [path for path in FILES if set(read(path)) in ({"trainer"}, {"data"})]
+EVALUATIONS = [path for path in FILES if "out" in read(path)]
 STAGES = {
     "refinement": RefinementStage,
     "warping": WarpingStage,
@@ -38,7 +40,6 @@ STAGES = {
     "joint": JointStage,
 }
 PAPER = ("celeba_hq_x64", "celeba_hq_x32")
-IN_ORDER = [path for path in CURRICULA if "fits" not in yaml.safe_load(path.read_text())]
 
 
 def name(path: Path) -> str:
@@ -74,10 +75,6 @@ def load(class_path: str) -> type:
     return getattr(import_module(module), member)
 
 
-def test_there_are_presets() -> None:
-    assert CONFIGS / "demo" / "curriculum.yaml" in CURRICULA
-
-
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_file_is_a_mapping_without_repeated_keys(path: Path) -> None:
     content = yaml.safe_load(path.read_text())
@@ -106,7 +103,7 @@ def test_no_path_of_one_machine(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_classes_exist_and_take_their_arguments(path: Path) -> None:
-    for entry in classes(yaml.safe_load(path.read_text())):
+    for entry in classes(read(path)):
         member = load(entry["class_path"])
         parameters = inspect.signature(member).parameters
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
@@ -114,21 +111,9 @@ def test_classes_exist_and_take_their_arguments(path: Path) -> None:
         assert set(entry.get("init_args") or {}) <= parameters.keys(), entry["class_path"]
 
 
-@pytest.mark.parametrize("path", IN_ORDER, ids=name)
-def test_curriculum_names_its_stage_files(path: Path) -> None:
-    curriculum, plan = read_curriculum(path)
-    blocks = len({fit.block for fit in plan})
-    per_block = 4 if curriculum.finetune else 3
-    assert len(plan) == per_block * blocks
-    assert {fit.stage for fit in plan} == set(STAGES) - {
-        "joint",
-        *([] if curriculum.finetune else ["finetune"]),
-    }
-
-
 @pytest.mark.parametrize("path", CURRICULA, ids=name)
 def test_network_builds(path: Path) -> None:
-    network = yaml.safe_load(path.read_text())["network"]
+    network = read(path)["network"]
     with torch.device("meta"):
         model = RPFModel(**network)
     assert json.loads(json.dumps(asdict(model.config))).items() >= network.items()
@@ -138,7 +123,7 @@ def test_network_builds(path: Path) -> None:
 @pytest.mark.parametrize("path", CURRICULA, ids=name)
 def test_stage_files_train_what_their_name_says(path: Path) -> None:
     for fit in {fit.stage: fit for fit in read_curriculum(path)[1]}.values():
-        content = yaml.safe_load(fit.config.read_text())
+        content = read(fit.config)
         stage = load(content["model"]["class_path"])
         assert issubclass(stage, RPFStage)
         assert stage is STAGES[fit.stage]
@@ -154,13 +139,13 @@ def test_stage_files_train_what_their_name_says(path: Path) -> None:
 def test_files_of_a_preset_share_one_model_directory(path: Path) -> None:
     curriculum, plan = read_curriculum(path)
     for fit in plan:
-        content = yaml.safe_load(fit.config.read_text())
+        content = read(fit.config)
         own = content["model"]["init_args"].get("model_dir", curriculum.model_dir)
         assert own == curriculum.model_dir
 
 
 def test_every_file_is_of_a_kind_that_is_tested() -> None:
-    assert sorted([*CURRICULA, *FITS, *OVERLAYS, *EVALUATIONS]) == FILES
+    assert sorted([*BASES, *CURRICULA, *FITS, *OVERLAYS, *EVALUATIONS]) == FILES
     folders = {*PAPER, "celeba_hq_512", "small", "demo", "real_smoke", "table2"}
     assert {path.parent.name for path in CURRICULA} == folders
     assert {name(path) for path in OVERLAYS} == {
@@ -169,22 +154,11 @@ def test_every_file_is_of_a_kind_that_is_tested() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", [*CURRICULA, *FITS], ids=name)
-def test_comments_say_what_it_costs(path: Path) -> None:
-    comments = " ".join(line for line in path.read_text().splitlines() if line.startswith("#")).lower()
-    assert re.search(r"\d gb", comments)
-    assert re.search(r"steps|fits", comments)
-    assert re.search(r"second|minute|hour|day|\d ms|\d s\b", comments)
-
-
 @pytest.mark.parametrize("path", FITS, ids=name)
-def test_frozen_modules_are_frozen_and_gpus_are_used(path: Path) -> None:
-    trainer = yaml.safe_load(path.read_text())["trainer"]
-    classes_ = [callback["class_path"] for callback in trainer["callbacks"]]
-    assert "rpf_lightning.callbacks.FreezeEarlierBlocks" in classes_
+def test_gpus_are_used(path: Path) -> None:
+    trainer = read(path)["trainer"]
     assert trainer["accelerator"] == "auto"
-    if path.parent.name in PAPER:
-        assert trainer["precision"] == "bf16-mixed"
+    assert (trainer.get("precision") == "bf16-mixed") is (path.parent.name in PAPER)
 
 
 def plan_of(path: Path, *words: str) -> tuple[dict[str, str], str]:
@@ -242,23 +216,17 @@ def test_sixth_block_goes_on_from_the_preset_of_five() -> None:
 
 def test_rows_of_table_2_differ_in_one_thing() -> None:
     folder = CONFIGS / "table2"
-    rpf, one_block = (
-        yaml.safe_load((folder / f"{n}.yaml").read_text()) for n in ("curriculum", "without_progressive")
-    )
+    rpf, one_block = (read(folder / f"{n}.yaml") for n in ("curriculum", "without_progressive"))
     assert one_block["network"] == rpf["network"] | {"progressive": False}
     assert one_block.keys() == rpf.keys()
     assert {key for key in rpf if rpf[key] != one_block[key]} == {"network", "model_dir", *ORDERED}
-    overlays = [
-        yaml.safe_load((folder / f"{n}.yaml").read_text()) for n in ("without_reference", "without_mask")
-    ]
+    overlays = [read(folder / f"{n}.yaml") for n in ("without_reference", "without_mask")]
     assert [overlay["data"]["init_args"] for overlay in overlays] == [
         {"reference": "lr"}, {"mask_reference": False},
     ]  # fmt: skip
     # one block has the steps of the others' two, and all else is the same
     for stage in ORDERED:
-        two, one = (
-            yaml.safe_load((folder / curriculum[stage]).read_text()) for curriculum in (rpf, one_block)
-        )
+        two, one = (read(folder / curriculum[stage]) for curriculum in (rpf, one_block))
         assert one["trainer"].pop("limit_train_batches") == 2 * two["trainer"].pop("limit_train_batches")
         for content in (one, two):
             del content["model"]["init_args"]["model_dir"]
@@ -271,7 +239,7 @@ def test_paper_presets_are_literal() -> None:
         assert curriculum.network == {"lr_size": lr_size, "scale": scale}  # all else by default: the paper's
         assert curriculum.finetune is None
         for fit in plan:
-            content = yaml.safe_load(fit.config.read_text())
+            content = read(fit.config)
             stage, data = content["model"]["init_args"], content["data"]["init_args"]
             assert (content["trainer"]["max_epochs"], data["batch_size"]) == (5, 1)
             assert float(stage["learning_rate"]) == 1e-4
@@ -296,9 +264,9 @@ def test_paper_presets_are_literal() -> None:
 def reduced(path: Path, folder: Path, root: Path) -> list[str]:
     """Options that make any fit of any preset small: a tiny network, a few drawn faces."""
     curriculum = path.parent / "curriculum.yaml"
-    network = yaml.safe_load(curriculum.read_text())["network"]
+    network = read(curriculum)["network"]
     network |= {"lr_size": 16, "scale": 4, "channels": 4, "width": 1 / 64}
-    data = yaml.safe_load(path.read_text())["data"]["init_args"]
+    data = read(path)["data"]["init_args"]
     options = {
         "trainer.accelerator": "cpu", "trainer.enable_progress_bar": "false",
         "trainer.log_every_n_steps": "1", "trainer.limit_train_batches": "1",
@@ -316,29 +284,19 @@ def made_up_weights(alexnet_state: dict[str, torch.Tensor], make_pack: Callable[
     torch.save(alexnet_state, make_pack().parents[3] / "alexnet_features.pth")
 
 
-@pytest.mark.parametrize("path", FITS, ids=name)
+# the others differ from one of these in numbers alone
+@pytest.mark.parametrize("path", [p for p in FITS if not re.search("x32/|one_block", str(p))], ids=name)
 def test_every_stage_of_every_preset_takes_a_step(
     path: Path, tmp_path: Path, prepared: Path, made_up_weights: None
 ) -> None:
-    overlay = str(CONFIGS / "debug" / "one_step.yaml")
-    options = reduced(path, tmp_path, prepared)
-    assert "--trainer.limit_train_batches" in options
-    main(["fit", "--config", str(path), "--config", overlay, *options])
-    assert sorted(p.name for p in (tmp_path / "model").glob("[!.]*") if p.is_file()) == [
-        "config.json", "model.safetensors",
-    ]  # fmt: skip
-    main(
-        [
-            "fit",
-            "--config",
-            str(path),
-            *options,
-            "--trainer.max_epochs",
-            "1",
-            "--trainer.limit_val_batches",
-            "1",
-        ]
-    )
+    options = [
+        *reduced(path, tmp_path, prepared),
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.limit_val_batches",
+        "1",
+    ]
+    main(["fit", "--config", str(path), *options])
     (run,) = (tmp_path / "model" / "runs").iterdir()
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert list((run / "logs").rglob("metrics.csv"))
@@ -409,7 +367,7 @@ def test_evaluations_run(
     path: Path, tmp_path: Path, prepared: Path, model_dir: Path, made_up_weights: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    content = yaml.safe_load(path.read_text())
+    content = read(path)
     init_args = content["data"]["init_args"]
     data = (
         ["--data.init_args.root", str(prepared)] if "root" in init_args else ["--data.init_args.people", "6"]

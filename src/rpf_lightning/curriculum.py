@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from filelock import FileLock
 from lightning import seed_everything
@@ -28,10 +28,10 @@ from rpf_lightning.curriculum_file import (
 )
 from rpf_lightning.fit_settings import Settings, data_hash, differences, options_of, settings_of
 from rpf_lightning.model import RPFConfig, RPFModel
-from rpf_lightning.model.storage import CONFIG_FILE, weights_hash, write_atomically
-from rpf_lightning.planning import fit_costs
+from rpf_lightning.model.storage import CONFIG_FILE, pretrained_names, weights_hash, write_atomically
+from rpf_lightning.planning import plan_lines
 from rpf_lightning.stages.model_dir import LOCK, open_model
-from rpf_lightning.training import lightning_cli
+from rpf_lightning.training import lightning_cli, read_fit
 
 STATE_FILE = "state.json"
 
@@ -62,11 +62,12 @@ def run_curriculum(
     """Run the fits that are not finished yet; the same call continues after a kill.
 
     Args:
-        path: A `curriculum.yaml`.
+        path: A `curriculum.yaml`, or the name of a preset.
         overrides: Options for every fit, such as ``["--data.init_args.root", "photos"]`` or ``["--config",
             "configs/logger/wandb.yaml"]``.
         model_dir: Used in place of the file's.
-        dry_run: Only print the plan, one line per fit; needs no data.
+        dry_run: Only print the plan, one line per fit, after all that would be refused; neither the data nor the model
+            that `initial` names need be there.
         say: Takes the lines.
         only: Run only these fits, in the plan's order: ``"block2-warping"``, ``"joint1-2"``, ``"block2"`` (all fits
             that train it) or ``"warping"`` (of all blocks); several as a list or with commas.
@@ -78,27 +79,33 @@ def run_curriculum(
     Raises:
         FileNotFoundError: If the curriculum, or a file that it names, is missing.
         ValueError: If finished or interrupted fits among those to run had other settings (the difference is
-            shown), if a listed fit would be trained under later ones that are there already, if the model was started
-            from another `initial`, if `only` or `start` names no fit, or if a file is broken.
+            shown), if a listed fit would be trained under later ones that are there already, if the model has other
+            arguments or was started from another `initial`, if an option is unknown, if `only` or `start` names no
+            fit, or if a file is broken.
     """
     say = rank_zero_only(say)  # with several processes each runs all of this
     curriculum, plan = read_curriculum(path)
     directory = Path(model_dir or curriculum.model_dir)
     chosen = choose(plan, only, start)
-    options = {
-        fit.name: [*fit.options, *options_of(fit.stage, overrides or [], (*STAGES, JOINT))] for fit in chosen
-    }
     state = _read_state(directory)
+    arguments: dict[str, list[str]] = {}
+    parsed: dict[str, dict[str, Any]] = {}
+    for fit in chosen:
+        arguments[fit.name] = _arguments(fit, directory, overrides or [])
+        try:
+            parsed[fit.name] = read_fit(arguments[fit.name])
+        except ValueError as error:
+            raise ValueError(f"{fit.name}, {fit.config} with the options given: {error}") from error
+        _refuse_changes(fit, state, parsed[fit.name], directory)
+        if curriculum.fits is not None:  # else the fits of a block may run in any order, at one's own risk
+            _refuse_repeat(fit, plan, state, directory)
     if missing := [fit.name for fit in left_out(plan, chosen, start) if fit.name not in state["finished"]]:
         say(f"not finished, their modules are taken as they are in {directory}: {', '.join(missing)}")
     if dry_run:
-        _say_plan(curriculum, chosen, lambda fit: _arguments(fit, directory, options[fit.name]), state, say)
+        _refuse_model(directory, curriculum)
+        for line in plan_lines(curriculum.network, chosen, parsed, state["finished"]):
+            say(line)
         return directory
-    settings = {fit.name: settings_of(fit.config, options[fit.name]) for fit in chosen}
-    for fit in chosen:
-        _refuse_changes(fit, state, settings[fit.name], directory)
-        if curriculum.fits is not None:  # else the fits of a block may run in any order, at one's own risk
-            _refuse_repeat(fit, plan, state, directory)
     seed_everything(curriculum.seed, verbose=False)
     _open(directory, curriculum, state)
     # decided once, and alike in all processes: another command may note fits meanwhile
@@ -110,16 +117,16 @@ def run_curriculum(
         if fit.name in finished:
             say(f"{head}: finished before")
             continue
+        settings, last = settings_of(parsed[fit.name]), _last(directory, fit)
         _clean(directory, fit)
-        _note(directory, state, "started", fit.name, settings[fit.name])
-        arguments = _arguments(fit, directory, options[fit.name])
-        say(f"{head}: rpf {' '.join(arguments)}")
-        cli = lightning_cli(arguments)
+        _note(directory, state, "started", fit.name, settings)
+        words = ["fit", *arguments[fit.name], *(["--ckpt_path", str(last)] if last.is_file() else [])]
+        say(f"{head}: rpf {' '.join(words)}")
+        cli = lightning_cli(words)
         if cli is not None and cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
             _note(directory, state, "started", fit.name, None)
             continue  # a try, of which nothing was written
-        # the fit may have prepared the data
-        done = {**settings[fit.name], **data_hash(settings[fit.name])}
+        done = {**settings, **data_hash(parsed[fit.name])}  # the fit may have prepared the data
         state["finished"][fit.name] = done
         _note(directory, state, "finished", fit.name, done)
     if all(fit.name in state["finished"] for fit in plan):
@@ -127,64 +134,63 @@ def run_curriculum(
     return directory
 
 
-def _say_plan(
-    curriculum: Curriculum,
-    fits: list[Fit],
-    arguments: Callable[[Fit], list[str]],
-    state: State,
-    say: Callable[[str], None],
-) -> None:
-    """Print a line for every fit, and what all of them take."""
-    operations: list[float | None] = []
-    for fit, cost in zip(fits, fit_costs(curriculum.network, fits, arguments), strict=True):
-        say(f"{cost.line}  {'finished' if fit.name in state['finished'] else 'to do'}")
-        operations.append(cost.flop)
-    known = [flop for flop in operations if flop is not None]
-    unknown = len(operations) - len(known)
-    rest = f", and {unknown} fits whose number of samples is not known" if unknown else ""
-    say(f"in all  {sum(known) / 1e15:.3g} PFLOP{rest}")
-
-
 def _open(directory: Path, curriculum: Curriculum, state: State) -> None:
-    """Make the model where there is none, and refuse another one.
-
-    Raises:
-        ValueError: If the directory holds a model of other arguments, or one that was not started from the curriculum's
-            `initial`; if that has arguments that the curriculum does not name.
-    """
+    """Make the model where there is none, and note where its weights come from."""
     with FileLock(directory / LOCK):  # of several processes that start at once, one makes it
         noted = _read_state(directory)
-        if not (directory / CONFIG_FILE).is_file():
+        if (directory / CONFIG_FILE).is_file():
+            _refuse_start(directory, curriculum, noted)
+        else:
             noted.pop("initial", None)  # of one that was killed before it wrote the model
             if curriculum.initial is not None:
-                model = RPFModel.from_pretrained(curriculum.initial, **curriculum.network)
-                differing = model.config.differences(RPFConfig(**curriculum.network))
-                if other := {name: there for name, (there, _) in differing.items()}:
-                    raise ValueError(
-                        f"initial: {curriculum.initial} has arguments that network lacks ({other}); name them there"
-                    )
+                model = _initial_model(curriculum.initial, curriculum.network)
                 sha256 = weights_hash(model.state_dict())
                 noted["initial"] = {"name": curriculum.initial, "sha256": sha256}
                 _write_state(directory, noted)  # first, or a kill would leave a model of unknown origin
                 model.save_pretrained(directory)
-        elif (name := noted.get("initial", {}).get("name")) != curriculum.initial:
-            raise ValueError(
-                f"{directory} holds a model that was started from {name or 'nothing'}, and the curriculum's initial is "
-                f"{curriculum.initial or 'not given'}. Use another --model_dir, or put initial back"
-            )
     if "initial" in noted:
         state["initial"] = noted["initial"]
     open_model(directory, RPFConfig(**curriculum.network))
 
 
-def _arguments(fit: Fit, directory: Path, overrides: list[str]) -> list[str]:
-    args = ["fit", "--config", str(fit.config), *overrides]
+def _initial_model(name: str, network: dict[str, Any]) -> RPFModel:
+    """Read the weights to start from.
+
+    Raises:
+        ValueError: If they are of a model with arguments that the curriculum does not name.
+    """
+    model = RPFModel.from_pretrained(name, **network)
+    differing = model.config.differences(RPFConfig(**network))
+    if other := {name: there for name, (there, _) in differing.items()}:
+        raise ValueError(f"initial: {name} has arguments that network lacks ({other}); name them there")
+    return model
+
+
+def _refuse_start(directory: Path, curriculum: Curriculum, noted: State) -> None:
+    if (name := noted.get("initial", {}).get("name")) != curriculum.initial:
+        raise ValueError(
+            f"{directory} holds a model that was started from {name or 'nothing'}, and the curriculum's initial is "
+            f"{curriculum.initial or 'not given'}. Use another --model_dir, or put initial back"
+        )
+
+
+def _refuse_model(directory: Path, curriculum: Curriculum) -> None:
+    """Refuse the models that `_open` would refuse, as far as they are here; make nothing."""
+    initial = curriculum.initial
+    if (directory / CONFIG_FILE).is_file():
+        _refuse_start(directory, curriculum, _read_state(directory))
+        open_model(directory, RPFConfig(**curriculum.network))
+    elif initial is not None and (Path(initial).is_dir() or initial in pretrained_names()):
+        _initial_model(initial, curriculum.network)
+
+
+def _arguments(fit: Fit, directory: Path, overrides: Sequence[str]) -> list[str]:
+    """What follows `rpf fit`, but for the checkpoint."""
+    args = ["--config", str(fit.config), *fit.options, *options_of(fit.stage, overrides, (*STAGES, JOINT))]
     args += ["--model.init_args.model_dir", str(directory)]
     if fit.stage == JOINT:
         args += ["--model.init_args.first", str(fit.first)]
-    args += ["--model.init_args.block", str(fit.block)]
-    last = _last(directory, fit)
-    return [*args, "--ckpt_path", str(last)] if last.is_file() else args
+    return [*args, "--model.init_args.block", str(fit.block)]
 
 
 def _last(directory: Path, fit: Fit) -> Path:
@@ -198,25 +204,18 @@ def _read_state(directory: Path) -> State:
     if not path.is_file():
         return {"finished": {}, "started": {}}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        # older files lack the second
-        state: State = {"finished": content["finished"], "started": content.get("started", {})}
-        if "initial" in content:
-            state["initial"] = content["initial"]
+        state: State = json.loads(path.read_text(encoding="utf-8"))
+        state.setdefault("started", {})  # older files lack it
         fits = [*state["finished"].values(), *state["started"].values(), state.get("initial", {})]
         whole = all(isinstance(settings, dict) for settings in fits)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(_broken(path)) from error
+    except (ValueError, TypeError, KeyError, AttributeError):
+        whole = False
     if not whole:
-        raise ValueError(_broken(path))
+        raise ValueError(
+            f'{path}: expected what `rpf curriculum` writes, {{"finished": {{name: settings}}, "started": ...}}. It is '
+            "written whole or not at all, so it was changed by something else; put a whole one back"
+        )
     return state
-
-
-def _broken(path: Path) -> str:
-    return (
-        f'{path}: expected what `rpf curriculum` writes, {{"finished": {{name: settings}}, "started": ...}}. It is '
-        "written whole or not at all, so it was changed by something else; put a whole one back"
-    )
 
 
 @rank_zero_only
@@ -251,7 +250,7 @@ def _remove_cache(directory: Path) -> None:
     shutil.rmtree(directory / "cache", ignore_errors=True)
 
 
-def _refuse_changes(fit: Fit, state: State, now: Settings, directory: Path) -> None:
+def _refuse_changes(fit: Fit, state: State, parsed: dict[str, Any], directory: Path) -> None:
     if fit.name in state["finished"]:
         before, what = state["finished"][fit.name], "was finished"
         remedy = "Use another --model_dir, or put the settings back"
@@ -261,7 +260,7 @@ def _refuse_changes(fit: Fit, state: State, now: Settings, directory: Path) -> N
         remedy = f"Delete {folder} to train it from its beginning, or put the settings back"
     else:
         return
-    if changed := differences(before, now):
+    if changed := differences(before, parsed):
         text = "\n".join(f"  {line}" for line in changed)
         raise ValueError(f"{fit.name} in {directory} {what} with other settings:\n{text}\n{remedy}")
 

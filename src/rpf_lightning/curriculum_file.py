@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from rpf_lightning.fit_settings import flatten
+from rpf_lightning import presets
+from rpf_lightning.fit_settings import flatten, word
 from rpf_lightning.model import RPFConfig, RPFModel
 from rpf_lightning.stages.roles import ROLES
 
@@ -98,24 +97,21 @@ class Fit:
 
 
 def read_curriculum(path: str | Path) -> tuple[Curriculum, list[Fit]]:
-    """Read a curriculum and list its fits in order.
+    """Read a curriculum, a file or a preset, and list its fits in order.
 
     Raises:
         FileNotFoundError: If it, or a file that it names, is missing.
         ValueError: If a key is missing or unknown, if it has both or neither of `fits` and the stages' files, or if a
             fit is listed that the network cannot have.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such curriculum")
-    content = yaml.safe_load(path.read_text())
+    path = presets.resolve(path)
+    content = presets.read(path)
     known = {field.name for field in fields(Curriculum)}
-    listed = isinstance(content, dict) and "fits" in content
+    listed = "fits" in content
     required = {"model_dir", "network", *(["fits"] if listed else STAGES[:3])}
-    if not isinstance(content, dict) or set(content) - known or required - set(content):
-        got = sorted(content) if isinstance(content, dict) else type(content).__name__
+    if set(content) - known or required - set(content):
         raise ValueError(
-            f"{path}: expected the keys {sorted(required)} and at most {sorted(known)}, got {got}"
+            f"{path}: expected the keys {sorted(required)} and at most {sorted(known)}, got {sorted(content)}"
         )
     if listed and (files := [stage for stage in STAGES if stage in content]):
         raise ValueError(
@@ -124,7 +120,7 @@ def read_curriculum(path: str | Path) -> tuple[Curriculum, list[Fit]]:
         )
     curriculum = Curriculum(**content)
     count = len(on_meta(curriculum.network).blocks)
-    plan = _listed(path, curriculum.fits, count) if listed else _in_the_papers_order(path, curriculum, count)
+    plan = _listed(path, curriculum.fits if listed else _in_the_papers_order(curriculum, count), count)
     for fit in plan:
         if not fit.config.is_file():
             raise FileNotFoundError(f"{path}: {fit.stage} names {fit.config}, which is not there")
@@ -183,12 +179,12 @@ def left_out(plan: list[Fit], chosen: list[Fit], start: str | None) -> list[Fit]
     return [fit for fit in plan if fit not in chosen and fit in (*before, *needed)]
 
 
-def _in_the_papers_order(path: Path, curriculum: Curriculum, count: int) -> list[Fit]:
+def _in_the_papers_order(curriculum: Curriculum, count: int) -> list[dict[str, Any]]:
     """Stage 1 of all blocks, then the other stages block by block."""
     stages = ["warping", "synthesis"] + (["finetune"] if curriculum.finetune else [])
     blocks = range(1, count + 1)
     order = [(n, "refinement") for n in blocks] + [(n, stage) for n in blocks for stage in stages]
-    return [Fit(n, n, stage, path.parent / getattr(curriculum, stage)) for n, stage in order]
+    return [{"stage": stage, "block": n, "file": getattr(curriculum, stage)} for n, stage in order]
 
 
 def _listed(path: Path, entries: Any, count: int) -> list[Fit]:
@@ -231,11 +227,7 @@ def _options(where: str, given: Any) -> tuple[str, ...]:
     if given is None:
         return ()
     if isinstance(given, dict):
-        return tuple(word for name, value in flatten(given).items() for word in (f"--{name}", _word(value)))
-    if isinstance(given, list) and not any(isinstance(word, dict | list) for word in given):
-        return tuple(_word(word) for word in given)
+        return tuple(part for name, value in flatten(given).items() for part in (f"--{name}", word(value)))
+    if isinstance(given, list) and not any(isinstance(part, dict | list) for part in given):
+        return tuple(map(word, given))
     raise ValueError(f"{where}: options: expected a list of words or a mapping, got {given!r}")
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

@@ -1,40 +1,30 @@
-"""What the options of a fit mean: which of them go to it, what they add up to, and what has changed."""
+"""What a fit's result depends on: its parsed configuration, flat, and what has changed in it."""
 
 from __future__ import annotations
 
-import re
+import json
+import sys
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rpf_lightning.data.preparation.tables import SUMMARY, read_summary
+from rpf_lightning.training import read_fit
 
 Settings = dict[str, Any]
 DATA_HASH = "data.sha256"  # of a prepared folder, beside a fit's own settings
+FREEZING = "FreezeEarlierBlocks"  # every stage brings it; files of old list it
 # what may change between two starts: where the data lie, and what it runs on
 MOVABLE = (
-    "data.init_args.root",
-    "data.init_args.prepared",
-    "data.init_args.images",
-    "data.init_args.mapping",
-    "data.init_args.identities",
-    "data.init_args.partition",
-    "data.init_args.landmarks",
-    "data.init_args.labels",
-    "data.init_args.cache_dir",
-    "data.init_args.num_workers",
-    "model.init_args.model_dir",  # the curriculum names it, and the blocks
-    "model.init_args.first",
-    "model.init_args.block",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.logger",
-    "trainer.enable_",
-)
+    *(f"data.init_args.{name}" for name in (
+        "root", "prepared", "images", "mapping", "identities", "partition", "landmarks", "labels", "cache_dir",
+        "num_workers",
+    )),
+    "model.init_args.model_dir", "model.init_args.first", "model.init_args.block",  # the curriculum names them
+    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.logger",
+    "trainer.enable_", "ckpt_path", "weights_only",
+)  # fmt: skip
 
 
 def options_of(stage: str, overrides: Sequence[str], stages: Iterable[str]) -> list[str]:
@@ -49,7 +39,7 @@ def options_of(stage: str, overrides: Sequence[str], stages: Iterable[str]) -> l
     own: list[str] = []
     target: list[str] = common
     for word in overrides:
-        if _is_option(word):
+        if word.startswith("--") or word.partition("=")[0] == "-c":  # no value such as -1
             name, _, rest = word.removeprefix("--").partition(".")
             target = common
             if name in stages:
@@ -59,35 +49,37 @@ def options_of(stage: str, overrides: Sequence[str], stages: Iterable[str]) -> l
     return common + own
 
 
-def settings_of(config: Path, options: Sequence[str]) -> Settings:
-    """Everything that a fit's result depends on, flat: its file, the overlays' contents, the options."""
-    settings = flatten(yaml.safe_load(config.read_text()))
-    name = ""
-    for word in options:  # --name=value or --name value
-        if _is_option(word):
-            name, _, value = word.partition("=")
-        else:
-            value = word
-        settings.pop(name, None)
-        if name in ("--config", "-c") and Path(value).is_file():
-            given = flatten(yaml.safe_load(Path(value).read_text()))
-        else:
-            given = {name: value}
-        settings = {**{k: v for k, v in settings.items() if k not in given}, **given}  # the last one acts
-    return {**settings, **data_hash(settings)}
+def settings_of(parsed: dict[str, Any]) -> Settings:
+    """Everything that a fit's result depends on, flat: what `read_fit` gave, and the content hash of its data."""
+    named = _with_public_paths(parsed)
+    callbacks = named["trainer"]["callbacks"] or []
+    others = [
+        callback
+        for callback in (callbacks if isinstance(callbacks, list) else [callbacks])
+        if callback["class_path"].rpartition(".")[2] != FREEZING
+    ]
+    named["trainer"]["callbacks"] = others or None
+    settings = {name: value for name, value in flatten(named).items() if not name.startswith(MOVABLE)}
+    return {**settings, **data_hash(parsed)}
 
 
-def data_hash(settings: Settings) -> Settings:
-    """The content hash of the prepared folder that settings name, if it is there."""
-    effective = _effective(settings)
-    root = Path(str(effective.get("data.init_args.prepared") or effective.get("data.init_args.root", "")))
+def data_hash(parsed: dict[str, Any]) -> Settings:
+    """The content hash of the prepared folder that a fit reads, if it is there."""
+    data = parsed["data"].get("init_args", {})
+    root = Path(data.get("prepared") or data.get("root") or "")
     return {DATA_HASH: read_summary(root)["sha256"]} if (root / SUMMARY).is_file() else {}
 
 
-def differences(before: Settings, now: Settings) -> list[str]:
-    """One line for every setting that differs in what it means, but for what may differ."""
-    then, now = ({k: _parsed(v) for k, v in _effective(given).items()} for given in (before, now))
-    names = [name for name in sorted({*then, *now}) if not name.startswith(MOVABLE)]
+def differences(before: Settings, parsed: dict[str, Any]) -> list[str]:
+    """One line for every setting that differs in what it means, but for what may differ.
+
+    Args:
+        before: Settings that were noted, by an older release perhaps: words of a command line, without defaults.
+        parsed: What `read_fit` gives now.
+    """
+    now = settings_of(parsed)
+    then = before if before == now else _read_again(before, parsed)
+    names = sorted({*then, *now})
     if DATA_HASH not in then or DATA_HASH not in now:  # not prepared yet, or noted by an older release
         names = [name for name in names if name != DATA_HASH]
     # as text: `limit_train_batches: 1` is a batch, 1.0 all of them
@@ -103,29 +95,39 @@ def flatten(value: Any, name: str = "") -> Settings:
     return {name: value} if name else {}
 
 
-def _is_option(word: str) -> bool:
-    """Whether a word of the command line names an option, and is no value such as -1."""
-    return word.startswith("--") or word.partition("=")[0] == "-c"
+def word(value: Any) -> str:
+    """A value as a command line has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
-def _effective(settings: Settings) -> Settings:
-    """Settings by the names that a file gives them; an option replaces its file's value."""
-    effective = {}
-    for name, value in settings.items():
-        group, _, key = name.lstrip("-").partition(".")
-        whole = key.split(".")[0] in ("", "class_path", "init_args", "dict_kwargs")
-        if name.startswith("--") and group in ("model", "data") and not whole:
-            key = f"init_args.{key}"  # LightningCLI's short form
-        effective[f"{group}.{key}" if key else group] = value
-    return effective
-
-
-def _parsed(value: Any) -> Any:
-    """What a file or the command line means by a text."""
-    if not isinstance(value, str):
-        return value
+def _read_again(before: Settings, parsed: dict[str, Any]) -> Settings:
+    """Noted settings with today's names, types and defaults."""
+    places = {
+        name: value
+        for name, value in flatten(parsed).items()
+        if name.startswith(MOVABLE) and name.startswith(("model", "data")) and value is not None
+    }
+    given = [*before.items(), *places.items()]
+    words = [f"--{name.lstrip('-')}={word(value)}" for name, value in given if name != DATA_HASH]
     try:
-        # YAML 1.1 reads 1e-4 as text, LightningCLI as a number
-        return float(value) if re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", value) else yaml.safe_load(value)
-    except (ValueError, yaml.YAMLError):
+        then = settings_of(read_fit(words))
+    except ValueError:  # of a class or an option that is no more: as they stand
+        return before
+    then.pop(DATA_HASH, None)  # it is that of today's data
+    return {**then, DATA_HASH: before[DATA_HASH]} if DATA_HASH in before else then
+
+
+def _with_public_paths(value: Any) -> Any:
+    """A copy in which classes have the shortest of their import paths, whichever was given."""
+    if isinstance(value, list):
+        return [_with_public_paths(inner) for inner in value]
+    if not isinstance(value, dict):
         return value
+    copy = {key: _with_public_paths(inner) for key, inner in value.items()}
+    if isinstance(copy.get("class_path"), str):
+        module, _, name = copy["class_path"].rpartition(".")
+        member = getattr(import_module(module), name)
+        packages = [module[:end] for end, letter in enumerate(f"{module}.") if letter == "."]
+        shortest = next(p for p in packages if getattr(sys.modules[p], name, None) is member)
+        copy["class_path"] = f"{shortest}.{name}"
+    return copy

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
 from typing import Any, get_args, get_type_hints
 
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from rpf_lightning.presets import ConfigFile
 
 
 class OptionLines(DefaultHelpFormatter):
@@ -50,7 +52,7 @@ def parser_of(function: Callable[..., Any], prog: str, description: str, config:
     parser = ArgumentParser(prog=prog, description=description, formatter_class=OptionLines)
     if config:
         parser.add_argument(
-            "--config", action=ActionConfigFile, help="a YAML file with options of this command"
+            "--config", action=ConfigFile, help="a YAML file with options of this command"
         )
     optional = [
         name

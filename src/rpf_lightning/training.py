@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import lightning
 import yaml
+from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 
 from rpf_lightning.callbacks import ImagePanels, LastCheckpoint, PredictionWriter
 from rpf_lightning.loggers import TensorBoardRun, WandbRun
+from rpf_lightning.presets import ConfigFile
 from rpf_lightning.stages import RPFStage
 
 EXPECTED_WARNINGS = (
@@ -53,6 +59,26 @@ class RPFCLI(LightningCLI):
     Unless the configuration says otherwise it logs to CSV, keeps the last and the best checkpoint of the fit
     and draws panels of the validation. Checkpoints are read as data only: none can run code.
     """
+
+    def __init__(self, args: list[str] | None) -> None:
+        super().__init__(
+            RPFStage,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            args=args,
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's parser, whose `--config` knows presets."""
+        parser = LightningArgumentParser(
+            dump_header=[f"lightning.pytorch=={lightning.__version__}"], **kwargs
+        )
+        parser.add_argument("-c", "--config", action=ConfigFile, help="a file or a preset (`rpf presets`)")
+        return parser
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Fill in the run folder, the loggers, the checkpoints and the panels."""
@@ -122,13 +148,47 @@ def lightning_cli(args: list[str]) -> RPFCLI:
     with warnings.catch_warnings():
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
-        return RPFCLI(
-            RPFStage,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            args=args,
-        )
+        return RPFCLI(args)
+
+
+class _FitParser(RPFCLI):
+    """Makes the parser of `rpf fit`, and stops there."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {"fit": LightningCLI.subcommands()["fit"]}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = Namespace(subcommand=None)
+
+    def _set_seed(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+
+@cache
+def _fit_parser() -> LightningArgumentParser:
+    parser = _FitParser(None)._parser("fit")
+    parser.exit_on_error = False
+    return parser
+
+
+def read_fit(words: Sequence[str]) -> dict[str, Any]:
+    """Read options as `rpf fit` does, and make nothing: neither model nor data need be there.
+
+    Args:
+        words: What follows `rpf fit`.
+
+    Returns:
+        All arguments in plain types, nested as in a configuration file, defaults included.
+
+    Raises:
+        ValueError: If an option or a file is unknown, or a value is none of its type.
+    """
+    parser = _fit_parser()
+    try:
+        return _plain(parser, parser.parse_args(list(words)))
+    except ArgumentError as error:
+        raise ValueError(str(error)) from error
