@@ -32,7 +32,7 @@ from rpf_lightning.curriculum import STATE_FILE, run_curriculum
 from rpf_lightning.curriculum_file import STAGES, read_curriculum
 from rpf_lightning.data import ReferencePairsDataModule
 from rpf_lightning.data.locking import locked
-from rpf_lightning.evaluation.run import evaluate_model_dir
+from rpf_lightning.evaluation import evaluate
 from rpf_lightning.evaluation.statistics import gap
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.storage import write_atomically
@@ -192,16 +192,14 @@ def is_trained(path: Path) -> bool:
     return {fit.name for fit in plan} <= json.loads((path / STATE_FILE).read_text())["finished"].keys()
 
 
-def evaluate(out: Path, path: Path, data: ReferencePairsDataModule, split: str) -> dict[str, Any]:
+def evaluated(out: Path, path: Path, data: ReferencePairsDataModule, split: str) -> dict[str, Any]:
     """Evaluate one row's model directory, once: results are taken from its folder while they are newer than it."""
     target = out / "evaluation" / split / path.name
     file = target / "results.json"
     if file.is_file() and file.stat().st_mtime > (path / "model.safetensors").stat().st_mtime:
         return dict(json.loads(file.read_text()))
     methods = ["bicubic", *(f"{kind}:{name}={path}" for name, kind in KINDS.items())]
-    return evaluate_model_dir(
-        None, data, str(target), 8, 0, True, True, methods=methods, split=split, contact_images=0
-    )
+    return evaluate(None, data, str(target), 8, 0, True, True, methods=methods, split=split, contact_images=0)
 
 
 def table(out: Path, root: str, split: str, names: Sequence[str]) -> str:
@@ -211,7 +209,7 @@ def table(out: Path, root: str, split: str, names: Sequence[str]) -> str:
         return f"not trained: {', '.join(names)}"
     side = 16 * NETWORK["scale"]
     data = ReferencePairsDataModule(root, lr_size=16, size=side)
-    results = {name: evaluate(out, path, data, split) for name, path in rows.items()}
+    results = {name: evaluated(out, path, data, split) for name, path in rows.items()}
 
     def difference(one: tuple[str, str], other: tuple[str, str], metric: str) -> str:
         """Of a row's method to another's, with its interval."""

@@ -21,7 +21,7 @@ import measure
 import torch
 
 from rpf_lightning import ReferencePairsDataModule, RPFModel
-from rpf_lightning.evaluation import evaluate_model_dir
+from rpf_lightning.evaluation import evaluate
 
 BATCH = 8
 
@@ -35,7 +35,7 @@ def evaluation(root: str, model: str, methods: list[str], pairs: int) -> tuple[f
     data = ReferencePairsDataModule(root, limit_val=pairs, lr_size=16, size=128, batch_size=BATCH)
     with tempfile.TemporaryDirectory() as out:
         start = time.perf_counter()
-        results = evaluate_model_dir(
+        results = evaluate(
             model, data, out, BATCH, grid_images=0, lpips=False, isc=False, methods=methods, split="all",
             contact_images=0,
         )  # fmt: skip

@@ -17,8 +17,7 @@ from rpf_lightning.callbacks import FaceMetrics, face_metrics
 from rpf_lightning.cli import main
 from rpf_lightning.data import SyntheticFacesDataModule
 from rpf_lightning.data.dataset import collate
-from rpf_lightning.metrics import ISC, LPIPSDistance, ReferenceISC
-from rpf_lightning.metrics.per_image import NetworkMetric
+from rpf_lightning.metrics import ISC, LPIPS, NetworkMetric, ReferenceISC
 from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage
 from small_fits import FACES, QUIET, write_fit
 
@@ -35,13 +34,13 @@ class Distance(NetworkMetric):
     def __init__(self) -> None:
         super().__init__(distance)
 
-    def update(self, output: Tensor, gt: Tensor) -> None:
-        self._measure(self.network, output, gt)
+    def per_image(self, output: Tensor, gt: Tensor) -> Tensor:
+        return self.network(output, gt)
 
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(face_metrics, "LPIPSDistance", Distance)
+    monkeypatch.setattr(face_metrics, "LPIPS", Distance)
     monkeypatch.setattr(face_metrics, "ISC", lambda: ISC(features))
     monkeypatch.setattr(face_metrics, "landmark_model", lambda spec, device: spec)
     monkeypatch.setattr(face_metrics, "LandmarkDistance", lambda model: Distance())
@@ -219,7 +218,7 @@ def test_the_real_networks(model_dir: Path, real_weights: Path) -> None:
     data = SyntheticFacesDataModule(**FACES["init_args"])
     trainer = Trainer(callbacks=[FaceMetrics(lpips=True, isc=True)], **QUIET)
     (logged,) = trainer.validate(stage, data, verbose=False)
-    perceptual, isc = LPIPSDistance(), ISC()
+    perceptual, isc = LPIPS(), ISC()
     reference = ReferenceISC(isc.network)
     for batch in data.val_dataloader():
         with torch.no_grad():

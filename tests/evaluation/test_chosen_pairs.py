@@ -13,11 +13,11 @@ from rpf_lightning.cli import main
 from rpf_lightning.data import PairsDataModule, ReferencePairsDataModule, SyntheticFacesDataModule
 from rpf_lightning.data.prepared import PreparedPhotos
 from rpf_lightning.data.sample import full_reference
+from rpf_lightning.evaluation import evaluate
 from rpf_lightning.evaluation.building import build_methods
 from rpf_lightning.evaluation.contact import reference_title
 from rpf_lightning.evaluation.pairs import EvaluationPairs, choose_pairs, pairs_for
 from rpf_lightning.evaluation.records import collate
-from rpf_lightning.evaluation.run import evaluate_model_dir
 from rpf_lightning.metrics import psnr
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize
@@ -131,17 +131,13 @@ def test_the_lr_as_the_reference_is_applied_and_recorded(
     assert reference_title(sample) == reference_title(collate([sample])) == "reference (enlarged LR)"
     for split in (None, "all"):
         data = prepared_data(prepared, reference="lr")
-        results = evaluate_model_dir(
-            str(model_dir), data, str(tmp_path / str(split)), split=split, grid_images=1
-        )
+        results = evaluate(str(model_dir), data, str(tmp_path / str(split)), split=split, grid_images=1)
         assert list(results["methods"]) == ["bicubic", "without_reference", "with_reference"]
         assert results["protocol"]["reference"] == "lr"
         own, none = (results["methods"][name] for name in ("with_reference", "without_reference"))
         assert own == pytest.approx(none, rel=1e-5)  # what a model makes of no reference
     data = prepared_data(prepared)
-    results = evaluate_model_dir(
-        str(model_dir), data, str(tmp_path / "photo"), contact_images=0, grid_images=0
-    )
+    results = evaluate(str(model_dir), data, str(tmp_path / "photo"), contact_images=0, grid_images=0)
     assert results["protocol"]["reference"] == "photo"
     with torch.no_grad():
         outputs = [
@@ -171,7 +167,7 @@ def test_methods_that_need_a_photo_are_refused_without_one(
 ) -> None:
     data = prepared_data(prepared, reference="lr")
     with pytest.raises(ValueError, match=f"reference is lr, .* but {method} needs a photo"):
-        evaluate_model_dir(str(model_dir), data, str(tmp_path / "out"), methods=["bicubic", method])
+        evaluate(str(model_dir), data, str(tmp_path / "out"), methods=["bicubic", method])
     assert not (tmp_path / "out").exists()
 
 

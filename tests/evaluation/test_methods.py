@@ -16,6 +16,7 @@ from rpf_lightning.evaluation.methods import RefinementChain
 from rpf_lightning.evaluation.protocol import protocol
 from rpf_lightning.evaluation.records import EvaluationBatch, Fault, collate
 from rpf_lightning.evaluation.statistics import summarise
+from rpf_lightning.metrics import PSNR, PerImageMetric
 from rpf_lightning.model import RPFModel, storage
 from rpf_lightning.model.resize import resize
 
@@ -229,7 +230,8 @@ def test_own_minus_other_is_taken_within_one_model(model_dir: Path, tmp_path: Pa
         "id": "x", "reference_id": "r", "other_id": "o", "faults": {},
         "metrics": {m.name: {"psnr": float(n), "isc_reference": 0.0} for n, m in enumerate(methods)},
     }  # fmt: skip
-    gaps = summarise(methods, [row], {})["gaps"]
+    metrics: dict[str, PerImageMetric] = {"psnr": PSNR(), "isc_reference": PSNR()}
+    gaps = summarise(methods, metrics, [row], {})["gaps"]
     swaps = {
         (gap["method"], gap["minus"]): gap["metrics"] for gap in gaps if gap["kind"] == "own_minus_other"
     }

@@ -16,10 +16,10 @@ from PIL import Image
 from rpf_lightning.cli import main
 from rpf_lightning.data import ReferencePairsDataModule
 from rpf_lightning.data.prepared import PreparedPhotos
+from rpf_lightning.evaluation import evaluate
 from rpf_lightning.evaluation.methods import Bicubic
 from rpf_lightning.evaluation.pairs import choose_pairs
 from rpf_lightning.evaluation.paper_tables import TABLE1, paper_latex
-from rpf_lightning.evaluation.run import evaluate_model_dir
 from rpf_lightning.faces.landmarks import Found
 from rpf_lightning.metrics import psnr
 from rpf_lightning.model import RPFModel
@@ -239,7 +239,7 @@ def test_splits(prepare: Any, tmp_path: Path) -> None:
 def test_samples_are_those_of_the_training(prepared: Path, model_dir: Path, tmp_path: Path) -> None:
     """The lean samples of the evaluation against those of `val_dataset`."""
     data = ReferencePairsDataModule(str(prepared), val_fraction=0.34, degradation="dpsr")
-    results = evaluate_model_dir(str(model_dir), data, str(tmp_path), grid_images=0, contact_images=0)
+    results = evaluate(str(model_dir), data, str(tmp_path), grid_images=0, contact_images=0)
     samples = list(data.val_dataset())
     model = RPFModel.from_pretrained(model_dir)
     with torch.no_grad():

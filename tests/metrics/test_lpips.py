@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor
 
 from rpf_lightning.faces.weights import alexnet_file
-from rpf_lightning.metrics import LPIPSDistance
+from rpf_lightning.metrics import LPIPS
 from rpf_lightning.metrics.perceptual import VGG_FILE
 
 VGG_TAPS = (3, 8, 15, 22, 29)
@@ -90,10 +90,10 @@ def vgg_state() -> dict[str, Tensor]:
     return state
 
 
-def check(net: str, layers: Any, monkeypatch: pytest.MonkeyPatch) -> LPIPSDistance:
+def check(net: str, layers: Any, monkeypatch: pytest.MonkeyPatch) -> LPIPS:
     output, gt = pictures()
     theirs = package(monkeypatch, net, layers)(output, gt)
-    metric = LPIPSDistance(net)
+    metric = LPIPS(net)
     for part in (slice(4), slice(4, 5)):
         value = metric(output[part], gt[part])
         assert value.item() == pytest.approx(theirs[part].mean().item(), rel=1e-4)
@@ -137,7 +137,7 @@ def test_making_one_draws_no_random_numbers(
 ) -> None:
     torch.save(alexnet_state, tmp_path / "mine.pth")
     torch.manual_seed(0)
-    LPIPSDistance(weights=str(tmp_path / "mine.pth"))
+    LPIPS(weights=str(tmp_path / "mine.pth"))
     drawn = torch.rand(1)
     torch.manual_seed(0)
     assert torch.equal(drawn, torch.rand(1))
@@ -146,15 +146,15 @@ def test_making_one_draws_no_random_numbers(
 def test_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RPF_WEIGHTS_DIR", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"alexnet-owt-7be5be79\.pth"):
-        LPIPSDistance()
+        LPIPS()
     with pytest.raises(FileNotFoundError) as caught:
-        LPIPSDistance("vgg")
+        LPIPS("vgg")
     for part in (str(tmp_path / VGG_FILE), "not downloaded", "net='alex'", "RPF_WEIGHTS_DIR"):
         assert part in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
-        LPIPSDistance("vgg", str(tmp_path / "absent.pth"))
+        LPIPS("vgg", str(tmp_path / "absent.pth"))
     with pytest.raises(ValueError, match="net: expected 'alex' or 'vgg', got 'squeeze'"):
-        LPIPSDistance("squeeze")
+        LPIPS("squeeze")
 
 
 @pytest.mark.weights

@@ -1,6 +1,6 @@
 """Evaluation: protocol, tables and pictures (paper IV-C and IV-D)."""
 
-from rpf_lightning.evaluation.compare import evaluate
-from rpf_lightning.evaluation.run import evaluate_model_dir
+from rpf_lightning.evaluation.methods import Method
+from rpf_lightning.evaluation.run import evaluate
 
-__all__ = ["evaluate", "evaluate_model_dir"]
+__all__ = ["Method", "evaluate"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,17 @@ from rich.console import Console
 from rpf_lightning.data import PairsDataModule
 from rpf_lightning.data.pairs import evenly
 from rpf_lightning.devices import place_of
-from rpf_lightning.evaluation.building import build_methods, load_networks
-from rpf_lightning.evaluation.compare import compare
+from rpf_lightning.evaluation.building import KINDS, build_methods
+from rpf_lightning.evaluation.chosen_metrics import choose_metrics
 from rpf_lightning.evaluation.contact import chosen_places, draw_sheet, picture_row
-from rpf_lightning.evaluation.methods import KINDS, Model, NetworkMethod
+from rpf_lightning.evaluation.measuring import compare
+from rpf_lightning.evaluation.methods import Method, Model, NetworkMethod
 from rpf_lightning.evaluation.pairs import choose_pairs, pairs_for
 from rpf_lightning.evaluation.paper_tables import TABLES
 from rpf_lightning.evaluation.progress import sole_evaluation
 from rpf_lightning.evaluation.report import write_results
 from rpf_lightning.evaluation.tables import table_for_console
+from rpf_lightning.metrics import PerImageMetric
 
 DEFAULT_METHODS = (
     "bicubic", "model-none:without_reference", "model:with_reference", "model-swap:other_person",
@@ -30,7 +32,7 @@ DATA_CLASS = "rpf_lightning.data.ReferencePairsDataModule"
 WIDTH = 200  # of the table in a file or a pipe, where rich would take 80
 
 
-def evaluate_model_dir(
+def evaluate(
     model_dir: str | None,
     data: PairsDataModule,
     out: str,
@@ -39,7 +41,7 @@ def evaluate_model_dir(
     lpips: bool | None = None,
     isc: bool | None = None,
     *,
-    methods: Sequence[str] = (),
+    methods: Sequence[str | Method] = (),
     split: str | None = None,
     isc_pack: str | None = None,
     landmarks: str | None = None,
@@ -47,6 +49,7 @@ def evaluate_model_dir(
     workers: int = 0,
     device: str = "auto",
     table: int = 1,
+    metrics: Mapping[str, PerImageMetric] | None = None,
 ) -> dict[str, Any]:
     """Compare methods on the same pairs.
 
@@ -62,7 +65,7 @@ def evaluate_model_dir(
         lpips: Measure LPIPS (AlexNet). True: its weights are needed. None: where they are here, without a download.
         isc: Measure ISC to the GT and to the reference with an insightface pack, likewise. insightface's models are
             for non-commercial research only.
-        methods: See `rpf_lightning.evaluation.methods`; gaps are taken to the first. None at all: bicubic and the
+        methods: See `rpf_lightning.evaluation.building`; gaps are taken to the first. None at all: bicubic and the
             model without, with its own and with another person's reference.
         split: Which pairs: a split of the prepared folder, such as "paper_test" or "all", or a part of the
             datamodule's own, "train", "val" or "test". None is "val".
@@ -73,6 +76,7 @@ def evaluate_model_dir(
         device: A torch device, such as "cuda:1", or "auto".
         table: Number of the paper's table whose numbers stand beside ours: 1, or 2 for models that were trained
             for its rows.
+        metrics: Further metrics by name.
 
     Returns:
         The contents of `results.json`.
@@ -102,7 +106,10 @@ def evaluate_model_dir(
     chosen, said = choose_pairs(data, split)
     dataset = pairs_for(chosen, built)
     base = dataset.base
-    networks, of_networks = load_networks(lpips, isc, isc_pack, landmarks, place)
+    measured, of_networks = choose_metrics(lpips, isc, isc_pack, landmarks, place)
+    if twice := measured.keys() & (metrics or {}).keys():
+        raise ValueError(f"metrics: {sorted(twice)[0]} is measured already; expected another name")
+    measured |= metrics or {}
     extra: dict[str, Any] = {
         "data": type(data).__name__, "split": said, "val_fraction": data.val_fraction,
         "photos_sha256": base.photos.sha256,
@@ -114,8 +121,8 @@ def evaluate_model_dir(
     own = next((m for m in built if isinstance(m, Model) and m.given == "own"), None)
     with sole_evaluation(Path(out)):
         results = compare(
-            built, dataset, out, lr_size=base.lr_size, size=base.size, batch_size=batch_size, workers=workers,
-            device=device, networks=networks, protocol_extra=extra,
+            built, dataset, out, measured, lr_size=base.lr_size, size=base.size, batch_size=batch_size, workers=workers,
+            device=place, protocol_extra=extra,
         )  # fmt: skip
         shown = [] if own is None else evenly(list(range(len(dataset))), grid_images)
         rows = [picture_row(own.model, dataset[i]) for i in shown] if own is not None else []
@@ -140,7 +147,7 @@ def main(words: Sequence[str]) -> None:
     """
     from jsonargparse import ActionConfigFile, ArgumentParser
 
-    parser = ArgumentParser(prog="rpf evaluate", description=evaluate_model_dir.__doc__)
+    parser = ArgumentParser(prog="rpf evaluate", description=evaluate.__doc__)
     parser.add_argument("--config", action=ActionConfigFile)
     texts: dict[str, tuple[Any, Any, str]] = {
         "model_dir": (str | None, None, "directory of the models that name none"),
@@ -180,7 +187,7 @@ def main(words: Sequence[str]) -> None:
         if data is None:
             raise ValueError("--data: expected a prepared folder or a datamodule")
         data.lr_size, data.size = config.lr_size or data.lr_size, config.size or data.size
-        evaluate_model_dir(
+        evaluate(
             config.model_dir, data, config.out, config.batch_size, config.grid_images, config.lpips, config.isc,
             methods=[*config.methods, *added], split=config.split, isc_pack=config.isc_pack,
             landmarks=config.landmarks, contact_images=config.contact_images, workers=config.workers,
