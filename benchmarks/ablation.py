@@ -199,7 +199,10 @@ def evaluated(out: Path, path: Path, data: ReferencePairsDataModule, split: str)
     if file.is_file() and file.stat().st_mtime > (path / "model.safetensors").stat().st_mtime:
         return dict(json.loads(file.read_text()))
     methods = ["bicubic", *(f"{kind}:{name}={path}" for name, kind in KINDS.items())]
-    return evaluate(None, data, str(target), 8, 0, True, True, methods=methods, split=split, contact_images=0)
+    return evaluate(
+        model_dir=None, data=data, out=str(target), grid_images=0, lpips=True, isc=True, methods=methods, split=split,
+        contact_images=0,
+    )  # fmt: skip
 
 
 def table(out: Path, root: str, split: str, names: Sequence[str]) -> str:

@@ -36,8 +36,8 @@ def evaluation(root: str, model: str, methods: list[str], pairs: int) -> tuple[f
     with tempfile.TemporaryDirectory() as out:
         start = time.perf_counter()
         results = evaluate(
-            model, data, out, BATCH, grid_images=0, lpips=False, isc=False, methods=methods, split="all",
-            contact_images=0,
+            model_dir=model, data=data, out=out, batch_size=BATCH, grid_images=0, lpips=False, isc=False,
+            methods=methods, split="all", contact_images=0,
         )  # fmt: skip
         spent = time.perf_counter() - start
     if (measured := results["protocol"]["pairs"]) != pairs:

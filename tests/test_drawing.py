@@ -1,5 +1,7 @@
 """The page of a figure: sides of the cells, texts and blanks."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -86,3 +88,16 @@ def test_text_stays_in_its_place(out):
 def test_a_cell_is_clamped_and_survives_nan():
     image = torch.tensor([-1.0, 2.0, float("nan"), 0.5]).reshape(1, 2, 2).expand(3, 2, 2)
     assert cell(image).pixels[..., 0].tolist() == [[0, 255], [0, 128]]
+
+
+def test_a_figure_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"earlier")
+
+    def full(descriptor):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_figure(tmp_path / "a.png", [Row("x", {"A": cell(noise(16))})])
+    assert (tmp_path / "a.png").read_bytes() == b"earlier"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -131,13 +131,17 @@ def test_the_lr_as_the_reference_is_applied_and_recorded(
     assert reference_title(sample) == reference_title(collate([sample])) == "reference (enlarged LR)"
     for split in (None, "all"):
         data = prepared_data(prepared, reference="lr")
-        results = evaluate(str(model_dir), data, str(tmp_path / str(split)), split=split, grid_images=1)
+        results = evaluate(
+            model_dir=str(model_dir), data=data, out=str(tmp_path / str(split)), split=split, grid_images=1
+        )
         assert list(results["methods"]) == ["bicubic", "without_reference", "with_reference"]
         assert results["protocol"]["reference"] == "lr"
         own, none = (results["methods"][name] for name in ("with_reference", "without_reference"))
         assert own == pytest.approx(none, rel=1e-5)  # what a model makes of no reference
     data = prepared_data(prepared)
-    results = evaluate(str(model_dir), data, str(tmp_path / "photo"), contact_images=0, grid_images=0)
+    results = evaluate(
+        model_dir=str(model_dir), data=data, out=str(tmp_path / "photo"), contact_images=0, grid_images=0
+    )
     assert results["protocol"]["reference"] == "photo"
     with torch.no_grad():
         outputs = [
@@ -167,7 +171,7 @@ def test_methods_that_need_a_photo_are_refused_without_one(
 ) -> None:
     data = prepared_data(prepared, reference="lr")
     with pytest.raises(ValueError, match=f"reference is lr, .* but {method} needs a photo"):
-        evaluate(str(model_dir), data, str(tmp_path / "out"), methods=["bicubic", method])
+        evaluate(model_dir=str(model_dir), data=data, out=str(tmp_path / "out"), methods=["bicubic", method])
     assert not (tmp_path / "out").exists()
 
 

@@ -115,7 +115,9 @@ def test_pictures_say_what_the_reference_is(
     monkeypatch.setattr("rpf_lightning.evaluation.report.draw_rows", noted)
     for masked, said in ((True, "reference (masked)"), (False, "reference (unmasked)")):
         data = ReferencePairsDataModule(str(prepared), val_fraction=0.34, mask_reference=masked)
-        results = evaluate(str(model_dir), data, str(tmp_path / said), grid_images=1, contact_images=1)
+        results = evaluate(
+            model_dir=str(model_dir), data=data, out=str(tmp_path / said), grid_images=1, contact_images=1
+        )
         assert results["protocol"]["mask_reference"] is masked
         assert len(titles) == 4
         assert {of[-1] for of in titles} == {said}
@@ -124,7 +126,7 @@ def test_pictures_say_what_the_reference_is(
 
 def test_the_grid_shows_what_a_model_does(prepared: Path, model_dir: Path, tmp_path: Path) -> None:
     data = ReferencePairsDataModule(str(prepared), val_fraction=0.5)
-    evaluate(str(model_dir), data, str(tmp_path), grid_images=2, contact_images=0)
+    evaluate(model_dir=str(model_dir), data=data, out=str(tmp_path), grid_images=2, contact_images=0)
     grid = np.asarray(Image.open(tmp_path / "grid.png"))
     dataset, model = data.val_dataset(), RPFModel.from_pretrained(model_dir)
     assert grid.shape[:2] == (GAP + TITLE + 2 * (CAPTION + 192 + GAP), GAP + 7 * (192 + GAP))

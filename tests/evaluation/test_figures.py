@@ -1,6 +1,5 @@
 """The figures: what they print, what they show, and what they refuse."""
 
-import os
 import re
 from pathlib import Path
 
@@ -346,20 +345,6 @@ def test_the_same_call_gives_the_same_bytes(name, model_dir, tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     Image.open(tmp_path / "a.png").verify()
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_is_there_whole_or_not_at_all(name, model_dir, tmp_path, monkeypatch):
-    (tmp_path / "a.png").write_bytes(b"earlier")
-
-    def full(descriptor):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space left"):
-        FIGURES[name](model_dir, faces(), tmp_path / "a.png", rows=1)
-    assert (tmp_path / "a.png").read_bytes() == b"earlier"
-    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "model"}
 
 
 @pytest.mark.parametrize("name", FIGURES)

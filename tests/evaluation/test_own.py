@@ -64,7 +64,12 @@ def test_a_method_and_a_metric_of_ones_own_in_python(prepared: Path, tmp_path: P
     data = ReferencePairsDataModule(str(prepared), val_fraction=0.5, lr_size=16, size=64)
     metrics = {"brightness": Brightness()}
     results = evaluate(
-        None, data, str(tmp_path), methods=["bicubic", Grey("grey")], metrics=metrics, contact_images=0
+        model_dir=None,
+        data=data,
+        out=str(tmp_path),
+        methods=["bicubic", Grey("grey")],
+        metrics=metrics,
+        contact_images=0,
     )
     expected = [100 * abs(0.5 - sample.gt.mean().item()) for sample in data.val_dataset()]
     assert results["methods"]["grey"]["brightness"] == pytest.approx(sum(expected) / len(expected), rel=1e-4)
@@ -72,7 +77,9 @@ def test_a_method_and_a_metric_of_ones_own_in_python(prepared: Path, tmp_path: P
     assert "| brightness (%) ↓ |" in table
     assert f"**{results['methods']['bicubic']['brightness']:.1f}**" in table
     with pytest.raises(ValueError, match="metrics: psnr is measured already"):
-        evaluate(None, data, str(tmp_path), methods=["bicubic"], metrics={"psnr": Brightness()})
+        evaluate(
+            model_dir=None, data=data, out=str(tmp_path), methods=["bicubic"], metrics={"psnr": Brightness()}
+        )
 
 
 @pytest.mark.parametrize(
@@ -82,4 +89,4 @@ def test_a_method_and_a_metric_of_ones_own_in_python(prepared: Path, tmp_path: P
 def test_what_is_no_method(spec: str, message: str, prepared: Path, tmp_path: Path) -> None:
     data = ReferencePairsDataModule(str(prepared), lr_size=16, size=64)
     with pytest.raises(ValueError, match=rf"method '{spec}': .*{message}"):
-        evaluate(None, data, str(tmp_path), methods=[spec])
+        evaluate(model_dir=None, data=data, out=str(tmp_path), methods=[spec])

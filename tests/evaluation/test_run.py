@@ -239,7 +239,9 @@ def test_splits(prepare: Any, tmp_path: Path) -> None:
 def test_samples_are_those_of_the_training(prepared: Path, model_dir: Path, tmp_path: Path) -> None:
     """The lean samples of the evaluation against those of `val_dataset`."""
     data = ReferencePairsDataModule(str(prepared), val_fraction=0.34, degradation="dpsr")
-    results = evaluate(str(model_dir), data, str(tmp_path), grid_images=0, contact_images=0)
+    results = evaluate(
+        model_dir=str(model_dir), data=data, out=str(tmp_path), grid_images=0, contact_images=0
+    )
     samples = list(data.val_dataset())
     model = RPFModel.from_pretrained(model_dir)
     with torch.no_grad():

@@ -34,9 +34,9 @@ from rpf_lightning.data.thin_plate import warp
 from rpf_lightning.devices import place_of
 from rpf_lightning.drawing import Cell, FigureRow, Row, cell, write_figure
 from rpf_lightning.evaluation.building import Given, method_of
-from rpf_lightning.evaluation.methods import Bicubic, Method, Model
+from rpf_lightning.evaluation.methods import Bicubic, Model
 from rpf_lightning.evaluation.records import collate as stacked
-from rpf_lightning.evaluation.subjects import Figure, Network, blocks_of, caption, load
+from rpf_lightning.evaluation.subjects import Figure, Network, blocks_of, caption, load, naming
 from rpf_lightning.metrics import ISC
 from rpf_lightning.metrics.faces import Identity
 
@@ -67,7 +67,10 @@ def figure_comparison(
         ValueError: If an argument is not as described; the message begins with its name.
     """
     figure = Figure(model, data, out, rows, metrics)
-    others = [_named_method(name, given) for name, given in (methods or {}).items()]
+    others = []
+    for name, given in (methods or {}).items():
+        with naming(f"methods: {name}"):
+            others.append(method_of(name, given))
     shown = [Bicubic("bicubic"), *others, Model("RPF", figure.model)]
     if taken := {"LR", "bicubic", "RPF", "GT", "reference"} & {method.name for method in others}:
         raise ValueError(f"methods: {sorted(taken)[0]!r} is a column already; choose another name")
@@ -193,7 +196,7 @@ def figure_mask(
     figure = Figure(model, data, out, rows, metrics, of_references=True)
     second = figure.model
     if unmasked_model is not None:
-        second = load("unmasked_model", unmasked_model, figure.model)
+        second = load("unmasked_model", unmasked_model)
     if second.size != figure.model.size:
         raise ValueError(f"unmasked_model: its side {second.size} is not the model's, {figure.model.size}")
     methods = (Model("with mask", figure.model), Model("without mask", second, "unmasked"))
@@ -251,16 +254,6 @@ def figure_degradations(
             below[title] = figure.cell(figure.run(rpf, given), given)
         lines += [Row(f"{name}: LR", above), Row(f"{name}: outputs", below)]
     return write_figure(figure.out, lines)
-
-
-def _named_method(name: str, given: Given) -> Method:
-    """A method; errors begin with the argument's name."""
-    try:
-        return method_of(name, given)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"methods: {name}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"methods: {name}: {error}") from error
 
 
 def _apart_cell(image: Tensor, flow: Tensor, batch: ReferenceBatch, points: Tensor | None = None) -> Cell:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -70,10 +71,8 @@ class Figure:
         self.pairs = pairs_for(self.data, methods)
         names = [self.pairs.ids()[place] for place in self.places]
         for method in methods:
-            try:
+            with naming("methods"):
                 method.prepare(names, self.pairs.base.lr_size, self.pairs.base.size)
-            except ValueError as error:
-                raise ValueError(f"methods: {error}") from error
             if (network := method.network()) is not None:
                 network.eval().to(device_of(self.model))
 
@@ -90,10 +89,8 @@ class Figure:
         """
         network = method.network()
         given = batch if network is None else batch.to(next(network.parameters()).device)
-        try:
+        with naming("methods"):
             output = output_of(method, given).cpu()
-        except ValueError as error:
-            raise ValueError(f"methods: {error}") from error
         if (fault := method.fault(batch.id[0])) is not None and fault.fatal:
             raise FileNotFoundError(f"methods: {method.name}: {fault.kind}: {fault.text}")
         return output
@@ -129,13 +126,18 @@ class Figure:
         return pairs
 
 
-def load(argument: str, model: Network, beside: RPFModel | None = None) -> RPFModel:
-    """Load a model where it is none yet; errors begin with the argument's name.
+@contextmanager
+def naming(argument: str) -> Iterator[None]:
+    """Begin what is said of a missing file or a wrong value with the argument's name."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{argument}: {error}") from error
 
-    Args:
-        argument: The name.
-        model: The model or its directory.
-        beside: What is loaded goes to the device where this one is; None leaves it on the CPU.
+
+def load(argument: str, model: Network) -> RPFModel:
+    """Load a model where it is none yet; errors begin with the argument's name.
 
     Raises:
         FileNotFoundError: If there is no such model.
@@ -143,13 +145,8 @@ def load(argument: str, model: Network, beside: RPFModel | None = None) -> RPFMo
     """
     if isinstance(model, RPFModel):
         return model
-    try:
-        loaded = RPFModel.from_pretrained(model)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{argument}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{argument}: {error}") from error
-    return loaded if beside is None else loaded.to(device_of(beside))
+    with naming(argument):
+        return RPFModel.from_pretrained(model)
 
 
 def device_of(model: RPFModel) -> torch.device:

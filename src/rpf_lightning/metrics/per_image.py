@@ -143,40 +143,28 @@ class PSNR(PerImageMetric):
     """PSNR, see `psnr`; the mean of the images' values, not of their errors."""
 
     label, unit, digits, higher_is_better = "PSNR", "dB", 2, True
-
-    def per_image(self, output: Tensor, gt: Tensor) -> Tensor:
-        """See `psnr`."""
-        return psnr(output, gt)
+    per_image = staticmethod(psnr)
 
 
 class PSNRFace(PerImageMetric):
     """PSNR inside the face, see `psnr_face`."""
 
     label, unit, digits, higher_is_better = "PSNR face", "dB", 2, True
-
-    def per_image(self, output: Tensor, gt: Tensor, mask: Tensor) -> Tensor:
-        """See `psnr_face`."""
-        return psnr_face(output, gt, mask)
+    per_image = staticmethod(psnr_face)
 
 
 class SSIM(PerImageMetric):
     """Structural similarity, see `ssim`."""
 
     label, higher_is_better = "SSIM", True
-
-    def per_image(self, output: Tensor, gt: Tensor) -> Tensor:
-        """See `ssim`."""
-        return ssim(output, gt)
+    per_image = staticmethod(ssim)
 
 
 class LRConsistency(PerImageMetric):
     """PSNR of the reduced output against the LR, see `lr_consistency`."""
 
     label, unit, digits, higher_is_better = "LR consistency", "dB", 2, True
-
-    def per_image(self, output: Tensor, lr: Tensor) -> Tensor:
-        """See `lr_consistency`."""
-        return lr_consistency(output, lr)
+    per_image = staticmethod(lr_consistency)
 
 
 class DetailError(PerImageMetric):
