@@ -12,7 +12,7 @@ from PIL import Image
 from rpf_lightning.data import ReferencePairsDataModule
 from rpf_lightning.drawing import CAPTION, GAP, TITLE, Row, draw_rows
 from rpf_lightning.evaluation import evaluate
-from rpf_lightning.evaluation.contact import chosen_places, draw_sheet
+from rpf_lightning.evaluation.contact import chosen_places
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize
 from rpf_lightning.pictures import to_uint8
@@ -84,22 +84,6 @@ def test_a_comparison_without_any_value_has_no_sheets(prepared: Path, tmp_path: 
     results = run(prepared, tmp_path / "out", "--method", f"folder:small={folder}")
     assert results["counts"]["small"]["psnr"] == 0
     assert not list((tmp_path / "out").glob("*.png"))
-
-
-def test_sheets_are_drawn_on_the_device_that_was_named(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The protocol says "cuda" for "cuda:1"; the methods are on the latter."""
-    seen: list[torch.device] = []
-
-    def noted(methods: Any, dataset: Any, places: Any, metric: str, device: torch.device) -> Image.Image:
-        seen.append(device)
-        return draw_sheet(methods, dataset, places, metric, device)
-
-    monkeypatch.setattr("rpf_lightning.evaluation.run.draw_sheet", noted)
-    results = run(prepared, tmp_path / "out", "--device", "cpu:0", "--contact-images", "1")
-    assert results["protocol"]["device"] == "cpu"
-    assert seen == [torch.device("cpu", 0)] * 3
 
 
 def test_pictures_say_what_the_reference_is(

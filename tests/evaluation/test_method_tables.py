@@ -234,10 +234,3 @@ def test_lr_consistency_and_landmarks_stand_in_table_1() -> None:
     )
     body = [line for line in tex.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
     assert {line.count("&") for line in body} == {6 + 4}
-
-
-def test_captions_name_the_split() -> None:
-    results = made_up({"bicubic": "bicubic"})
-    assert "1 pairs of the split paper_test, 16 to 1024 pixels" in paper_markdown(results)
-    assert r"of the split paper\_test" in paper_latex(results)
-    assert "1 pairs of the split paper_test, 16 -> 1024 pixels." in table_markdown(results)
