@@ -32,7 +32,7 @@ from lightning import seed_everything
 from rpf_lightning.curriculum import STATE_FILE, run_curriculum
 from rpf_lightning.curriculum_file import STAGES, read_curriculum
 from rpf_lightning.data import ReferencePairsDataModule
-from rpf_lightning.evaluation import evaluate as compare_methods
+from rpf_lightning.evaluation import evaluate
 from rpf_lightning.evaluation.statistics import gap
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.storage import write_atomically
@@ -192,23 +192,16 @@ def is_trained(path: Path) -> bool:
     return {fit.name for fit in plan} <= json.loads((path / STATE_FILE).read_text())["finished"].keys()
 
 
-def evaluate(out: Path, path: Path, data: ReferencePairsDataModule, split: str) -> dict[str, Any]:
+def evaluated(out: Path, path: Path, data: ReferencePairsDataModule, split: str) -> dict[str, Any]:
     """Evaluate one row's model directory, once: results are taken from its folder while they are newer than it."""
     target = out / "evaluation" / split / path.name
     file = target / "results.json"
     if file.is_file() and file.stat().st_mtime > (path / "model.safetensors").stat().st_mtime:
         return dict(json.loads(file.read_text()))
     methods = ["bicubic", *(f"{kind}:{name}={path}" for name, kind in KINDS.items())]
-    return compare_methods(
-        data=data,
-        out=str(target),
-        methods=methods,
-        split=split,
-        grid_images=0,
-        contact_images=0,
-        lpips=True,
-        isc=True,
-    )
+    return evaluate(
+        data=data, out=str(target), methods=methods, split=split, grid_images=0, contact_images=0, lpips=True, isc=True,
+    )  # fmt: skip
 
 
 def table(out: Path, root: str, split: str, names: Sequence[str]) -> str:
@@ -218,7 +211,7 @@ def table(out: Path, root: str, split: str, names: Sequence[str]) -> str:
         return f"not trained: {', '.join(names)}"
     side = 16 * NETWORK["scale"]
     data = ReferencePairsDataModule(root, lr_size=16, size=side)
-    results = {name: evaluate(out, path, data, split) for name, path in rows.items()}
+    results = {name: evaluated(out, path, data, split) for name, path in rows.items()}
 
     def difference(one: tuple[str, str], other: tuple[str, str], metric: str) -> str:
         """Of a row's method to another's, with its interval."""

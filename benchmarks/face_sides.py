@@ -24,8 +24,7 @@ from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.enhancing.back_projection import back_project
 from rpf_lightning.enhancing.run import entry_side
 from rpf_lightning.faces.identity import ArcFace
-from rpf_lightning.metrics import isc, psnr_face
-from rpf_lightning.metrics.perceptual import LPIPS
+from rpf_lightning.metrics import LPIPS, isc, psnr_face
 from rpf_lightning.model.resize import resize
 
 SIDES = (16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112)
@@ -61,7 +60,7 @@ def measured(
             for name, image in pictures(model, batch, side).items():
                 values = (
                     psnr_face(image, batch.gt, batch.gt_mask),
-                    perceptual(image, batch.gt),
+                    perceptual.measure(image, batch.gt),
                     isc(image, batch.gt, identity),
                 )
                 for metric, value in zip(METRICS, values, strict=True):

@@ -45,9 +45,8 @@ from rpf_lightning.data.dataset import fingerprint
 from rpf_lightning.faces.identity import ArcFace
 from rpf_lightning.faces.landmarks import landmark_model
 from rpf_lightning.faces.weights import insightface_pack
-from rpf_lightning.metrics import end_point_error, psnr, psnr_face
+from rpf_lightning.metrics import LPIPS, end_point_error, psnr, psnr_face
 from rpf_lightning.metrics.faces import distance_between, find_landmarks, similarity
-from rpf_lightning.metrics.perceptual import LPIPS
 from rpf_lightning.model.resize import resize
 from rpf_lightning.model.storage import write_atomically
 
@@ -94,7 +93,7 @@ class Judge:
         found = {name: self.identity(name, images) for name in self.identities}
         found["psnr"] = psnr(images, self.gt)
         found["psnr_face"] = psnr_face(images, self.gt, self.gt_mask)
-        found["lpips"] = batched(self.lpips, images, self.gt)
+        found["lpips"] = batched(self.lpips.measure, images, self.gt)
         if self.landmarks is not None:
             self.found = self.found or find_landmarks(self.gt, self.landmarks)
             seen = find_landmarks(images, self.landmarks)

@@ -455,7 +455,7 @@ def test_the_ablation_trains_and_compares(
     assert not lines["recipe"][-1].strip()
     assert re.fullmatch(r" [+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\] ", lines["no stage 3"][-1])
     assert "; not trained: no residual\n" in text
-    monkeypatch.setattr(ablation, "compare_methods", None)  # each row is evaluated once
+    monkeypatch.setattr(ablation, "evaluate", None)  # each row is evaluated once
     ablation.main([*arguments, "--split", "all", "--rows", *rows, "no residual"])
     assert text.endswith(capsys.readouterr().out)
     os.utime(ablation.folder(tmp_path / "out", "recipe") / "model.safetensors")  # trained anew

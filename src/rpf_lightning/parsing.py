@@ -51,9 +51,7 @@ def parser_of(function: Callable[..., Any], prog: str, description: str, config:
     """
     parser = ArgumentParser(prog=prog, description=description, formatter_class=OptionLines)
     if config:
-        parser.add_argument(
-            "--config", action=ConfigFile, help="a YAML file with options of this command"
-        )
+        parser.add_argument("--config", action=ConfigFile, help="a YAML file with options of this command")
     optional = [
         name
         for name, parameter in signature(function).parameters.items()

@@ -1,9 +1,5 @@
 """FaceMetrics: values of validation and testing equal those computed by hand, and training does not notice."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +7,11 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from rpf_lightning.callbacks import FaceMetrics, face_metrics
 from rpf_lightning.cli import main
 from rpf_lightning.data import SyntheticFacesDataModule
-from rpf_lightning.data.dataset import collate
-from rpf_lightning.metrics import ISC, LPIPSDistance, ReferenceISC
-from rpf_lightning.metrics.per_image import NetworkMetric
+from rpf_lightning.metrics import ISC, LPIPS, NetworkMetric, ReferenceISC
 from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage
 from small_fits import FACES, QUIET, write_fit
 
@@ -35,13 +28,13 @@ class Distance(NetworkMetric):
     def __init__(self) -> None:
         super().__init__(distance)
 
-    def update(self, output: Tensor, gt: Tensor) -> None:
-        self._measure(self.network, output, gt)
+    def per_image(self, output: Tensor, gt: Tensor) -> Tensor:
+        return self.network(output, gt)
 
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(face_metrics, "LPIPSDistance", Distance)
+    monkeypatch.setattr(face_metrics, "LPIPS", Distance)
     monkeypatch.setattr(face_metrics, "ISC", lambda: ISC(features))
     monkeypatch.setattr(face_metrics, "landmark_model", lambda spec, device: spec)
     monkeypatch.setattr(face_metrics, "LandmarkDistance", lambda model: Distance())
@@ -130,65 +123,6 @@ def test_only_what_is_wanted_and_what_the_stage_reads_is_measured(model_dir: Pat
         assert names & {"lpips", "isc", "isc_reference", "landmark_distance"} == expected
 
 
-SCRIPT = """
-import json, sys
-from pathlib import Path
-import torch
-from lightning import Trainer
-from torch.utils.data import DataLoader
-from rpf_lightning.callbacks import FaceMetrics, face_metrics
-from rpf_lightning.metrics import ISC
-from rpf_lightning.stages import SynthesisStage
-
-if __name__ == "__main__":
-    out = Path(sys.argv[1])
-    face_metrics.ISC = lambda: ISC(lambda image: image.flatten(2).mean(2) - 0.3)
-    trainer = Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, default_root_dir=out,
-        callbacks=[FaceMetrics(isc=True)],
-    )
-    batches = torch.load(out / "batches.pt", weights_only=False)[trainer.global_rank]
-    stage = SynthesisStage(sys.argv[2], 1, adversarial_weight=0)
-    (logged,) = trainer.validate(stage, DataLoader(batches, batch_size=None), verbose=False)
-    (out / f"rank{trainer.global_rank}.json").write_text(json.dumps([len(batch.id) for batch in batches] + [logged]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("fakes")
-def test_two_processes_with_unequal_shares_give_what_one_gives(model_dir: Path, tmp_path: Path) -> None:
-    data = SyntheticFacesDataModule(people=6, photos_each=2, val_fraction=0.5, lr_size=16, size=64)
-    faces = list(data.val_dataset(side=32))
-    assert len(faces) == 6
-    shares = [[collate(faces[:2]), collate(faces[2:4])], [collate(faces[4:5]), collate(faces[5:])]]
-    torch.save(shares, tmp_path / "batches.pt")
-    (tmp_path / "measure.py").write_text(SCRIPT)
-    # another test's `seed_everything` leaves its seed there
-    environment = {name: value for name, value in os.environ.items() if name != "PL_GLOBAL_SEED"}
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "measure.py"), str(tmp_path), str(model_dir)],
-        capture_output=True, text=True, timeout=120, env=environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    stage, trainer = (
-        SynthesisStage(str(model_dir), 1, adversarial_weight=0),
-        Trainer(callbacks=[FaceMetrics(isc=True)], **QUIET),
-    )
-    (one,) = trainer.validate(stage, DataLoader([collate(faces)], batch_size=None), verbose=False)
-    for rank in range(2):
-        *sizes, logged = json.loads((tmp_path / f"rank{rank}.json").read_text())
-        assert sizes == [2 - rank, 2 - rank]
-        for name in ("val/isc", "val/isc_reference"):
-            assert logged[name] == pytest.approx(one[name], abs=1e-6)
-    # unequal shares: the mean of the processes' means is another
-    means = []
-    for share in shares:
-        (alone,) = trainer.validate(stage, DataLoader(share, batch_size=None), verbose=False)
-        means.append(alone["val/isc"])
-    assert abs(sum(means) / 2 - one["val/isc"]) > 1e-4
-
-
 @pytest.mark.usefixtures("fakes")
 def test_from_the_command_line(model_dir: Path, tmp_path: Path) -> None:
     config = write_fit(
@@ -219,7 +153,7 @@ def test_the_real_networks(model_dir: Path, real_weights: Path) -> None:
     data = SyntheticFacesDataModule(**FACES["init_args"])
     trainer = Trainer(callbacks=[FaceMetrics(lpips=True, isc=True)], **QUIET)
     (logged,) = trainer.validate(stage, data, verbose=False)
-    perceptual, isc = LPIPSDistance(), ISC()
+    perceptual, isc = LPIPS(), ISC()
     reference = ReferenceISC(isc.network)
     for batch in data.val_dataloader():
         with torch.no_grad():

@@ -226,7 +226,7 @@ def test_an_error_of_the_second_picture_leaves_nothing(
     def broken(*_: Any) -> None:
         raise ValueError("cannot be drawn")
 
-    monkeypatch.setattr(command, "write_figure", broken)
+    monkeypatch.setattr(command, "draw_rows", broken)
     with pytest.raises(SystemExit):
         enhance("photo.png --reference ahead.png --out out/new/a.png")
     assert list((files / "out").iterdir()) == []

@@ -15,8 +15,7 @@ from rpf_lightning.enhancing import FaceNetworks, enhance_photo
 from rpf_lightning.enhancing.faces import AlignedFace, find_faces
 from rpf_lightning.enhancing.paste import corrected, paste
 from rpf_lightning.faces.alignment import align_face
-from rpf_lightning.metrics import psnr
-from rpf_lightning.metrics.perceptual import LPIPS
+from rpf_lightning.metrics import LPIPS, psnr
 from rpf_lightning.model import RPFModel
 from rpf_lightning.pictures import to_tensor
 
@@ -121,7 +120,7 @@ def test_between_the_entry_sides_it_is_better_than_enlarging(
 ) -> None:
     """Nothing that the photo has is lost, and up to 48 pixels the correction alone would give less by LPIPS."""
     model = RPFModel.from_pretrained("celeba-hq-16to128")
-    lpips = LPIPS()
+    lpips = LPIPS().measure
     gains, perceived = [], []
     for person in sorted((shared / "data" / "wild_photos").iterdir())[:6]:
         photo, own = (read_photo(path) for path in sorted(person.iterdir())[:2])

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 from rpf_lightning.cli import main
-from rpf_lightning.data import PairsDataModule, ReferencePairsDataModule, SyntheticFacesDataModule
+from rpf_lightning.data import PairsDataModule, ReferencePairsDataModule
 from rpf_lightning.data.prepared import PreparedPhotos
 from rpf_lightning.data.sample import full_reference
+from rpf_lightning.evaluation import evaluate
 from rpf_lightning.evaluation.building import build_methods
 from rpf_lightning.evaluation.contact import reference_title
 from rpf_lightning.evaluation.pairs import EvaluationPairs, choose_pairs, pairs_for
 from rpf_lightning.evaluation.records import collate
-from rpf_lightning.evaluation.run import evaluate
 from rpf_lightning.metrics import psnr
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize
@@ -51,15 +51,6 @@ def test_limits_do_not_change_who_is_the_other_person(
     # one pair shows one person: the other is found among those that were left out
     one = others(prepared_data(tmp_path / "prepared", limit_val=1, limit_train=1), split)
     assert one.items() <= whole.items()
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_limits_of_drawn_faces_neither(split: str) -> None:
-    given = {**SIDES, "people": 8, "photos_each": 3, "val_fraction": 0.5}
-    whole = others(SyntheticFacesDataModule(**given), split)
-    few = others(SyntheticFacesDataModule(**given, limit_val=2, limit_train=2), split)
-    assert len(few) == 2
-    assert few.items() <= whole.items()
 
 
 def test_other_people_are_those_of_the_split(prepare: Any, tmp_path: Path) -> None:
@@ -103,21 +94,6 @@ def test_unmasked_references_where_the_data_says_so(prepared: Path, model_dir: P
     assert reference_title(masked) == "reference (masked)"
     assert reference_title(whole) == "reference (unmasked)"
     assert unmasked.describe() == {"kind": "reference-unmasked"}
-
-
-def test_the_unmasked_reference_through_the_command(prepared: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    main([
-        "evaluate", "--data", str(prepared), "--split", "all", "--lr-size", "16", "--size", "64",
-        "--method", "bicubic", "--method", "reference-unmasked:photo", "--out", str(out),
-    ])  # fmt: skip
-    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    photos = PreparedPhotos(prepared)
-    values = [
-        psnr(*(full_reference(photos.photo(i), 64, False)[0] for i in (pair.reference, pair.gt))).item()
-        for pair in photos.pairs("all")
-    ]
-    assert results["methods"]["photo"]["psnr"] == pytest.approx(np.mean(values), abs=1e-3)
 
 
 def test_the_lr_as_the_reference_is_applied_and_recorded(

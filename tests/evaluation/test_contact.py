@@ -10,9 +10,12 @@ from evaluations import gts, noisy, run, write_folder
 from PIL import Image
 
 from rpf_lightning.data import ReferencePairsDataModule
-from rpf_lightning.evaluation.compare import evaluate
-from rpf_lightning.evaluation.contact import chosen_places, draw_grid, draw_sheet
-from rpf_lightning.evaluation.run import evaluate as evaluate_methods
+from rpf_lightning.drawing import CAPTION, GAP, TITLE, Row, draw_rows
+from rpf_lightning.evaluation import evaluate
+from rpf_lightning.evaluation.contact import chosen_places
+from rpf_lightning.model import RPFModel
+from rpf_lightning.model.resize import resize
+from rpf_lightning.pictures import to_uint8
 
 
 def test_sheets_show_the_worst_and_the_best(prepared: Path, tmp_path: Path) -> None:
@@ -29,9 +32,13 @@ def test_sheets_show_the_worst_and_the_best(prepared: Path, tmp_path: Path) -> N
     cells = {}
     for sheet in ("worst", "median", "best"):
         pixels = np.asarray(Image.open(tmp_path / "out" / f"{sheet}.png")).astype(int)
-        left, top = 8 + 2 * 264, 8 + 26 + 26  # the third column is the folder's, the fourth the GT
+        left, top = (
+            GAP + 2 * (192 + GAP),
+            GAP + TITLE + CAPTION,
+        )  # the third column is the folder's, the fourth the GT
         cells[sheet] = [
-            [pixels[y : y + 256, x : x + 256] for x in (left, left + 264)] for y in (top, top + 256 + 34)
+            [pixels[y : y + 192, x : x + 192] for x in (left, left + 192 + GAP)]
+            for y in (top, top + 192 + GAP + CAPTION)
         ]
     assert all(output.max() == 0 and gt.mean() > 20 for output, gt in cells["worst"])
     assert all(np.array_equal(output, gt) for output, gt in cells["best"])
@@ -79,42 +86,52 @@ def test_a_comparison_without_any_value_has_no_sheets(prepared: Path, tmp_path: 
     assert not list((tmp_path / "out").glob("*.png"))
 
 
-def test_sheets_are_drawn_on_the_device_that_was_named(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The protocol says "cuda" for "cuda:1"; the methods are on the latter."""
-    seen: list[torch.device] = []
-
-    def noted(methods: Any, dataset: Any, places: Any, metric: str, device: torch.device) -> Image.Image:
-        seen.append(device)
-        return draw_sheet(methods, dataset, places, metric, device)
-
-    monkeypatch.setattr("rpf_lightning.evaluation.run.draw_sheet", noted)
-    results = run(prepared, tmp_path / "out", "--device", "cpu:0", "--contact-images", "1")
-    assert results["protocol"]["device"] == "cpu"
-    assert seen == [torch.device("cpu", 0)] * 3
-
-
 def test_pictures_say_what_the_reference_is(
     prepared: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     titles: list[tuple[str, ...]] = []
 
-    def noted(rows: Any) -> Image.Image:
-        titles.append(tuple(rows[0].titles))
-        return draw_grid(rows)
+    def noted(rows: list[Row]) -> Any:
+        titles.append(tuple(rows[0].cells))
+        return draw_rows(rows)
 
-    monkeypatch.setattr("rpf_lightning.evaluation.contact.draw_grid", noted)
-    monkeypatch.setattr("rpf_lightning.evaluation.report.draw_grid", noted)
+    monkeypatch.setattr("rpf_lightning.evaluation.contact.draw_rows", noted)
+    monkeypatch.setattr("rpf_lightning.evaluation.report.draw_rows", noted)
     for masked, said in ((True, "reference (masked)"), (False, "reference (unmasked)")):
         data = ReferencePairsDataModule(str(prepared), val_fraction=0.34, mask_reference=masked)
-        results = evaluate_methods(
+        results = evaluate(
             model_dir=str(model_dir), data=data, out=str(tmp_path / said), grid_images=1, contact_images=1
         )
         assert results["protocol"]["mask_reference"] is masked
         assert len(titles) == 4
-        own, others = data.val_dataset(), data.val_dataset(other_person=True)
-        evaluate(model_dir, own, others, tmp_path / "function", grid_images=1)
-        assert len(titles) == 5
         assert {of[-1] for of in titles} == {said}
         titles.clear()
+
+
+def test_the_grid_shows_what_a_model_does(prepared: Path, model_dir: Path, tmp_path: Path) -> None:
+    data = ReferencePairsDataModule(str(prepared), val_fraction=0.5)
+    evaluate(model_dir=str(model_dir), data=data, out=str(tmp_path), grid_images=2, contact_images=0)
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    dataset, model = data.val_dataset(), RPFModel.from_pretrained(model_dir)
+    assert grid.shape[:2] == (GAP + TITLE + 2 * (CAPTION + 192 + GAP), GAP + 7 * (192 + GAP))
+    for row, place in enumerate((0, len(dataset) // 2)):  # evenly spread
+        sample = dataset[place]
+        with torch.no_grad():
+            output, blocks = model(sample.lr[None], sample.reference[None], return_intermediates=True)
+        last, bicubic = blocks[-1], resize(sample.lr[None], 64)
+        shown = (
+            sample.lr[None],
+            bicubic,
+            last.aligned,
+            last.synthesized,
+            output,
+            sample.gt[None],
+            sample.reference[None],
+        )
+        top = GAP + TITLE + CAPTION + row * (CAPTION + 192 + GAP)
+        for column, image in enumerate(shown):
+            left = GAP + column * (192 + GAP)
+            pixels, factor = to_uint8(image[0]), 192 // image.shape[-1]
+            assert np.array_equal(
+                grid[top : top + 192, left : left + 192], pixels.repeat(factor, 0).repeat(factor, 1)
+            )

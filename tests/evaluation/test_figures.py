@@ -1,6 +1,5 @@
 """The figures: what they print, what they show, and what they refuse."""
 
-import os
 import re
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from rpf_lightning.cli import main
 from rpf_lightning.data import Degradation, ReferencePairsDataModule, SyntheticFacesDataModule
 from rpf_lightning.data.dataset import collate
 from rpf_lightning.data.sample import full_reference, gt_at, image_tensor, lr_of
-from rpf_lightning.evaluation import layout, subjects
+from rpf_lightning.evaluation import figures
+from rpf_lightning.evaluation.chosen_metrics import image_metrics
 from rpf_lightning.evaluation.figures import (
     FIGURES,
     _strength,
@@ -114,35 +114,6 @@ def test_comparison(model, model_dir, out, pairs, tmp_path):
         for title in results:
             assert row.values[title] == pytest.approx(printed(pictures[title], batch), rel=1e-6)
     assert len({row.values["RPF"]["psnr"] for row in rows}) == 2
-
-
-def test_results_of_a_folder_are_found_as_predictions_are_named(model, out, pairs, tmp_path):
-    """In subfolders, with any suffix of an image; a name with a point in it is no suffix."""
-    batch = pairs[0]
-    for name, file in (("a/1.jpg", "a/1.png"), ("p1.5", "p1.5.webp")):
-        (tmp_path / "results" / file).parent.mkdir(exist_ok=True, parents=True)
-        pixels = (torch.rand(64, 64, 3) * 255).byte().numpy()
-        Image.fromarray(pixels).save(tmp_path / "results" / file, lossless=True)
-        result = subjects.method_of("x", tmp_path / "results")(batch._replace(id=[name]))
-        assert torch.equal((result[0] * 255).round().byte().permute(1, 2, 0), torch.from_numpy(pixels))
-    with pytest.raises(FileNotFoundError, match=r"methods: x has no result .*results/b/1\.png"):
-        subjects.method_of("x", tmp_path / "results")(batch._replace(id=["b/1.jpg"]))
-    Image.fromarray(pixels).save(tmp_path / "results" / "a" / "1.jpg")
-    with pytest.raises(ValueError, match="methods: x: two images of one name"):
-        subjects.method_of("x", tmp_path / "results")
-
-
-def test_comparison_prints_the_metrics_that_are_named(model, out, pairs):
-    names = ["lr_consistency", "psnr_face"]
-    (row,) = figure_comparison(model, faces(), out, rows=1, metrics=names)
-    output, batch = run(model, pairs[0]), pairs[0]
-    assert list(row.values["RPF"]) == names
-    assert row.values["RPF"]["psnr_face"] == pytest.approx(
-        metrics.psnr_face(output, batch.gt, batch.gt_mask).item()
-    )
-    assert row.values["RPF"]["lr_consistency"] == pytest.approx(
-        metrics.lr_consistency(output, batch.lr).item()
-    )
 
 
 def test_intermediates(model, out, pairs):
@@ -308,11 +279,11 @@ def test_mask(model, out, pairs, own):
 @pytest.mark.parametrize("own", ["bicubic", "realistic"])
 def test_degradations(model, out, pairs, own, monkeypatch):
     notes = {}
-    real = layout.cell
+    real = figures.cell
 
-    def noting(image, values=None, *lines, **kwargs):
+    def noting(image, *lines, **kwargs):
         notes.setdefault(lines, image)
-        return real(image, values, *lines, **kwargs)
+        return real(image, *lines, **kwargs)
 
     monkeypatch.setattr("rpf_lightning.evaluation.figures.cell", noting)
     data = faces(degradation=own)
@@ -351,30 +322,6 @@ def test_strength_orders_draws():
     assert a.delta < b.delta
     assert a.quality > b.quality
     assert 0 <= _strength(weak, "x") < _strength(strong, "x") <= 3
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_the_same_call_gives_the_same_bytes(name, model_dir, tmp_path):
-    for file in ("a.png", "b.png"):
-        torch.manual_seed(len(list(tmp_path.iterdir())))
-        FIGURES[name](model_dir, faces(), tmp_path / file, rows=2)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    Image.open(tmp_path / "a.png").verify()
-    assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_is_there_whole_or_not_at_all(name, model_dir, tmp_path, monkeypatch):
-    (tmp_path / "a.png").write_bytes(b"earlier")
-
-    def full(descriptor):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space left"):
-        FIGURES[name](model_dir, faces(), tmp_path / "a.png", rows=1)
-    assert (tmp_path / "a.png").read_bytes() == b"earlier"
-    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "model"}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -527,8 +474,8 @@ def test_bad_arguments_are_named(model, out, tmp_path):
         (figure_degradations, {"strengths": 33}, ValueError, "^strengths: "),
         (figure_comparison, {"methods": {"GT": model}}, ValueError, "^methods: 'GT'"),
         (figure_comparison, {"methods": {"a": tmp_path / "none"}}, FileNotFoundError, "^methods: a: "),
-        (figure_comparison, {"methods": {"a": tmp_path / "empty"}}, FileNotFoundError, "^methods: a has no"),
-        (figure_comparison, {"methods": {"a": lambda b: b.lr}}, ValueError, "^methods: a gave .*16"),
+        (figure_comparison, {"methods": {"a": tmp_path / "empty"}}, ValueError, "^methods: a: .*holds none"),
+        (figure_comparison, {"methods": {"a": lambda b: b.lr}}, ValueError, "^methods: a: gave .*16"),
     ]
     for function, wrong, error, message in cases:
         with pytest.raises(error, match=message):
@@ -545,4 +492,4 @@ def test_documented_commands_run(model_dir, tmp_path, monkeypatch):
     for command in commands:
         main(["figure", *command.split(), "--people", "8", "--val-fraction", "0.5"])
         assert Path(command.split()[-1]).is_file()
-    assert all(f"`{name}`" in page for name in subjects.MEASURED)
+    assert all(f"`{name}`" in page for name in image_metrics())

@@ -7,6 +7,17 @@ import pytest
 from rpf_lightning.evaluation.paper_tables import TABLE1, TABLE2, paper_latex, paper_markdown, table_rows
 from rpf_lightning.evaluation.statistics import estimate
 from rpf_lightning.evaluation.tables import table_for_console, table_markdown
+from rpf_lightning.metrics import (
+    ISC,
+    LPIPS,
+    PSNR,
+    SSIM,
+    DetailError,
+    LandmarkDistance,
+    LRConsistency,
+    PSNRFace,
+    ReferenceISC,
+)
 
 # Table 1, as the paper prints it: PSNR/SSIM/LPIPS/ISC at x32 and at x64
 PUBLISHED = """
@@ -26,6 +37,16 @@ VALUES = {
 }  # fmt: skip
 
 
+COLUMNS = {
+    name: {"label": m.label, "unit": m.unit, "digits": m.digits, "higher_is_better": m.higher_is_better}
+    for name, m in {
+        "psnr": PSNR, "ssim": SSIM, "psnr_face": PSNRFace, "detail_error": DetailError,
+        "lr_consistency": LRConsistency, "lpips": LPIPS, "isc": ISC, "isc_reference": ReferenceISC,
+        "landmark_distance": LandmarkDistance,
+    }.items()
+}  # fmt: skip
+
+
 def made_up(kinds: dict[str, str], better: str = "", **extra: Any) -> dict[str, Any]:
     """Results of one pair: method -> kind; `better` has the best values of all."""
     lower = ("detail_error", "lpips")
@@ -41,6 +62,7 @@ def made_up(kinds: dict[str, str], better: str = "", **extra: Any) -> dict[str, 
         "protocol": {
             "pairs": 1, "lr_size": 16, "size": 1024, "split": "paper_test", "methods": described, "intervals": "x",
         },
+        "metrics": {name: COLUMNS[name] for name in VALUES},
         "methods": methods,
         "counts": {name: dict.fromkeys(of, 1) for name, of in methods.items()},
         "intervals": {name: {metric: [v, v] for metric, v in of.items()} for name, of in methods.items()},
@@ -200,6 +222,7 @@ def test_lr_consistency_and_landmarks_stand_in_table_1() -> None:
     assert "landmark distance" not in text
     for name, of in results["methods"].items():
         of["landmark_distance"] = 1.25
+        results["metrics"]["landmark_distance"] = COLUMNS["landmark_distance"]
         results["intervals"][name]["landmark_distance"] = [1.0, 1.5]
     text, tex = paper_markdown(results), paper_latex(results)
     assert cells(next(line for line in text.splitlines() if line.startswith("| method")))[6] == (
@@ -211,10 +234,3 @@ def test_lr_consistency_and_landmarks_stand_in_table_1() -> None:
     )
     body = [line for line in tex.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
     assert {line.count("&") for line in body} == {6 + 4}
-
-
-def test_captions_name_the_split() -> None:
-    results = made_up({"bicubic": "bicubic"})
-    assert "1 pairs of the split paper_test, 16 to 1024 pixels" in paper_markdown(results)
-    assert r"of the split paper\_test" in paper_latex(results)
-    assert "1 pairs of the split paper_test, 16 -> 1024 pixels." in table_markdown(results)

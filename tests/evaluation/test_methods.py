@@ -13,10 +13,10 @@ from rpf_lightning.baselines.gcfsr import GCFSR
 from rpf_lightning.evaluation.building import build_methods
 from rpf_lightning.evaluation.folder import Folder
 from rpf_lightning.evaluation.methods import RefinementChain
-from rpf_lightning.evaluation.protocol import protocol
-from rpf_lightning.evaluation.records import EvaluationBatch, Fault, collate
+from rpf_lightning.evaluation.records import EvaluationBatch, Fault
 from rpf_lightning.evaluation.statistics import summarise
-from rpf_lightning.model import RPFModel, storage
+from rpf_lightning.metrics import PSNR, PerImageMetric
+from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize
 
 
@@ -229,7 +229,8 @@ def test_own_minus_other_is_taken_within_one_model(model_dir: Path, tmp_path: Pa
         "id": "x", "reference_id": "r", "other_id": "o", "faults": {},
         "metrics": {m.name: {"psnr": float(n), "isc_reference": 0.0} for n, m in enumerate(methods)},
     }  # fmt: skip
-    gaps = summarise(methods, [row], {})["gaps"]
+    metrics: dict[str, PerImageMetric] = {"psnr": PSNR(), "isc_reference": PSNR()}
+    gaps = summarise(methods, metrics, [row], {})["gaps"]
     swaps = {
         (gap["method"], gap["minus"]): gap["metrics"] for gap in gaps if gap["kind"] == "own_minus_other"
     }
@@ -240,34 +241,10 @@ def test_own_minus_other_is_taken_within_one_model(model_dir: Path, tmp_path: Pa
     assert [gap["method"] for gap in gaps if gap["kind"] == "to_first"] == [m.name for m in methods[1:]]
 
 
-def test_weights_that_methods_share_are_hashed_once(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashed: list[int] = []
-    real = storage.weights_hash
-
-    def counted(state: dict[str, torch.Tensor]) -> str:
-        hashed.append(len(state))
-        return real(state)
-
-    monkeypatch.setattr(storage, "weights_hash", counted)
-    methods = build_methods(["model:a", "model-none:b", "refinement:c", "bicubic"], str(model_dir))
-    said = protocol(methods, 16, 64, torch.device("cpu"))
-    assert len(hashed) == 1
-    wanted = real(RPFModel.from_pretrained(model_dir).state_dict())
-    assert {said["methods"][name]["weights_sha256"] for name in "abc"} == {wanted}
-
-
 def test_an_image_stands_for_one_photo_only(tmp_path: Path) -> None:
     save(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(ValueError, match=r"one image would stand for two photos, a\.png and a\.jpg"):
         Folder("PULSE", tmp_path).prepare(["a.png", "a.jpg"], 2, 4)
-
-
-def test_collate_keeps_what_is_not_there() -> None:
-    zero = torch.zeros(1)
-    stacked = collate([EvaluationBatch(zero, zero, zero, zero, None, "a", "b", None)] * 2)
-    assert stacked.other is stacked.other_id is None
-    assert stacked.id == ["a", "a"]
-    assert stacked.lr.shape == (2, 1)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rpf_lightning.evaluation.compare import compare
-from rpf_lightning.evaluation.measuring import Networks
+from rpf_lightning.evaluation.chosen_metrics import image_metrics
+from rpf_lightning.evaluation.measuring import compare
 from rpf_lightning.evaluation.methods import Bicubic, Method
 from rpf_lightning.evaluation.progress import Progress, sole_evaluation
 from rpf_lightning.evaluation.records import EvaluationBatch, Fault
+from rpf_lightning.metrics import ISC, NetworkMetric, PerImageMetric, ReferenceISC
 from rpf_lightning.model.resize import resize
 
 
@@ -64,11 +65,11 @@ class Faulty(Method):
 
 
 def run(
-    out: Path, method: Faulty, pairs: Pairs, networks: Networks | None = None, **extra: Any
+    out: Path, method: Faulty, pairs: Pairs, more: dict[str, PerImageMetric] | None = None, **extra: Any
 ) -> dict[str, Any]:
     return compare(
-        [Bicubic("bicubic"), method], pairs, out, lr_size=16, size=32, batch_size=1, device="cpu",
-        networks=networks, protocol_extra=extra,
+        [Bicubic("bicubic"), method], pairs, out, image_metrics() | (more or {}), lr_size=16, size=32, batch_size=1,
+        device=torch.device("cpu"), protocol_extra=extra,
     )  # fmt: skip
 
 
@@ -159,9 +160,8 @@ def test_the_identity_to_the_reference_is_that_of_what_a_method_saw(tmp_path: Pa
 
     methods = [Swapped("a"), Own("b"), Own("c")]
     data = Three(count=1)
-    results = compare(
-        methods, data, tmp_path, lr_size=16, size=32, device="cpu", networks=Networks(identity=identity)
-    )
+    metrics: dict[str, PerImageMetric] = {"isc": ISC(identity), "isc_reference": ReferenceISC(identity)}
+    results = compare(methods, data, tmp_path, metrics, lr_size=16, size=32, device=torch.device("cpu"))
     sample = data[0]
     assert sample.other is not None
     out = identity(sample.gt[None] * 0.5)
@@ -225,8 +225,13 @@ def test_a_folder_is_free_after_an_evaluation(tmp_path: Path) -> None:
             pass
 
 
-def brightness(factor: float) -> Networks:
-    return Networks(perceptual=lambda output, gt: (output - gt).abs().flatten(1).mean(1) * factor)
+class Brightness(NetworkMetric):
+    def per_image(self, output: Tensor, gt: Tensor) -> Tensor:
+        return (output - gt).abs().flatten(1).mean(1) * self.network
+
+
+def brightness(factor: float) -> dict[str, PerImageMetric]:
+    return {"lpips": Brightness(factor)}
 
 
 def test_values_of_two_networks_are_never_mixed(tmp_path: Path) -> None:

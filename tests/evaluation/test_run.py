@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from PIL import Image
 from rpf_lightning.cli import main
 from rpf_lightning.data import ReferencePairsDataModule
 from rpf_lightning.data.prepared import PreparedPhotos
+from rpf_lightning.evaluation import evaluate
 from rpf_lightning.evaluation.methods import Bicubic
 from rpf_lightning.evaluation.pairs import choose_pairs
 from rpf_lightning.evaluation.paper_tables import TABLE1, paper_latex
-from rpf_lightning.evaluation.run import evaluate
 from rpf_lightning.faces.landmarks import Found
 from rpf_lightning.metrics import psnr
 from rpf_lightning.model import RPFModel
@@ -189,29 +188,6 @@ def test_a_killed_evaluation_goes_on(
     assert again["protocol"] == whole["protocol"]
     assert [row["id"] for row in again["per_image"]] == [row["id"] for row in whole["per_image"]]
     assert not progress.exists()
-
-
-def test_another_evaluation_starts_anew_and_says_why(
-    prepared: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
-) -> None:
-    words = ["--method", f"model:RPF={model_dir}", "--batch_size", "4"]
-    out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        kill_after(patch, 3)
-        with pytest.raises(Killed):
-            run(prepared, out, *words)
-    model = RPFModel.from_pretrained(model_dir)
-    with torch.no_grad():
-        next(model.parameters()).add_(0.01)
-    model.save_pretrained(model_dir)
-    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
-        seen = kill_after(patch, None)
-        results = run(prepared, out, *words, "--contact_images", "0")
-    assert len(seen) == 18
-    assert "starts anew" in caplog.text
-    assert "differs in: methods, weights_sha256" in caplog.text
-    assert len((out / "progress.1.jsonl").read_bytes().splitlines()) == 1 + 8  # kept, should it be wanted
-    assert results["protocol"]["pairs"] == 18
 
 
 def test_splits(prepare: Any, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from rpf_lightning.faces.weights import (
     weights_dir,
 )
 from rpf_lightning.losses.perceptual import AlexNetFeatures
-from rpf_lightning.metrics.perceptual import LPIPS
+from rpf_lightning.metrics import LPIPS
 
 SINGLE = ["alexnet", "bisenet", "s3fd", "fan"]
 CONTENT = bytes(range(256)) * 3000  # three chunks

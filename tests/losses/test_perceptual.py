@@ -171,7 +171,7 @@ def test_missing_convolution(alexnet_state: dict[str, Tensor], save: Save) -> No
 def test_lpips_equals_taps_and_heads_by_hand() -> None:
     import lpips
 
-    from rpf_lightning.metrics.perceptual import LPIPS
+    from rpf_lightning.metrics import LPIPS
 
     path = Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth"
     heads = torch.load(path, map_location="cpu", weights_only=True)
@@ -184,7 +184,7 @@ def test_lpips_equals_taps_and_heads_by_hand() -> None:
         a, b = (x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in (a, b))
         head = heads[f"lin{number}.model.1.weight"]
         expected += ((a - b).square() * head).sum(1).mean((1, 2))
-    metric = LPIPS()
+    metric = LPIPS().measure
     torch.testing.assert_close(metric(prediction, target), expected, rtol=1e-3, atol=1e-5)
     assert expected.min() > 0.01
     assert metric(target, target).tolist() == [0, 0]

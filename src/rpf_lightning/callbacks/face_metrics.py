@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 from rpf_lightning.data.records import FaceBatch, ReferenceBatch
 from rpf_lightning.faces.landmarks import landmark_model
-from rpf_lightning.metrics import ISC, LandmarkDistance, LPIPSDistance, ReferenceISC
+from rpf_lightning.metrics import ISC, LPIPS, LandmarkDistance, ReferenceISC
 from rpf_lightning.stages.base import RPFStage
 
 
@@ -40,7 +40,7 @@ class FaceMetrics(Callback):
         if self._metrics or stage == "predict":
             return
         if self.lpips:
-            self._metrics["lpips"] = LPIPSDistance()
+            self._metrics["lpips"] = LPIPS()
         if self.isc:
             isc = ISC()
             self._metrics["isc"] = isc
@@ -70,15 +70,13 @@ class FaceMetrics(Callback):
     ) -> None:
         """Add a batch."""
         assert isinstance(pl_module, RPFStage)
-        output = outputs["output"].clamp(0, 1)
+        given = {"output": outputs["output"].clamp(0, 1), "gt": batch.gt, "seen": {}}
+        if pl_module.needs_references:
+            assert isinstance(batch, ReferenceBatch)  # or the stage has refused it
+            given["reference"] = batch.reference
         for name, metric in self._metrics.items():
-            other = batch.gt
-            if name == "isc_reference":
-                if not pl_module.needs_references:
-                    continue
-                assert isinstance(batch, ReferenceBatch)  # or the stage has refused it
-                other = batch.reference
-            metric.to(other.device).update(output, other)
+            if name != "isc_reference" or pl_module.needs_references:
+                metric.to(batch.gt.device).update(**given)
 
     def on_test_batch_end(self, *args: Any) -> None:
         """Add a batch."""

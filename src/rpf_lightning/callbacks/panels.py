@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,18 +9,15 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
+from rpf_lightning.drawing import Row, cell, draw_rows
 from rpf_lightning.model.storage import write_atomically
-from rpf_lightning.pictures import png, to_uint8
+from rpf_lightning.pictures import png
 from rpf_lightning.stages.base import RPFStage
 
 KEY = "val/panel"  # the loggers' name of the picture
-MAX_WIDTH = 2500  # pixels
-SHOWN = 128  # smaller pictures are enlarged to at least this side
-GAP = 6
-TEXT = 20  # height of a line of text
 
 
 class ImagePanels(Callback):
@@ -68,7 +63,11 @@ class ImagePanels(Callback):
         # as the validation step runs: in eval mode, without gradients, in the fit's precision
         with isolate_rng(), trainer.precision_plugin.val_step_context():
             pictures = pl_module.pictures(few)
-        self._panel = draw_panel(pictures, few.id)
+        rows = [
+            Row(name, {title: cell(images[place]) for title, images in pictures.items()})
+            for place, name in enumerate(few.id)
+        ]
+        self._panel, _ = draw_rows(rows)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the picture and hand it to the loggers."""
@@ -92,46 +91,6 @@ class ImagePanels(Callback):
         if not fitting or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return False
         return self.every_n_epochs > 0 and (trainer.current_epoch + 1) % self.every_n_epochs == 0
-
-
-def draw_panel(pictures: Mapping[str, Tensor], captions: Sequence[str]) -> Image.Image:
-    """Draw one row per photo under titled columns, on white.
-
-    Args:
-        pictures: Title -> (B, 3, S, S) in [0, 1], in the columns' order. Sides below 128 are enlarged by a
-            whole factor without interpolation; large ones are reduced, so that the panel is at most 2500
-            pixels wide.
-        captions: One text per row.
-
-    Returns:
-        An RGB picture.
-    """
-    side = next(iter(pictures.values())).shape[-1]
-    widest = (MAX_WIDTH - GAP) // len(pictures) - GAP
-    cell = min(side * math.ceil(SHOWN / side), widest)
-    rows = len(captions)
-    panel = Image.new(
-        "RGB", (GAP + len(pictures) * (cell + GAP), GAP + TEXT + rows * (TEXT + cell + GAP)), "white"
-    )
-    draw = ImageDraw.Draw(panel)
-    for row, caption in enumerate(captions):
-        y = GAP + TEXT + row * (TEXT + cell + GAP)
-        draw.text((GAP, y + TEXT // 2), caption, fill="dimgray", font=ImageFont.load_default(12), anchor="lm")
-    for column, (title, images) in enumerate(pictures.items()):
-        x = GAP + column * (cell + GAP)
-        size = next((n for n in range(15, 7, -1) if _width(draw, title, n) <= cell), 7)
-        middle = (x + cell // 2, GAP + TEXT // 2)
-        draw.text(middle, title, fill="black", font=ImageFont.load_default(size), anchor="mm")
-        pixels = to_uint8(images)
-        for row in range(rows):
-            filtering = Image.Resampling.NEAREST if cell >= side else Image.Resampling.LANCZOS
-            picture = Image.fromarray(pixels[row]).resize((cell, cell), filtering)
-            panel.paste(picture, (x, GAP + TEXT + row * (TEXT + cell + GAP) + TEXT))
-    return panel
-
-
-def _width(draw: ImageDraw.ImageDraw, text: str, size: int) -> float:
-    return draw.textlength(text, ImageFont.load_default(size))
 
 
 def _first(batch: Any, count: int) -> Any:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from rpf_lightning.drawing import Cell, Row, draw_rows
 from rpf_lightning.enhancing.run import Enhanced
-from rpf_lightning.evaluation.layout import Row, cell, write_figure
 from rpf_lightning.model.storage import write_atomically
 from rpf_lightning.pictures import png
 
@@ -45,11 +43,10 @@ def write_enhanced(result: Enhanced, out: str | Path) -> tuple[Path, Path]:
         "output": result.face,
         "reference (masked)": masked,
     }
-    pictures = {title: cell(torch.tensor(pixels).permute(2, 0, 1) / 255) for title, pixels in cells.items()}
     # both are encoded before the first one is written, so that an error leaves nothing
-    with tempfile.TemporaryDirectory() as folder:
-        write_figure(Path(folder) / "figure.png", [Row(summary(result), pictures)])
-        figure = (Path(folder) / "figure.png").read_bytes()
+    figure = png(
+        draw_rows([Row(summary(result), {title: Cell(pixels) for title, pixels in cells.items()})])[0]
+    )
     beside = _beside(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, photo)

@@ -1,22 +1,38 @@
-"""Methods and networks of metrics from what a command line says."""
+"""Methods from what a command line says.
+
+A method is named in text as ``kind[:NAME[=ARGUMENT]]``::
+
+    bicubic                    the LR enlarged
+    reference                  the masked reference copied, unaligned: it ignores the LR
+    reference-unmasked         the same without the mask: the whole photo
+    model:NAME=DIR             an RPF model with the pair's own reference
+    model-none:NAME=DIR        without a reference
+    model-swap:NAME=DIR        with a reference of another person
+    model-unmasked:NAME=DIR    with the pair's own reference, its non-facial region not removed
+    model-gt:NAME=DIR          with the ground truth as the reference, the upper end
+    synthesized:NAME=DIR       what its last block makes of the own reference before it refines
+    refinement:NAME=DIR        its refinement modules alone, chained, without any reference (GCFSR-type)
+    gcfsr:NAME=FILE            the published GCFSR; FILE,blend=after_activation,normalize=false reads it otherwise
+    folder:NAME=DIR            result images of any other system, matched by the names of the GTs
+    mine.Sharper:NAME=ARGUMENT a subclass of `Method` in the importable module `mine`, made as Sharper(NAME, ARGUMENT)
+"""
 
 from __future__ import annotations
 
-import hashlib
+import pkgutil
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
-import torch
+from torch import Tensor
 
 from rpf_lightning.baselines.gcfsr import Blend
 from rpf_lightning.evaluation.folder import Folder
-from rpf_lightning.evaluation.measuring import Networks
 from rpf_lightning.evaluation.methods import (
-    KINDS,
     Bicubic,
     CopiedReference,
+    Function,
     Method,
     Model,
     PublishedGCFSR,
@@ -24,16 +40,24 @@ from rpf_lightning.evaluation.methods import (
     RefinementChain,
     Synthesized,
 )
+from rpf_lightning.evaluation.records import EvaluationBatch
 from rpf_lightning.model import RPFModel
+from rpf_lightning.model.storage import CONFIG_FILE
 
+KINDS = (
+    "bicubic", "reference", "reference-unmasked", "model", "model-none", "model-swap", "model-unmasked", "model-gt",
+    "synthesized", "refinement", "gcfsr", "folder",
+)  # fmt: skip
 BLENDS = get_args(Blend)
+Given = RPFModel | str | Path | Callable[[EvaluationBatch], Tensor]
+"""A model, its directory, a folder of results, a `Method`, or a function that makes (B, 3, S, S) of a batch."""
 
 
-def build_methods(specs: Sequence[str], model_dir: str | None = None) -> list[Method]:
+def build_methods(specs: Sequence[str | Method], model_dir: str | None = None) -> list[Method]:
     """Make methods from text; a model directory is loaded once, however many methods name it.
 
     Args:
-        specs: See `rpf_lightning.evaluation.methods`.
+        specs: Texts as above; a `Method` is taken as it is.
         model_dir: The directory of models that name none.
 
     Raises:
@@ -48,7 +72,7 @@ def build_methods(specs: Sequence[str], model_dir: str | None = None) -> list[Me
             models[key] = RPFModel.from_pretrained(directory)
         return models[key]
 
-    methods = [_build(spec, model_dir, model) for spec in specs]
+    methods = [spec if isinstance(spec, Method) else _build(spec, model_dir, model) for spec in specs]
     names = [method.name for method in methods]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
@@ -57,10 +81,30 @@ def build_methods(specs: Sequence[str], model_dir: str | None = None) -> list[Me
     return methods
 
 
+def method_of(name: str, given: Given) -> Method:
+    """Make a method of what a notebook has.
+
+    Raises:
+        FileNotFoundError: If it is neither a model directory nor a folder.
+        ValueError: If two results of a folder have one name.
+    """
+    if isinstance(given, Method):
+        return given
+    if isinstance(given, RPFModel):
+        return Model(name, given)
+    if not isinstance(given, str | Path):
+        return Function(name, given)
+    if Path(given).is_dir() and not (Path(given) / CONFIG_FILE).is_file():
+        return Folder(name, given)
+    return Model(name, RPFModel.from_pretrained(given), source=Path(given).name)
+
+
 def _build(spec: str, model_dir: str | None, model: Callable[[str], RPFModel]) -> Method:
     kind, colon, rest = spec.partition(":")
     name, _, argument = rest.partition("=")
     name = name or kind
+    if "." in kind:
+        return _outside(spec, kind, name, argument)
     if kind not in KINDS or (colon and not rest):
         raise ValueError(f"method {spec!r}: expected kind[:NAME[=ARGUMENT]], kind one of {', '.join(KINDS)}")
     if kind in ("bicubic", "reference", "reference-unmasked"):
@@ -81,6 +125,17 @@ def _build(spec: str, model_dir: str | None, model: Callable[[str], RPFModel]) -
     return Model(name, model(directory), given, Path(directory).name)
 
 
+def _outside(spec: str, path: str, name: str, argument: str) -> Method:
+    """A method of another package."""
+    try:
+        found = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"method {spec!r}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ValueError(f"method {spec!r}: expected a subclass of {Method.__module__}.Method, got {path}")
+    return found(name, *([argument] if argument else []))
+
+
 def _gcfsr(spec: str, name: str, argument: str) -> PublishedGCFSR:
     """The network of `FILE[,blend=...][,normalize=...]`."""
     path, *readings = re.split(r",(?=(?:blend|normalize)=)", argument)
@@ -89,72 +144,3 @@ def _gcfsr(spec: str, name: str, argument: str) -> PublishedGCFSR:
     if blend not in BLENDS or normalize not in ("true", "false"):
         raise ValueError(f"method {spec!r}: expected blend={' or '.join(BLENDS)} and normalize=true or false")
     return PublishedGCFSR(name, path, cast(Blend, blend), normalize == "true")
-
-
-def load_networks(
-    lpips: bool | None, isc: bool | None, isc_pack: str | None, landmarks: str | None, device: torch.device
-) -> tuple[Networks, dict[str, Any]]:
-    """Load the networks of the metrics that are asked for.
-
-    Args:
-        lpips: LPIPS with AlexNet; None: where its weights are here, without a download.
-        isc: ISC; None likewise.
-        isc_pack: Name of the insightface pack, of ISC and of the face detector of landmarks.
-        landmarks: "face-alignment" or "onnx:PATH".
-        device: Of the landmarks; `compare` moves the others.
-
-    Returns:
-        The networks, and what the protocol says of them: their names, and the SHA-256 of the files of weights.
-
-    Raises:
-        FileNotFoundError: If weights are missing.
-        ValueError: If `landmarks` is something else.
-    """
-    from rpf_lightning.faces.weights import is_here
-
-    networks, said = Networks(), dict[str, Any]()
-    for metric, wanted, weights in (("lpips", lpips, "alexnet"), ("isc", isc, "pack")):
-        here = (isc_pack is not None and metric == "isc") or is_here(weights)
-        if wanted is False:
-            said[metric] = "off: not asked for"
-        else:
-            said[metric] = "on" if wanted or here else "off: no weights here"
-    lpips, isc = said["lpips"] == "on", said["isc"] == "on"
-    if lpips:
-        from rpf_lightning.faces.weights import alexnet_file
-        from rpf_lightning.metrics.perceptual import LPIPS
-
-        networks = networks._replace(perceptual=LPIPS())
-        said["lpips_network"] = "AlexNet, heads of lpips v0.1, images clamped to [0, 1]"
-        said["lpips_sha256"] = _sha256(alexnet_file())
-    if isc:
-        from rpf_lightning.faces.identity import BOX_X, BOX_Y, ArcFace
-        from rpf_lightning.faces.weights import insightface_pack
-
-        arcface = ArcFace(isc_pack)
-        networks = networks._replace(identity=arcface)
-        said["isc_network"] = f"{arcface.pack}/{arcface.file}"
-        said["isc_crop"] = f"x {BOX_X}, y {BOX_Y} of the aligned image, antialiased to 112"
-        said["isc_sha256"] = _sha256(insightface_pack(isc_pack) / arcface.file)
-    if landmarks:
-        from rpf_lightning.faces.landmarks import landmark_model
-
-        networks = networks._replace(landmarks=landmark_model(landmarks, device=device, pack=isc_pack))
-        kind, _, path = landmarks.partition(":")
-        said["landmark_network"] = f"{kind}:{Path(path).name}" if path else kind
-        said["landmark_sha256"] = [_sha256(file) for file in _landmark_files(path, isc_pack)]
-    return networks, said
-
-
-def _landmark_files(path: str, pack: str | None) -> list[Path]:
-    """The files of weights that landmarks depend on: the network's, and its face detector's."""
-    from rpf_lightning.faces.weights import insightface_pack, weight_file
-
-    if not path:
-        return [weight_file("s3fd"), weight_file("fan")]
-    return [Path(path), *sorted(insightface_pack(pack).glob("*.onnx"))]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

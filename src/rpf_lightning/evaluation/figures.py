@@ -28,33 +28,25 @@ from rpf_lightning.data.degradation import (
     REALISTIC_SIGMA,
 )
 from rpf_lightning.data.pairs import SOURCE
-from rpf_lightning.data.sample import make_face
 from rpf_lightning.data.thin_plate import warp
-from rpf_lightning.evaluation.layout import FigureRow, Row, cell, write_figure
-from rpf_lightning.evaluation.subjects import (
-    Figure,
-    Method,
-    Model,
-    blocks_of,
-    caption,
-    load,
-    method_of,
-    output_of,
-)
-from rpf_lightning.metrics import isc
+from rpf_lightning.drawing import Cell, FigureRow, Row, cell, write_figure
+from rpf_lightning.evaluation.building import Given, method_of
+from rpf_lightning.evaluation.methods import Bicubic, Model
+from rpf_lightning.evaluation.records import collate as stacked
+from rpf_lightning.evaluation.subjects import Figure, Network, blocks_of, caption, load, naming
+from rpf_lightning.metrics import ISC
 from rpf_lightning.metrics.faces import Identity
-from rpf_lightning.model.resize import resize
 
 DEFAULT = ("psnr", "ssim")
 CANDIDATES = 32  # draws of a degradation, among which strengths are chosen
 
 
 def figure_comparison(
-    model: Model,
+    model: Network,
     data: PairsDataModule,
     out: str | Path,
     rows: int = 4,
-    methods: Mapping[str, Method] | None = None,
+    methods: Mapping[str, Given] | None = None,
     metrics: Sequence[str] = DEFAULT,
 ) -> list[FigureRow]:
     """Figs. 1 and 10: LR, bicubic, other methods, RPF, GT and the masked reference beside each other.
@@ -72,26 +64,24 @@ def figure_comparison(
         ValueError: If an argument is not as described; the message begins with its name.
     """
     figure = Figure(model, data, out, rows, metrics)
-    others = {name: method_of(name, method, figure.model) for name, method in (methods or {}).items()}
-    if taken := {"LR", "bicubic", "RPF", "GT", "reference"} & set(others):
+    others = []
+    for name, given in (methods or {}).items():
+        with naming(f"methods: {name}"):
+            others.append(method_of(name, given))
+    shown = [Bicubic("bicubic"), *others, Model("RPF", figure.model)]
+    if taken := {"LR", "bicubic", "RPF", "GT", "reference"} & {method.name for method in others}:
         raise ValueError(f"methods: {sorted(taken)[0]!r} is a column already; choose another name")
+    figure.add(shown)
     lines = []
     for batch in figure.batches():
-        results = {"bicubic": resize(batch.lr, figure.model.size).clamp(0, 1)}
-        for name, method in others.items():
-            results[name] = method(batch)
-            if results[name].shape != batch.gt.shape:
-                got = f"{tuple(results[name].shape)}, not {tuple(batch.gt.shape)}"
-                raise ValueError(f"methods: {name} gave a result of the shape {got}")
-        results["RPF"] = output_of(figure.model, batch)
-        cells = {name: cell(result[0], figure.measure(result, batch)) for name, result in results.items()}
+        cells = {method.name: figure.cell(figure.run(method, batch), batch) for method in shown}
         ends = {"GT": cell(batch.gt[0]), "reference": cell(batch.reference[0])}
         lines.append(Row(caption(batch), {"LR": cell(batch.lr[0]), **cells, **ends}))
     return write_figure(figure.out, lines)
 
 
 def figure_intermediates(
-    model: Model, data: PairsDataModule, out: str | Path, rows: int = 2, metrics: Sequence[str] = DEFAULT
+    model: Network, data: PairsDataModule, out: str | Path, rows: int = 2, metrics: Sequence[str] = DEFAULT
 ) -> list[FigureRow]:
     """Fig. 7: input, masked reference, aligned, synthesized and refined image of every block; a row per block.
 
@@ -101,13 +91,15 @@ def figure_intermediates(
     lines = []
     for place, batch in zip(figure.places, figure.batches(), strict=True):
         before, blocks = batch.lr, blocks_of(figure.model, batch)
-        for number, block in enumerate(blocks, len(figure.model.blocks) - len(blocks) + 1):
+        references = figure.model.encode_reference(batch.reference)
+        for number, block in enumerate(blocks, 1):
             side = block.output.shape[-1]
-            level = figure.given(collate([data.val_dataset(side)[place]])._replace(lr=batch.lr))
-            cells = {"input": cell(before[0]), "reference": cell(level.reference[0])}
+            sample = data.val_dataset(side)[place]
+            level = batch._replace(gt=sample.gt[None], mask=sample.gt_mask[None])
+            cells = {"input": cell(before[0]), "reference": cell(references[number - 1][0])}
             cells["aligned"] = cell(block.aligned[0])
-            for title, image in (("synthesized", block.synthesized), ("refined", block.output)):
-                cells[title] = cell(image[0], figure.measure(image, level))
+            cells["synthesized"] = figure.cell(block.synthesized, level)
+            cells["refined"] = figure.cell(block.output, level)
             cells["GT"] = cell(level.gt[0])
             lines.append(Row(f"block {number}, {side} x {side}: {caption(batch)}", cells))
             before = block.output.clamp(0, 1)
@@ -115,7 +107,7 @@ def figure_intermediates(
 
 
 def figure_thin_plate(
-    model: Model | None, data: PairsDataModule, out: str | Path, rows: int = 4
+    model: Network | None, data: PairsDataModule, out: str | Path, rows: int = 4
 ) -> list[FigureRow]:
     """Fig. 9: GT, masked reference, its thin-plate warp with the GT's landmarks, and that laid over the GT.
 
@@ -124,31 +116,30 @@ def figure_thin_plate(
 
     With a `model` a column shows what its last block has learned to warp; without one, `data` needs its sides.
     """
-    figure = Figure(model, data, out, rows, of_references=True, warped=True)
+    figure = Figure(model, data, out, rows, of_references=True)
+    dataset = data.val_dataset(warped=True)
     lines = []
-    for batch in figure.batches():
+    for place in figure.places:
+        batch = collate([dataset[place]])
         assert batch.warped_reference is not None
         points, reference_points = batch.gt_landmarks[0], batch.reference_landmarks[0]
         inside = (warp(batch.reference_mask, batch.flow[0]) > 0.5).float()
         over = batch.gt * (1 - inside) + (batch.gt + batch.warped_reference) / 2 * inside
-        apart = {"landmarks": _apart(torch.zeros_like(batch.flow), batch)}
         cells = {
             "GT": cell(batch.gt[0], points=points),
-            "reference": cell(batch.reference[0], apart, points=reference_points),
-            "TPS warp": cell(
-                batch.warped_reference[0], {"landmarks": _apart(batch.flow, batch)}, points=points
-            ),
+            "reference": _apart_cell(batch.reference, torch.zeros_like(batch.flow), batch, reference_points),
+            "TPS warp": _apart_cell(batch.warped_reference, batch.flow, batch, points),
             "TPS warp over GT": cell(over[0]),
         }
         if model is not None:
             block = blocks_of(figure.model, batch)[-1]
-            cells["learned warp"] = cell(block.aligned[0], {"landmarks": _apart(block.flow, batch)})
+            cells["learned warp"] = _apart_cell(block.aligned, block.flow, batch)
         lines.append(Row(caption(batch), cells))
     return write_figure(figure.out, lines)
 
 
 def figure_references(
-    model: Model,
+    model: Network,
     data: PairsDataModule,
     out: str | Path,
     rows: int = 2,
@@ -169,31 +160,30 @@ def figure_references(
         if value < 1:
             raise ValueError(f"{name}: expected 1 or more, got {value}")
     figure = Figure(model, data, out, rows, ("psnr_face",), of_references=True)
-    lines = []
+    if identity is not None:
+        figure.metrics["isc"] = ISC(identity)
+    rpf, lines = Model("RPF", figure.model), []
     for place, batch in zip(figure.places, figure.batches(), strict=True):
-        gt = figure.dataset.pairs[place].gt
+        gt = figure.pairs.base.pairs[place].gt
         pairs = {f"same person {n}": pair for n, pair in enumerate(figure.same_person(gt, same), 1)}
         pairs |= {f"other person {n}": pair for n, pair in enumerate(figure.other_people(gt, others), 1)}
         above, below = {"GT and LR": cell(batch.gt[0])}, {"GT and LR": cell(batch.lr[0])}
-        for title, sample in zip(pairs, figure.like(list(pairs.values())), strict=True):
-            given = collate([sample])
-            output = output_of(figure.model, given)
-            values = figure.measure(output, given)
-            if identity is not None:
-                values["isc"] = float(isc(output, given.gt, identity))
-            above[title] = cell(given.reference[0], None, str(given.reference_id[0]))
-            below[title] = cell(output[0], values)
+        samples = figure.pairs.like(pairs=list(pairs.values()))
+        for number, title in enumerate(pairs):
+            given = stacked([samples[number]])
+            above[title] = cell(given.reference[0], str(given.reference_id[0]))
+            below[title] = figure.cell(figure.run(rpf, given), given)
         lines += [Row(f"{batch.id[0]}: references", above), Row(f"{batch.id[0]}: outputs", below)]
     return write_figure(figure.out, lines)
 
 
 def figure_mask(
-    model: Model,
+    model: Network,
     data: PairsDataModule,
     out: str | Path,
     rows: int = 4,
     metrics: Sequence[str] = DEFAULT,
-    unmasked_model: Model | None = None,
+    unmasked_model: Network | None = None,
 ) -> list[FigureRow]:
     """Fig. 12: with and without the removal of the reference's non-facial region (eq. 1).
 
@@ -203,25 +193,24 @@ def figure_mask(
     figure = Figure(model, data, out, rows, metrics, of_references=True)
     second = figure.model
     if unmasked_model is not None:
-        second = load("unmasked_model", unmasked_model, figure.model)
+        second = load("unmasked_model", unmasked_model)
     if second.size != figure.model.size:
         raise ValueError(f"unmasked_model: its side {second.size} is not the model's, {figure.model.size}")
-    pairs = [figure.dataset.pairs[place] for place in figure.places]
+    methods = (Model("with mask", figure.model), Model("without mask", second, "unmasked"))
+    figure.add(methods)
+    figure.pairs = figure.pairs.like(mask_reference=True)
     lines = []
-    for samples in zip(figure.like(pairs, True), figure.like(pairs, False), strict=True):
-        cells = {}
-        names = (("masked", "with mask", figure.model), ("unmasked", "without mask", second))
-        for (reference, title, network), sample in zip(names, samples, strict=True):
-            batch = collate([sample])
-            output = output_of(network, batch)
-            cells[f"{reference} reference"] = cell(batch.reference[0])
-            cells[f"output {title}"] = cell(output[0], figure.measure(output, batch))
-        lines.append(Row(caption(batch), {"LR": cell(batch.lr[0]), **cells, "GT": cell(batch.gt[0])}))
+    for batch in figure.batches():
+        cells = {"LR": cell(batch.lr[0])}
+        for name, method in zip(("masked", "unmasked"), methods, strict=True):
+            cells[f"{name} reference"] = cell(method.reference(batch)[0])
+            cells[f"output {method.name}"] = figure.cell(figure.run(method, batch), batch)
+        lines.append(Row(caption(batch), {**cells, "GT": cell(batch.gt[0])}))
     return write_figure(figure.out, lines)
 
 
 def figure_degradations(
-    model: Model,
+    model: Network,
     data: PairsDataModule,
     out: str | Path,
     rows: int = 2,
@@ -241,10 +230,9 @@ def figure_degradations(
     if not 1 <= strengths <= CANDIDATES:
         raise ValueError(f"strengths: expected 1 to {CANDIDATES}, got {strengths}")
     figure = Figure(model, data, out, rows, metrics)
-    L, size = figure.dataset.lr_size, figure.model.size
-    lines = []
+    L, size, rpf, lines = figure.pairs.base.lr_size, figure.model.size, Model("RPF", figure.model), []
     for place, batch in zip(figure.places, figure.batches(), strict=True):
-        photo, name = figure.dataset.photos.photo(figure.dataset.pairs[place].gt), str(batch.id[0])
+        name = str(batch.id[0])
         chosen = {"bicubic": Degradation("bicubic", L)}
         for kind in ("dpsr", "realistic"):
             drawn = [Degradation(kind, L, seed + n) for n in range(CANDIDATES)]
@@ -253,18 +241,22 @@ def figure_degradations(
             first = 0 if strengths > 1 else CANDIDATES // 2
             chosen |= {f"{kind} {n + 1}": drawn[first + round(n * step)] for n in range(strengths)}
         above, below = {"GT": cell(batch.gt[0])}, {}
-        if not figure.from_lr:
+        if data.reference == "photo":
             above = {"GT and reference": above["GT"]}
-            below = {"GT and reference": cell(batch.reference[0], None, str(batch.reference_id[0]))}
+            below = {"GT and reference": cell(batch.reference[0], str(batch.reference_id[0]))}
         for title, degrade in chosen.items():
             source = min(SOURCE * L, size) if degrade.kind == "realistic" else None  # as a datamodule does it
-            lr = make_face(photo, lr_size=L, size=size, side=size, source_side=source).lr
-            given = figure.given(batch._replace(lr=degrade(lr[None], [name])))
-            output = output_of(figure.model, given)
-            above[title] = cell(given.lr[0], None, *_drawn(degrade, name))
-            below[title] = cell(output[0], figure.measure(output, given))
+            given = stacked([figure.pairs.like(degrade=degrade, source_side=source)[place]])
+            above[title] = cell(given.lr[0], *_drawn(degrade, name))
+            below[title] = figure.cell(figure.run(rpf, given), given)
         lines += [Row(f"{name}: LR", above), Row(f"{name}: outputs", below)]
     return write_figure(figure.out, lines)
+
+
+def _apart_cell(image: Tensor, flow: Tensor, batch: ReferenceBatch, points: Tensor | None = None) -> Cell:
+    """An image (1, 3, S, S) and how far the flow leaves the landmarks apart."""
+    off = _apart(flow, batch)
+    return cell(image[0], f"landmarks {off:.2f} % off", values={"landmarks": off}, points=points)
 
 
 def _apart(flow: Tensor, batch: ReferenceBatch) -> float:

@@ -1,54 +1,116 @@
-"""Values of every method and image, batch by batch: loading, networks and metrics overlap."""
+"""Comparison of any number of methods on the same pairs (P IV-C, IV-D; docs/method.md section 10).
+
+A method that copies the reference scores well on ISC and LPIPS and ignores its input, so PSNR and LR
+consistency stand beside them always. What the reference gives is read from the difference between the own
+reference and one of another person: the difference to no reference also holds what the training gives anyway.
+
+Loading, networks and metrics overlap: while the networks run on one batch, a thread loads the next one and
+another measures the one before. Values are appended to `progress.jsonl` batch by batch; a comparison that was
+killed goes on there.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
+from rich.progress import track
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from rpf_lightning.evaluation.methods import Method
-from rpf_lightning.evaluation.records import EvaluationBatch, Fault
-from rpf_lightning.metrics.faces import Identity, distance_between, find_landmarks, similarity
-from rpf_lightning.metrics.image import detail_error, lr_consistency, psnr, psnr_face, ssim
+from rpf_lightning.evaluation.chosen_metrics import SHA256
+from rpf_lightning.evaluation.methods import Method, output_of
+from rpf_lightning.evaluation.progress import PROGRESS, Progress, Row
+from rpf_lightning.evaluation.protocol import protocol
+from rpf_lightning.evaluation.records import EvaluationBatch, Fault, collate
+from rpf_lightning.evaluation.statistics import summarise
+from rpf_lightning.metrics import NetworkMetric, PerImageMetric
+from rpf_lightning.metrics.faces import Seen
 
-if TYPE_CHECKING:
-    from rpf_lightning.faces.landmarks import LandmarkModel
-
-Perceptual = Callable[[Tensor, Tensor], Tensor]
-Row = dict[str, Any]
 Item = TypeVar("Item")
-
-IMAGE_METRICS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
-    "psnr": lambda output, lr, gt, mask: psnr(output, gt),
-    "ssim": lambda output, lr, gt, mask: ssim(output, gt),
-    "psnr_face": lambda output, lr, gt, mask: psnr_face(output, gt, mask),
-    "detail_error": lambda output, lr, gt, mask: detail_error(output, gt, mask, lr.shape[-1]),
-    "lr_consistency": lambda output, lr, gt, mask: lr_consistency(output, lr),
-}
-"""Metrics that need no network: output (B, 3, S, S), LR, GT and its mask to (B,)."""
+logger = logging.getLogger(__name__)
 
 
-class Networks(NamedTuple):
-    """Networks of metrics; None leaves the metric out.
+def compare(
+    methods: Sequence[Method],
+    dataset: Dataset[EvaluationBatch],
+    out: str | Path,
+    metrics: Mapping[str, PerImageMetric],
+    *,
+    lr_size: int,
+    size: int,
+    device: torch.device,
+    batch_size: int = 8,
+    workers: int = 0,
+    protocol_extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measure methods on the same pairs; writes nothing but `progress.jsonl`, see `report.write_results`.
 
-    Attributes:
-        perceptual: LPIPS: (B, 3, S, S) prediction and GT, both in [0, 1] on the device, to (B,).
-        identity: Features of ArcFace: (B, 3, S, S) in [0, 1] on the device to (B, D); ISC is the cosine between
-            those of output and GT. A row of NaN says that no face was found.
-        landmarks: Finds landmarks, for the landmark distance.
+    Two at a time in one folder would spoil each other's progress: see `progress.sole_evaluation`.
+
+    A comparison that was killed goes on where it was, if everything that the values depend on is the same. That can
+    be known where the data set has a `fingerprint()` and `protocol_extra` has the hash of every metric's network
+    (`SHA256`); otherwise it starts anew.
+
+    Args:
+        methods: At least one; gaps are taken to the first.
+        dataset: Samples at full size.
+        out: Directory of the results; made with the first values.
+        metrics: By name.
+        lr_size: Side of the LR.
+        size: Side of the faces.
+        device: Where to compute.
+        batch_size: Pairs per step; values do not depend on it beyond rounding.
+        workers: Processes that load; 0 is a thread.
+        protocol_extra: Further entries of the protocol, such as the names of data set and networks. They do
+            not replace what is measured here.
+
+    Returns:
+        What `results.json` holds, see `docs/evaluation.md`. None stands for a value that does not exist.
+
+    Raises:
+        ValueError: If there is no pair; if an output is not finite or of another shape.
+        TypeError: If `protocol_extra` is not made of JSON types.
     """
+    if batch_size < 1:
+        raise ValueError(f"expected batch_size >= 1, got {batch_size}")
+    count = len(cast(Sized, dataset))
+    if count == 0:
+        raise ValueError("expected at least one pair, got none")
+    ids = dataset.ids() if hasattr(dataset, "ids") else None
+    for method in methods:
+        method.prepare(ids, lr_size, size)
+        if (network := method.network()) is not None:
+            network.eval().to(device)
+    for metric in metrics.values():
+        metric.to(device)
+    setup = {**(protocol_extra or {}), **protocol(methods, lr_size, size, device)}
+    json.dumps(setup, allow_nan=False)  # fails now and not after the measurement
 
-    perceptual: Perceptual | None = None
-    identity: Identity | None = None
-    landmarks: LandmarkModel | None = None
+    networks = [name for name, metric in metrics.items() if isinstance(metric, NetworkMetric)]
+    known = hasattr(dataset, "fingerprint") and all(SHA256.get(name) in setup for name in networks)
+    key = {**setup, "metrics": list(metrics), "data": dataset.fingerprint()} if known else None  # type: ignore[attr-defined]
+    progress = Progress(Path(out) / PROGRESS, key)
+    rows = progress.read()
+    if rows:
+        logger.warning("%s: continues after %d of %d pairs", progress.path, len(rows), count)
+    rest = Subset(dataset, range(len(rows), count))
+    loader = DataLoader(rest, batch_size=batch_size, num_workers=workers, collate_fn=collate)
+    batches = (batch.to(device) for batch in track(_ahead(loader), "evaluating", total=len(loader)))
+    for values in _measured(methods, batches, metrics):
+        progress.append(values)
+        rows += values
+    return summarise(methods, metrics, rows, setup)
 
 
-def ahead(items: Iterable[Item]) -> Iterator[Item]:
+def _ahead(items: Iterable[Item]) -> Iterator[Item]:
     """Fetch the next item in a thread while the caller works on this one."""
     iterator = iter(items)
     end = object()
@@ -59,21 +121,20 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
             yield cast(Item, item)
 
 
-def measured(
-    methods: Sequence[Method], batches: Iterable[EvaluationBatch], networks: Networks
+def _measured(
+    methods: Sequence[Method], batches: Iterable[EvaluationBatch], metrics: Mapping[str, PerImageMetric]
 ) -> Iterator[list[Row]]:
     """Run all methods, and measure each batch in a thread while the next one runs."""
     pending: Future[list[Row]] | None = None
     with ThreadPoolExecutor(1) as thread:
         for batch in batches:
             # The data sets run outside of inference mode: what they cache may be used for training later.
-            with torch.inference_mode():
-                outputs = [method(batch).float() for method in methods]
+            outputs = [output_of(method, batch) for method in methods]
             faults = [[method.fault(photo) for photo in batch.id] for method in methods]
             # unpacked before the next is submitted: at most two batches are in memory
             if pending is not None:
                 yield pending.result()
-            pending = thread.submit(partial(_rows, methods, batch, outputs, faults, networks))
+            pending = thread.submit(partial(_rows, methods, batch, outputs, faults, metrics))
         if pending is not None:
             yield pending.result()
 
@@ -83,7 +144,7 @@ def _rows(
     batch: EvaluationBatch,
     outputs: Sequence[Tensor],
     faults: Sequence[Sequence[Fault | None]],
-    networks: Networks,
+    metrics: Mapping[str, PerImageMetric],
 ) -> list[Row]:
     """Return what is known about every pair of a batch."""
     rows: list[Row] = [
@@ -93,60 +154,25 @@ def _rows(
     if batch.other_id is not None:
         for row, other in zip(rows, batch.other_id, strict=True):
             row["other_id"] = other
-    with torch.inference_mode():
-        pairs = _Pairs(batch, networks)
-        for method, output, found in zip(methods, outputs, faults, strict=True):
-            if not output.isfinite().all():  # NaN would pass for an image without a value
-                names = ", ".join(batch.id)
-                raise ValueError(f"{method.name}: the output is not finite for a photo among {names}")
-            columns = pairs.values(output.clamp(0, 1), method.reference(batch))
-            for place, (row, fault) in enumerate(zip(rows, found, strict=True)):
-                missing = fault is not None and fault.fatal
-                row["metrics"][method.name] = {
-                    metric: None if missing else _number(column[place]) for metric, column in columns.items()
-                }
-                if fault is not None:
-                    row["faults"][method.name] = list(fault)
+    seen: Seen = {}  # what the networks see in GTs and references serves all methods
+    for method, output, found in zip(methods, outputs, faults, strict=True):
+        if not output.isfinite().all():  # NaN would pass for an image without a value
+            names = ", ".join(batch.id)
+            raise ValueError(f"{method.name}: the output is not finite for a photo among {names}")
+        with torch.inference_mode():
+            clamped = output.clamp(0, 1)
+            given: dict[str, Any] = {"output": clamped, "lr": batch.lr, "gt": batch.gt, "mask": batch.mask}
+            given |= {"reference": method.reference(batch), "seen": seen}
+            columns = {name: metric.measure(**given).tolist() for name, metric in metrics.items()}
+        seen = {key: known for key, known in seen.items() if known[0] is not clamped}
+        for place, (row, fault) in enumerate(zip(rows, found, strict=True)):
+            missing = fault is not None and fault.fatal
+            row["metrics"][method.name] = {
+                metric: None if missing else _number(column[place]) for metric, column in columns.items()
+            }
+            if fault is not None:
+                row["faults"][method.name] = list(fault)
     return rows
-
-
-class _Pairs:
-    """Measures outputs for one batch; what the networks see in GTs and references is computed once for all methods."""
-
-    def __init__(self, batch: EvaluationBatch, networks: Networks) -> None:
-        self.batch, self.networks = batch, networks
-        self.gt_features = None if networks.identity is None else networks.identity(batch.gt)
-        self.gt_landmarks = (
-            None if networks.landmarks is None else find_landmarks(batch.gt, networks.landmarks)
-        )
-        self._references: list[tuple[Tensor, Tensor]] = []  # with their features
-
-    def values(self, output: Tensor, reference: Tensor) -> dict[str, list[float]]:
-        """Return every metric's values; `reference` is what ISC to the reference compares with."""
-        networks, (lr, gt, mask) = self.networks, self.batch[:3]
-        values = {name: metric(output, lr, gt, mask) for name, metric in IMAGE_METRICS.items()}
-        if networks.perceptual is not None:
-            values["lpips"] = networks.perceptual(output, gt)
-        if networks.identity is not None and self.gt_features is not None:
-            features = networks.identity(output)
-            values["isc"] = similarity(features, self.gt_features)
-            values["isc_reference"] = similarity(features, self._features(reference, networks.identity))
-        if networks.landmarks is not None and self.gt_landmarks is not None:
-            found = find_landmarks(output, networks.landmarks)
-            values["landmark_distance"] = distance_between(found, self.gt_landmarks, gt.shape[-1])
-        for metric, value in values.items():
-            if value.shape != (len(lr),):
-                got = tuple(value.shape)
-                raise ValueError(f"{metric}: expected {len(lr)} values, one per image, got {got}")
-        return {metric: value.cpu().double().tolist() for metric, value in values.items()}
-
-    def _features(self, reference: Tensor, identity: Identity) -> Tensor:
-        for known, features in self._references:
-            if known is reference:
-                return features
-        features = identity(reference)
-        self._references.append((reference, features))
-        return features
 
 
 def _number(value: float) -> float | None:

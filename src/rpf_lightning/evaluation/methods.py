@@ -1,29 +1,18 @@
-"""What can be compared: each method turns a batch of pairs into super-resolved faces.
+"""What makes an image from a pair: the methods of tables and figures.
 
-A method is named in text as ``kind[:NAME[=ARGUMENT]]``::
-
-    bicubic                    the LR enlarged
-    reference                  the masked reference copied, unaligned: it ignores the LR
-    reference-unmasked         the same without the mask: the whole photo
-    model:NAME=DIR             an RPF model with the pair's own reference
-    model-none:NAME=DIR        without a reference
-    model-swap:NAME=DIR        with a reference of another person
-    model-unmasked:NAME=DIR    with the pair's own reference, its non-facial region not removed
-    model-gt:NAME=DIR          with the ground truth as the reference, the upper end
-    synthesized:NAME=DIR       what its last block makes of the own reference before it refines
-    refinement:NAME=DIR        its refinement modules alone, chained, without any reference (GCFSR-type)
-    gcfsr:NAME=FILE            the published GCFSR; FILE,blend=after_activation,normalize=false reads it otherwise
-    folder:NAME=DIR            result images of any other system, matched by the names of the GTs
+A method of one's own is a `Method` with `__call__`, or a function in a `Function`; `rpf_lightning.evaluation.building`
+makes methods from what a command line says.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
 
 from rpf_lightning.baselines.gcfsr import GCFSR, Blend
@@ -31,10 +20,6 @@ from rpf_lightning.evaluation.records import EvaluationBatch, Fault
 from rpf_lightning.model.resize import resize
 from rpf_lightning.model.rpf import ReconstructionBlock, RPFModel
 
-KINDS = (
-    "bicubic", "reference", "reference-unmasked", "model", "model-none", "model-swap", "model-unmasked", "model-gt",
-    "synthesized", "refinement", "gcfsr", "folder",
-)  # fmt: skip
 Reference = Literal["own", "none", "swap", "unmasked", "gt"]
 
 
@@ -43,13 +28,13 @@ class Method(ABC):
 
     Attributes:
         name: Under which its values stand.
-        kind: One of `KINDS`.
+        kind: For the protocol; a class from outside of this package has its name there.
         needs_other: Whether it reads `EvaluationBatch.other`.
         needs_photo: Whether it makes sense only where the reference is a photo.
         needs_unmasked: Whether it reads `EvaluationBatch.unmasked`.
     """
 
-    kind: str
+    kind = ""
     needs_other = False
     needs_photo = False
     needs_unmasked = False
@@ -63,7 +48,7 @@ class Method(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the method, for the protocol: JSON types."""
-        return {"kind": self.kind}
+        return {"kind": self.kind or type(self).__name__}
 
     def prepare(self, ids: Sequence[str] | None, lr_size: int, size: int) -> None:  # noqa: B027 - may be nothing
         """Check what can be checked before the first image; `ids` are the GTs' names where they are known."""
@@ -83,6 +68,39 @@ class Method(ABC):
     def faults(self) -> list[Fault]:
         """Return what is wrong beside the images that are asked for."""
         return []
+
+
+def output_of(method: Method, batch: EvaluationBatch) -> Tensor:
+    """Run a method in inference mode: (B, 3, S, S) in fp32, not clamped.
+
+    Raises:
+        ValueError: If it gives another shape.
+    """
+    with torch.inference_mode():
+        output = method(batch).float()
+    if output.shape != batch.gt.shape:
+        got = f"{tuple(output.shape)}, not {tuple(batch.gt.shape)}"
+        raise ValueError(f"{method.name}: gave a result of the shape {got}")
+    return output
+
+
+class Function(Method):
+    """A function.
+
+    Args:
+        name: See `Method`.
+        function: From the batch to (B, 3, S, S) in [0, 1].
+    """
+
+    kind = "function"
+
+    def __init__(self, name: str, function: Callable[[EvaluationBatch], Tensor]) -> None:
+        super().__init__(name)
+        self.function = function
+
+    def __call__(self, batch: EvaluationBatch) -> Tensor:
+        """Call it."""
+        return self.function(batch)
 
 
 class Bicubic(Method):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 from torch import Tensor
@@ -65,6 +66,14 @@ class EvaluationPairs(Dataset[EvaluationBatch]):
             lr, face.gt, face.gt_mask, reference, other, name, reference_id, other_id, unmasked,
             base.mask_reference,
         )  # fmt: skip
+
+    def like(self, **changes: Any) -> EvaluationPairs:
+        """Return the same with other attributes of `base`: its pairs, its degradation."""
+        other = copy(self)
+        other.base = copy(self.base)
+        for name, value in changes.items():
+            setattr(other.base, name, value)
+        return other
 
     def _reference(self, place: int, masked: bool) -> tuple[Tensor, str]:
         photos = self.base.photos

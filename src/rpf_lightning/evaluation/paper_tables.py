@@ -6,9 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rpf_lightning.evaluation.statistics import LEVEL
-from rpf_lightning.evaluation.tables import COLUMNS, TITLES, difference, header, markdown_table
+from rpf_lightning.evaluation.statistics import LEVEL, Estimate
+from rpf_lightning.evaluation.tables import TITLES, Column, columns_of, difference, header, markdown_table
+from rpf_lightning.metrics import ISC, LPIPS, PSNR, SSIM
 
+PAPERS = {
+    name: Column(metric.label, metric.unit, metric.digits, metric.higher_is_better)
+    for name, metric in {"psnr": PSNR, "ssim": SSIM, "lpips": LPIPS, "isc": ISC}.items()
+}
+"""The columns of the paper's tables, whether we have measured them or not."""
 OURS = ("lr_consistency", "landmark_distance")
 """What stands beside them where it was measured: a copied reference scores well on LPIPS and ISC."""
 
@@ -71,9 +77,12 @@ TABLE2 = PaperTable(
 TABLES = {table.number: table for table in (TABLE1, TABLE2)}
 
 
-def our_metrics(results: Mapping[str, Any], table: PaperTable = TABLE1) -> list[str]:
-    """Return the metrics of our columns: the paper's, and those of `OURS` that were measured."""
-    return [*table.metrics, *(name for name in OURS if name in next(iter(results["methods"].values())))]
+def our_columns(results: Mapping[str, Any], table: PaperTable = TABLE1) -> dict[str, Column]:
+    """Return our columns: the paper's, and those of `OURS` that were measured."""
+    measured = columns_of(results)
+    return {name: PAPERS[name] for name in table.metrics} | {
+        name: measured[name] for name in OURS if name in measured
+    }
 
 
 def table_rows(
@@ -90,7 +99,7 @@ def table_rows(
 
     Returns:
         The scale factor of the paper's numbers, and for every method its name, our values with intervals in the
-        order of `our_metrics`, and the paper's in that of its metrics. Methods of the paper that were not measured
+        order of `our_columns`, and the paper's in that of its metrics. Methods of the paper that were not measured
         come last.
     """
     settings = results["protocol"]
@@ -98,16 +107,16 @@ def table_rows(
     factor = scale if scale in table.values else 64
     known = table.values[factor]
     beside = _beside(settings["methods"], table, known)
-    metrics, rows = our_metrics(results, table), []
+    columns, rows = our_columns(results, table), []
     for name, means in results["methods"].items():
         cells = []
-        for metric in metrics:
-            mean, digits = means.get(metric), COLUMNS[metric].digits
+        for metric, column in columns.items():
+            mean, digits = means.get(metric), column.digits
             low, high = results["intervals"][name].get(metric, (None, None))
             cells.append("–" if mean is None else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
         rows.append((TITLES.get(name, name), cells, _paper(table, known.get(beside.get(name, "")))))
     missing = [name for name in known if name not in beside.values()]
-    blank = ["–"] * len(metrics)
+    blank = ["–"] * len(columns)
     return factor, [*rows, *((f"{name} (paper)", blank, _paper(table, known[name])) for name in missing)]
 
 
@@ -139,27 +148,23 @@ def _key(name: str) -> str:
 def paper_markdown(results: Mapping[str, Any], table: PaperTable = TABLE1) -> str:
     """Format a table with the paper's numbers, and the gaps, as Markdown."""
     factor, rows = table_rows(results, table)
-    theirs = [f"paper ×{factor} {COLUMNS[metric].title}" for metric in table.metrics]
-    headers = ["method", *(header(COLUMNS[metric]) for metric in our_metrics(results, table)), *theirs]
+    theirs = [f"paper ×{factor} {PAPERS[metric].title}" for metric in table.metrics]
+    headers = ["method", *map(header, our_columns(results, table).values()), *theirs]
     headers[-1] += r"\*"  # ISC
     cells = [[name, *own, *paper] for name, own, paper in rows]
     lines = [f"## Table {table.number}", "", *markdown_table(headers, cells)]
     lines += ["", _caption(results, table, factor)]
-    metrics = [metric for metric in COLUMNS if metric in next(iter(results["methods"].values()))]
+    measured = columns_of(results)
     gaps = [
         [
             f"{entry['method']} − {entry['minus']}",
-            *(_gap(entry["metrics"], metric) for metric in metrics),
+            *(_gap(entry["metrics"].get(name), column) for name, column in measured.items()),
         ]
         for entry in results["gaps"]
     ]
     if gaps:
-        lines += [
-            "",
-            "## Gaps",
-            "",
-            *markdown_table(["difference", *(COLUMNS[m].title for m in metrics)], gaps),
-        ]
+        titles = ["difference", *(column.title for column in measured.values())]
+        lines += ["", "## Gaps", "", *markdown_table(titles, gaps)]
         lines += ["", f"In brackets: {results['protocol']['intervals']}."]
     return "\n".join(lines) + "\n"
 
@@ -167,18 +172,16 @@ def paper_markdown(results: Mapping[str, Any], table: PaperTable = TABLE1) -> st
 def paper_latex(results: Mapping[str, Any], table: PaperTable = TABLE1) -> str:
     r"""Format a table with the paper's numbers as LaTeX; needs `\usepackage{booktabs}`."""
     factor, rows = table_rows(results, table)
-    metrics = our_metrics(results, table)
-    ours, theirs = (
-        " & ".join(COLUMNS[metric].title.partition(" (")[0] for metric in names)
-        for names in (metrics, table.metrics)
-    )
+    columns = our_columns(results, table)
+    ours = " & ".join(column.label for column in columns.values())
+    theirs = " & ".join(PAPERS[metric].label for metric in table.metrics)
     spans = (
-        rf"\multicolumn{{{len(metrics)}}}{{c}}{{ours}}",
+        rf"\multicolumn{{{len(columns)}}}{{c}}{{ours}}",
         rf"\multicolumn{{{len(table.metrics)}}}{{c}}{{paper, $\times{factor}$}}",
     )
     lines = [
         r"\begin{table}", r"\centering", rf"\caption{{{_latex(_caption(results, table, factor))}}}",
-        r"\begin{tabular}{l" + "r" * (len(metrics) + len(table.metrics)) + "}", r"\toprule",
+        r"\begin{tabular}{l" + "r" * (len(columns) + len(table.metrics)) + "}", r"\toprule",
         rf" & {' & '.join(spans)} \\", rf"method & {ours} & {theirs}$^*$ \\", r"\midrule",
     ]  # fmt: skip
     for name, own, paper in rows:
@@ -209,16 +212,14 @@ def _caption(results: Mapping[str, Any], table: PaperTable, factor: int) -> str:
     return "".join([text, *unchecked])
 
 
-def _gap(metrics: Mapping[str, Any], metric: str) -> str:
-    return difference(metrics[metric], COLUMNS[metric].digits) if metric in metrics else "–"
+def _gap(gap: Estimate | None, column: Column) -> str:
+    return "–" if gap is None else difference(gap, column.digits)
 
 
 def _paper(table: PaperTable, values: tuple[float, ...] | None) -> list[str]:
     if values is None:
         return ["–"] * len(table.metrics)
-    return [
-        f"{value:.{COLUMNS[metric].digits}f}" for metric, value in zip(table.metrics, values, strict=True)
-    ]
+    return [f"{value:.{PAPERS[metric].digits}f}" for metric, value in zip(table.metrics, values, strict=True)]
 
 
 def _latex(text: str) -> str:

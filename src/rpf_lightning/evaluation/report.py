@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from rpf_lightning.evaluation.contact import SHEETS, PictureRow, draw_grid
+from rpf_lightning.drawing import Row, draw_rows
+from rpf_lightning.evaluation.contact import SHEETS
 from rpf_lightning.evaluation.paper_tables import TABLE1, PaperTable, paper_latex, paper_markdown
 from rpf_lightning.evaluation.progress import PROGRESS
 from rpf_lightning.evaluation.tables import table_markdown
@@ -22,7 +23,7 @@ from rpf_lightning.pictures import png
 def write_results(
     out: Path,
     results: Mapping[str, Any],
-    rows: Sequence[PictureRow] = (),
+    rows: Sequence[Row] = (),
     sheets: Mapping[str, Image.Image] | None = None,
     table: PaperTable = TABLE1,
 ) -> list[Path]:
@@ -46,7 +47,7 @@ def write_results(
         "table.tex": paper_latex(results, table).encode(),
         "per_image.csv": _csv(results).encode(),
     }
-    pictures = {"grid": draw_grid(rows)} if rows else {}
+    pictures = {"grid": draw_rows(rows)[0]} if rows else {}
     pictures |= sheets or {}
     for name, picture in pictures.items():
         contents[f"{name}.png"] = png(picture)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ from rich.console import Console
 from rpf_lightning.data import PairsDataModule, ReferencePairsDataModule
 from rpf_lightning.data.pairs import evenly
 from rpf_lightning.devices import place_of
-from rpf_lightning.evaluation.building import build_methods, load_networks
-from rpf_lightning.evaluation.compare import compare
+from rpf_lightning.evaluation.building import build_methods
+from rpf_lightning.evaluation.chosen_metrics import choose_metrics
 from rpf_lightning.evaluation.contact import chosen_places, draw_sheet, picture_row
-from rpf_lightning.evaluation.methods import Model, NetworkMethod
+from rpf_lightning.evaluation.measuring import compare
+from rpf_lightning.evaluation.methods import Method, Model, NetworkMethod
 from rpf_lightning.evaluation.pairs import choose_pairs, pairs_for
 from rpf_lightning.evaluation.paper_tables import TABLES
 from rpf_lightning.evaluation.progress import sole_evaluation
 from rpf_lightning.evaluation.report import write_results
 from rpf_lightning.evaluation.tables import table_for_console
+from rpf_lightning.metrics import PerImageMetric
 
 DEFAULT_METHODS = (
     "bicubic", "model-none:without_reference", "model:with_reference", "model-swap:other_person",
@@ -32,7 +35,7 @@ def evaluate(
     data: str | PairsDataModule,
     out: str,
     model_dir: str | None = None,
-    methods: list[str] | None = None,
+    methods: list[str] | list[Method] | None = None,
     split: str | None = None,
     lr_size: int | None = None,
     size: int | None = None,
@@ -46,6 +49,7 @@ def evaluate(
     num_workers: int = 0,
     device: str = "auto",
     table: int = 1,
+    metrics: Mapping[str, PerImageMetric] | None = None,
 ) -> dict[str, Any]:
     """Compare methods on the same pairs.
 
@@ -71,6 +75,7 @@ def evaluate(
         num_workers: Processes that load.
         device: A torch device, such as cuda:1; auto is the GPU where there is one.
         table: The paper's table whose numbers stand beside ours: 1, or 2 for models trained for its rows.
+        metrics: Further metrics by name.
 
     Returns:
         The contents of `results.json`.
@@ -103,7 +108,10 @@ def evaluate(
     chosen, said = choose_pairs(data, split)
     dataset = pairs_for(chosen, built)
     base = dataset.base
-    networks, of_networks = load_networks(lpips, isc, isc_pack, landmark_model, place)
+    measured, of_networks = choose_metrics(lpips, isc, isc_pack, landmark_model, place)
+    if twice := measured.keys() & (metrics or {}).keys():
+        raise ValueError(f"metrics: {sorted(twice)[0]} is measured already; expected another name")
+    measured |= metrics or {}
     extra: dict[str, Any] = {
         "data": type(data).__name__, "split": said, "val_fraction": data.val_fraction,
         "photos_sha256": base.photos.sha256,
@@ -115,8 +123,8 @@ def evaluate(
     own = next((m for m in built if isinstance(m, Model) and m.given == "own"), None)
     with sole_evaluation(Path(out)):
         results = compare(
-            built, dataset, out, lr_size=base.lr_size, size=base.size, batch_size=batch_size, workers=num_workers,
-            device=device, networks=networks, protocol_extra=extra,
+            built, dataset, out, measured, lr_size=base.lr_size, size=base.size, batch_size=batch_size,
+            workers=num_workers, device=place, protocol_extra=extra,
         )  # fmt: skip
         shown = [] if own is None else evenly(list(range(len(dataset))), grid_images)
         rows = [picture_row(own.model, dataset[i]) for i in shown] if own is not None else []

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.stats import bootstrap
 
 from rpf_lightning.evaluation.methods import Method, Model
 from rpf_lightning.evaluation.records import Fault
+from rpf_lightning.metrics import PerImageMetric
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -51,7 +52,13 @@ def estimate(values: Sequence[float | None], resamples: int = RESAMPLES, seed: i
     count = len(numbers)
     if not count:
         return {"mean": None, "low": None, "high": None, "count": 0}
-    low, high = np.quantile(_means(numbers, resamples, seed), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low = high = numbers.mean()
+    if count > 1:
+        draws = bootstrap(
+            (numbers,), np.mean, n_resamples=resamples, batch=max(1, CHUNK // count), confidence_level=LEVEL,
+            method="percentile", random_state=np.random.default_rng(seed),
+        )  # fmt: skip
+        low, high = draws.confidence_interval
     return {"mean": float(numbers.mean()), "low": float(low), "high": float(high), "count": count}
 
 
@@ -81,23 +88,17 @@ def gap(
     return estimate(differences, resamples, seed)
 
 
-def _means(numbers: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
-    generator = np.random.default_rng(seed)
-    rows = max(1, CHUNK // len(numbers))
-    means = [
-        numbers[generator.integers(0, len(numbers), (min(rows, resamples - start), len(numbers)))].mean(1)
-        for start in range(0, resamples, rows)
-    ]
-    return np.concatenate(means)
-
-
 def summarise(
-    methods: Sequence[Method], rows: Sequence[Mapping[str, Any]], setup: Mapping[str, Any]
+    methods: Sequence[Method],
+    metrics: Mapping[str, PerImageMetric],
+    rows: Sequence[Mapping[str, Any]],
+    setup: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Summarise the values of all images.
 
     Args:
         methods: What was compared.
+        metrics: What was measured.
         rows: A row per pair: "id", "reference_id", "other_id" where there is one, "metrics", "faults".
         setup: The protocol so far.
 
@@ -105,10 +106,7 @@ def summarise(
         What `results.json` holds, see `docs/evaluation.md`.
     """
     columns = {
-        method.name: {
-            metric: [row["metrics"][method.name][metric] for row in rows]
-            for metric in rows[0]["metrics"][method.name]
-        }
+        method.name: {metric: [row["metrics"][method.name][metric] for row in rows] for metric in metrics}
         for method in methods
     }
     estimates = {
@@ -127,6 +125,7 @@ def summarise(
             "pairs": len(rows),
             "pairs_sha256": hashlib.sha256(pairs.encode()).hexdigest(),
         },
+        "metrics": {name: metric.describe() for name, metric in metrics.items()},
         "methods": {name: {m: e["mean"] for m, e in of.items()} for name, of in estimates.items()},
         "counts": {name: {m: e["count"] for m, e in of.items()} for name, of in estimates.items()},
         "intervals": {

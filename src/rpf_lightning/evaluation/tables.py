@@ -22,28 +22,28 @@ class Column(NamedTuple):
     """How a metric is printed.
 
     Attributes:
-        title: Name with unit.
-        higher_is_better: Direction of the arrow, and which value is the best; None: no value is better.
+        label: Name.
+        unit: Of the values; may be empty.
         digits: Digits after the point.
+        higher_is_better: Direction of the arrow, and which value is the best; None: no value is better.
     """
 
-    title: str
-    higher_is_better: bool | None
+    label: str
+    unit: str
     digits: int
+    higher_is_better: bool | None
+
+    @property
+    def title(self) -> str:
+        """Name with unit; without square brackets, which rich takes for markup."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
-# no square brackets: rich takes them for markup
-COLUMNS = {
-    "psnr": Column("PSNR (dB)", True, 2),
-    "ssim": Column("SSIM", True, 4),
-    "psnr_face": Column("PSNR face (dB)", True, 2),
-    "detail_error": Column("detail error", False, 5),
-    "lr_consistency": Column("LR consistency (dB)", True, 2),
-    "lpips": Column("LPIPS", False, 4),
-    "isc": Column("ISC", True, 4),
-    "isc_reference": Column("ISC to the reference", None, 4),  # methods see different ones
-    "landmark_distance": Column("landmark distance (%)", False, 2),
-}
+def columns_of(results: Mapping[str, Any]) -> dict[str, Column]:
+    """Return the metrics that were measured."""
+    return {name: Column(**of) for name, of in results["metrics"].items()}
+
+
 COPIES = ("reference", "reference-unmasked", "model-gt")
 """Kinds that are never the best: they ignore the LR, or see the GT."""
 
@@ -88,16 +88,15 @@ def table_for_console(results: Mapping[str, Any]) -> Table:
 def _cells(results: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[tuple[str, bool]]]]]:
     """Return the headers, and for each method its name and the texts with whether each is the best."""
     methods = results["methods"]
-    metrics = [name for name in COLUMNS if name in next(iter(methods.values()))]
     described = results["protocol"]["methods"]
     competing = {name for name in methods if described[name]["kind"] not in COPIES}
     headers = ["method"]
     rows: dict[str, list[tuple[str, bool]]] = {name: [] for name in methods}
-    for metric in metrics:
-        _, higher, digits = COLUMNS[metric]
-        headers.append(header(COLUMNS[metric]))
+    for metric, column in columns_of(results).items():
+        higher = column.higher_is_better
+        headers.append(header(column))
         texts = {
-            name: "–" if means[metric] is None else f"{means[metric]:.{digits}f}"
+            name: "–" if means[metric] is None else f"{means[metric]:.{column.digits}f}"
             for name, means in methods.items()
         }
         # as printed: what looks equal is equally good
@@ -116,7 +115,7 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     for entry in swaps:
         gains = [
             f"{column.title} {entry['metrics'][metric]['mean']:+.{column.digits}f}"
-            for metric, column in COLUMNS.items()
+            for metric, column in columns_of(results).items()
             if column.higher_is_better is not None
             and entry["metrics"].get(metric, {}).get("mean") is not None
         ]

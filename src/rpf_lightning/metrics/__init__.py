@@ -19,27 +19,30 @@ from rpf_lightning.metrics.image import (
 )
 from rpf_lightning.metrics.per_image import (
     ISC,
+    LPIPS,
     PSNR,
     SSIM,
     DetailError,
     LandmarkDistance,
-    LPIPSDistance,
     LRConsistency,
+    NetworkMetric,
     PerImageMetric,
     PSNRFace,
     ReferenceISC,
 )
+from rpf_lightning.metrics.perceptual import lpips, lpips_network
 
 __all__ = [
     "ISC",
+    "LPIPS",
     "PSNR",
     "SSIM",
     "DetailError",
     "EndPointError",
     "FlowCorrelation",
-    "LPIPSDistance",
     "LRConsistency",
     "LandmarkDistance",
+    "NetworkMetric",
     "PSNRFace",
     "PerImageMetric",
     "ReferenceISC",
@@ -48,6 +51,8 @@ __all__ = [
     "flow_correlation",
     "isc",
     "landmark_distance",
+    "lpips",
+    "lpips_network",
     "lr_consistency",
     "psnr",
     "psnr_face",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,13 +22,19 @@ Identity = Callable[[Tensor], Tensor]
 """Features of identity: (B, 3, S, S) in [0, 1] to (B, D); a row of NaN says that no face was found."""
 
 
-def isc(pred: Tensor, other: Tensor, identity: Identity) -> Tensor:
+Seen = dict[tuple[int, int], tuple[Tensor, Any]]
+"""What networks said of images. Calls that get the same dictionary ask about each image tensor once; it holds the
+tensors, so that no other takes one's place."""
+
+
+def isc(pred: Tensor, other: Tensor, identity: Identity, seen: Seen | None = None) -> Tensor:
     """Identity similarity, ``cos(identity(pred), identity(other))``: the paper's ISC where `other` is the GT.
 
     Args:
         pred: (B, 3, S, S), clamped to [0, 1].
         other: (B, 3, S, S) in [0, 1], the GT or the reference.
         identity: Such as `ArcFace`, whose raw features the paper compares.
+        seen: What is known already, see `Seen`.
 
     Returns:
         (B,) in [-1, 1]; NaN where no face was found.
@@ -36,7 +43,7 @@ def isc(pred: Tensor, other: Tensor, identity: Identity) -> Tensor:
         ValueError: If the shapes differ or are not those of RGB images.
     """
     _check(pred, other)
-    return similarity(identity(pred.clamp(0, 1)), identity(other))
+    return similarity(*(_once(identity, identity, images, seen) for images in (pred, other)))
 
 
 def similarity(features: Tensor, others: Tensor) -> Tensor:
@@ -44,7 +51,7 @@ def similarity(features: Tensor, others: Tensor) -> Tensor:
     return F.cosine_similarity(features, others, dim=1)
 
 
-def landmark_distance(pred: Tensor, gt: Tensor, model: LandmarkModel) -> Tensor:
+def landmark_distance(pred: Tensor, gt: Tensor, model: LandmarkModel, seen: Seen | None = None) -> Tensor:
     """Mean distance between the 68 landmarks found in prediction and GT, in percent of the image's side.
 
     The same network looks at both, so that what it gets wrong in the same way cancels. Both are rounded to
@@ -54,6 +61,7 @@ def landmark_distance(pred: Tensor, gt: Tensor, model: LandmarkModel) -> Tensor:
         pred: (B, 3, S, S), clamped to [0, 1].
         gt: (B, 3, S, S) in [0, 1].
         model: See `rpf_lightning.faces.landmarks`.
+        seen: What is known already, see `Seen`.
 
     Returns:
         (B,), 0 is best; NaN where no face was found in either: a network that destroys faces is told from one
@@ -63,8 +71,19 @@ def landmark_distance(pred: Tensor, gt: Tensor, model: LandmarkModel) -> Tensor:
         ValueError: If the shapes differ or are not those of RGB images.
     """
     _check(pred, gt)
-    found = find_landmarks(torch.cat([pred, gt]), model)
-    return distance_between(found[: len(pred)], found[len(pred) :], pred.shape[-1]).to(pred.device)
+    ask = partial(find_landmarks, model=model)
+    found, expected = (_once(model, ask, images, seen) for images in (pred, gt))
+    return distance_between(found, expected, pred.shape[-1]).to(pred.device)
+
+
+def _once(network: object, ask: Callable[[Tensor], Any], images: Tensor, seen: Seen | None) -> Any:
+    """What a network says of images, clamped to [0, 1]."""
+    if seen is None:
+        return ask(images.clamp(0, 1))
+    key = id(network), id(images)
+    if key not in seen:
+        seen[key] = images, ask(images.clamp(0, 1))
+    return seen[key][1]
 
 
 def find_landmarks(images: Tensor, model: LandmarkModel) -> list[NDArray[np.float64] | None]:

@@ -52,22 +52,19 @@ class EndPointError(PerImageMetric):
         unwarped: Measure what no warp at all has.
     """
 
-    higher_is_better = False
+    label, unit, digits, higher_is_better = "end-point error", "px", 2, False
 
     def __init__(self, unwarped: bool = False) -> None:
         super().__init__()
         self.unwarped = unwarped
 
-    def update(self, flow: Tensor, goal: Tensor, mask: Tensor) -> None:
-        """Add a batch."""
-        self._measure(end_point_error, torch.zeros_like(flow) if self.unwarped else flow, goal, mask)
+    def per_image(self, flow: Tensor, goal: Tensor, mask: Tensor) -> Tensor:
+        """See `end_point_error`."""
+        return end_point_error(torch.zeros_like(flow) if self.unwarped else flow, goal, mask)
 
 
 class FlowCorrelation(PerImageMetric):
     """Correlation with the thin-plate flow, see `flow_correlation`."""
 
-    higher_is_better = True
-
-    def update(self, flow: Tensor, goal: Tensor, mask: Tensor) -> None:
-        """Add a batch."""
-        self._measure(flow_correlation, flow, goal, mask)
+    label, higher_is_better = "flow correlation", True
+    per_image = staticmethod(flow_correlation)

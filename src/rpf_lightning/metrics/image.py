@@ -20,11 +20,11 @@ from rpf_lightning.model.resize import at_least_fp32, resize
 ERROR_FLOOR = 1e-10
 
 
-def psnr(pred: Tensor, gt: Tensor) -> Tensor:
+def psnr(output: Tensor, gt: Tensor) -> Tensor:
     """Peak signal-to-noise ratio over all pixels and channels.
 
     Args:
-        pred: (B, 3, S, S), clamped to [0, 1].
+        output: (B, 3, S, S), clamped to [0, 1].
         gt: (B, 3, S, S) in [0, 1].
 
     Returns:
@@ -33,14 +33,14 @@ def psnr(pred: Tensor, gt: Tensor) -> Tensor:
     Raises:
         ValueError: If the shapes differ or are not those of RGB images.
     """
-    return _decibel((_clamped(pred, gt) - gt).square().mean(dim=(1, 2, 3)))
+    return _decibel((_clamped(output, gt) - gt).square().mean(dim=(1, 2, 3)))
 
 
-def psnr_face(pred: Tensor, gt: Tensor, mask: Tensor) -> Tensor:
+def psnr_face(output: Tensor, gt: Tensor, mask: Tensor) -> Tensor:
     """Peak signal-to-noise ratio over the pixels of the face only.
 
     Args:
-        pred: (B, 3, S, S), clamped to [0, 1].
+        output: (B, 3, S, S), clamped to [0, 1].
         gt: (B, 3, S, S) in [0, 1].
         mask: (B, 1, S, S), 1 on the face and 0 elsewhere.
 
@@ -50,16 +50,16 @@ def psnr_face(pred: Tensor, gt: Tensor, mask: Tensor) -> Tensor:
     Raises:
         ValueError: If the shapes do not fit.
     """
-    return _decibel(_face_mean((_clamped(pred, gt) - gt).square(), mask))
+    return _decibel(_face_mean((_clamped(output, gt) - gt).square(), mask))
 
 
-def ssim(pred: Tensor, gt: Tensor) -> Tensor:
+def ssim(output: Tensor, gt: Tensor) -> Tensor:
     """Structural similarity: Gaussian window 11, sigma 1.5, data range 1, mean over pixels and RGB channels.
 
     Borders are reflected, so the whole image counts.
 
     Args:
-        pred: (B, 3, S, S), clamped to [0, 1]; S of at least 6.
+        output: (B, 3, S, S), clamped to [0, 1]; S of at least 6.
         gt: (B, 3, S, S) in [0, 1].
 
     Returns:
@@ -68,10 +68,10 @@ def ssim(pred: Tensor, gt: Tensor) -> Tensor:
     Raises:
         ValueError: If the shapes differ or are not those of RGB images.
     """
-    pred = _clamped(pred, gt)
+    output = _clamped(output, gt)
     # GPUs may convolve floats with 10 bits of mantissa, too few for differences of squares. CPUs do not, and
     # would need 20 seconds and gigabytes for an image of 1024 pixels in double.
-    precision = torch.float64 if pred.is_cuda else pred.dtype
+    precision = torch.float64 if output.is_cuda else output.dtype
     values = [
         structural_similarity_index_measure(
             p[None].to(precision),
@@ -81,12 +81,12 @@ def ssim(pred: Tensor, gt: Tensor) -> Tensor:
             data_range=1.0,
             reduction="none",
         )
-        for p, g in zip(pred, gt, strict=True)  # one at a time: ten maps per image would add up
+        for p, g in zip(output, gt, strict=True)  # one at a time: ten maps per image would add up
     ]
-    return torch.stack([torch.as_tensor(value).reshape(()) for value in values]).to(pred.dtype)
+    return torch.stack([torch.as_tensor(value).reshape(()) for value in values]).to(output.dtype)
 
 
-def detail_error(pred: Tensor, gt: Tensor, mask: Tensor, lr_size: int) -> Tensor:
+def detail_error(output: Tensor, gt: Tensor, mask: Tensor, lr_size: int) -> Tensor:
     """Mean absolute error of the details inside the face: of the part of the picture that the LR cannot hold.
 
     The details of an image y are ``y - up(down(y))``, bicubic reduction to `lr_size` and enlargement back.
@@ -94,7 +94,7 @@ def detail_error(pred: Tensor, gt: Tensor, mask: Tensor, lr_size: int) -> Tensor
     reference or a guess can supply. An output without any details scores the mean strength of the GT's own.
 
     Args:
-        pred: (B, 3, S, S), clamped to [0, 1].
+        output: (B, 3, S, S), clamped to [0, 1].
         gt: (B, 3, S, S) in [0, 1].
         mask: (B, 1, S, S), 1 on the face and 0 elsewhere.
         lr_size: Side L of the LR image.
@@ -105,17 +105,17 @@ def detail_error(pred: Tensor, gt: Tensor, mask: Tensor, lr_size: int) -> Tensor
     Raises:
         ValueError: If the shapes do not fit.
     """
-    pred = _clamped(pred, gt)
-    return _face_mean((_details(pred, lr_size) - _details(gt, lr_size)).abs(), mask)
+    output = _clamped(output, gt)
+    return _face_mean((_details(output, lr_size) - _details(gt, lr_size)).abs(), mask)
 
 
-def lr_consistency(pred: Tensor, lr: Tensor) -> Tensor:
+def lr_consistency(output: Tensor, lr: Tensor) -> Tensor:
     """PSNR of the prediction reduced to the LR's side against the LR: does the output still show its input?
 
     The LR is rounded to 8 bit and the prediction is not, so the GT itself reaches about 59 dB.
 
     Args:
-        pred: (B, 3, S, S), clamped to [0, 1] before and after the reduction.
+        output: (B, 3, S, S), clamped to [0, 1] before and after the reduction.
         lr: (B, 3, L, L) in [0, 1].
 
     Returns:
@@ -124,15 +124,15 @@ def lr_consistency(pred: Tensor, lr: Tensor) -> Tensor:
     Raises:
         ValueError: If the shapes do not fit.
     """
-    return psnr(resize(pred.clamp(0, 1), lr.shape[-1]), lr)
+    return psnr(resize(output.clamp(0, 1), lr.shape[-1]), lr)
 
 
-def _clamped(pred: Tensor, gt: Tensor) -> Tensor:
+def _clamped(output: Tensor, gt: Tensor) -> Tensor:
     """Return the prediction in [0, 1] in at least fp32; checks shapes, since tensors broadcast silently."""
-    if pred.ndim != 4 or pred.shape[1] != 3 or pred.shape != gt.shape:
-        got = f"{tuple(pred.shape)} and {tuple(gt.shape)}"
+    if output.ndim != 4 or output.shape[1] != 3 or output.shape != gt.shape:
+        got = f"{tuple(output.shape)} and {tuple(gt.shape)}"
         raise ValueError(f"expected prediction and GT of one shape (B, 3, S, S), got {got}")
-    return at_least_fp32(pred).clamp(0, 1)
+    return at_least_fp32(output).clamp(0, 1)
 
 
 def _face_mean(error: Tensor, mask: Tensor) -> Tensor:

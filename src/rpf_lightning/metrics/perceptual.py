@@ -21,51 +21,49 @@ from rpf_lightning.faces.weights import (
 VGG_FILE = "vgg16-397923af.pth"  # torchvision's
 
 
-class LPIPS(nn.Module):
+def lpips(pred: Tensor, gt: Tensor, network: nn.Module) -> Tensor:
     """LPIPS distance per image (paper IV-A).
 
-    The package would download AlexNet; here it comes from the weights folder.
+    Args:
+        pred: (B, 3, S, S), RGB, clamped to [0, 1].
+        gt: (B, 3, S, S), RGB in [0, 1].
+        network: See `lpips_network`.
+
+    Returns:
+        (B,), 0 for equal images.
+    """
+    distance: Tensor = network(pred.clamp(0, 1), gt, normalize=True)
+    return distance.flatten()
+
+
+def lpips_network(net: Literal["alex", "vgg"] = "alex", weights: str | None = None) -> nn.Module:
+    """Make the `lpips` package's network; the package would download AlexNet, here it comes from the weights folder.
 
     Args:
+        net: The network, ``"alex"`` or ``"vgg"``.
         weights: A file of torchvision's weights; None searches: AlexNet's as `AlexNetFeatures` does, VGG16's
             `vgg16-397923af.pth` in `RPF_WEIGHTS_DIR` and the cache.
-        net: The network, ``"alex"`` or ``"vgg"``.
 
     Raises:
         FileNotFoundError: If the weights are missing. VGG16's are not downloaded.
         ValueError: If the network is another one.
     """
+    from lpips import LPIPS
 
-    def __init__(self, weights: str | None = None, net: Literal["alex", "vgg"] = "alex") -> None:
-        super().__init__()
-        import lpips
-
-        if net not in ("alex", "vgg"):
-            raise ValueError(f"net: expected 'alex' or 'vgg', got {net!r}")
-        path = alexnet_file(weights) if net == "alex" else _vgg_file(weights)
-        with whole(path):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # its random weights are replaced
-            warnings.simplefilter("ignore")  # lpips calls torchvision with arguments that are deprecated
-            self.lpips = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval().requires_grad_(False)
-        # the package keeps torchvision's layers under their numbers, cut into five slices
-        slices = self.lpips.net
-        for name, layer in slices.named_modules():
-            if isinstance(layer, nn.Conv2d):
-                number = name.split(".")[-1]
-                layer.load_state_dict({key: state[f"features.{number}.{key}"] for key in ("weight", "bias")})
-
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Measure.
-
-        Args:
-            prediction: (B, 3, S, S), RGB in [0, 1]; clamped.
-            target: (B, 3, S, S), RGB in [0, 1].
-
-        Returns:
-            (B,), 0 for equal images.
-        """
-        return self.lpips(prediction.clamp(0, 1), target, normalize=True).flatten()
+    if net not in ("alex", "vgg"):
+        raise ValueError(f"net: expected 'alex' or 'vgg', got {net!r}")
+    path = alexnet_file(weights) if net == "alex" else _vgg_file(weights)
+    with whole(path):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # its random weights are replaced
+        warnings.simplefilter("ignore")  # lpips calls torchvision with arguments that are deprecated
+        network: nn.Module = LPIPS(net=net, pnet_rand=True, verbose=False).eval().requires_grad_(False)
+    # the package keeps torchvision's layers under their numbers, cut into five slices
+    for name, layer in network.get_submodule("net").named_modules():
+        if isinstance(layer, nn.Conv2d):
+            number = name.split(".")[-1]
+            layer.load_state_dict({key: state[f"features.{number}.{key}"] for key in ("weight", "bias")})
+    return network
 
 
 def _vgg_file(explicit: str | None) -> Path:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.preparation import tables
@@ -21,8 +20,9 @@ from rpf_lightning.data.preparation.sources import PICTURES
 from rpf_lightning.data.reading import read_photo
 from rpf_lightning.data.records import Photo
 from rpf_lightning.data.sample import make_sample
+from rpf_lightning.drawing import Cell, Row, cell, draw_rows
 from rpf_lightning.model.storage import write_atomically
-from rpf_lightning.pictures import to_uint8
+from rpf_lightning.pictures import png
 
 HISTOGRAM, SHEET = PICTURES
 ROWS = 10
@@ -81,27 +81,24 @@ def _sheet(root: Path, faces: Annotations, pairs: Sequence[Pair]) -> bytes:
     """Draw a row per pair: GT, GT in its mask, reference, masked reference, its thin-plate warp."""
     wanted = sorted({index for pair in pairs for index in pair[:2]})
     masks = dict(zip(wanted, stored_masks([faces.stored[index] for index in wanted]), strict=True))
-    titles = ("GT", "GT in its mask", "reference", "masked reference", "TPS warp")
-    sheet = Image.new("RGB", (len(titles) * TILE + 130, len(pairs) * TILE + 20), "white")
-    pen = ImageDraw.Draw(sheet)
-    for column, title in enumerate(titles):
-        pen.text((column * TILE + 4, 4), title, "black")
-    for row, pair in enumerate(pairs):
+    rows = []
+    for pair in pairs:
         gt, reference = (_photo(root, faces, index, masks[index]) for index in pair[:2])
         sample = make_sample(gt, reference, lr_size=TILE // 2, size=2 * TILE, side=TILE, warped=True)
         assert sample.warped_reference is not None
-        tiles = [
-            _tile(sample.gt), _tile(sample.gt * sample.gt_mask), _small(reference.image),
-            _tile(sample.reference), _tile(sample.warped_reference),
-        ]  # fmt: skip
-        top = row * TILE + 20
-        for column, tile in enumerate(tiles):
-            sheet.paste(tile, (column * TILE, top))
-        text = f"{gt.identity}\n{gt.id}\n{reference.id}\n{100 * pair.distance:.2f} %"
-        pen.text((len(tiles) * TILE + 4, top + 4), text, "black")
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    return buffer.getvalue()
+        cells = {
+            "GT": cell(sample.gt),
+            "GT in its mask": cell(sample.gt * sample.gt_mask),
+            "reference": Cell(
+                np.asarray(Image.fromarray(reference.image).resize((TILE, TILE), Image.Resampling.BICUBIC))
+            ),
+            "masked reference": cell(sample.reference),
+            "TPS warp": cell(sample.warped_reference),
+        }
+        rows.append(
+            Row(f"{gt.identity}: {gt.id}, reference {reference.id}, {100 * pair.distance:.2f} %", cells)
+        )
+    return png(draw_rows(rows)[0])
 
 
 def _photo(root: Path, faces: Annotations, index: int, mask: NDArray[np.uint8]) -> Photo:
@@ -112,14 +109,6 @@ def _photo(root: Path, faces: Annotations, index: int, mask: NDArray[np.uint8]) 
         faces.files[index], faces.identities[index], read_photo(path), faces.stored[index].landmarks,
         tables.unpack_mask(mask),
     )  # fmt: skip
-
-
-def _tile(image: torch.Tensor) -> Image.Image:
-    return Image.fromarray(to_uint8(image))
-
-
-def _small(image: NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(image).resize((TILE, TILE), Image.Resampling.BICUBIC)
 
 
 def lines(

@@ -1,4 +1,7 @@
-"""The page of a figure: titled columns of pictures, a caption per row, and values under each picture."""
+"""Rows of pictures: titled columns, a caption per row, and lines of text under each picture.
+
+The paper's figures, contact sheets, panels of a training and the sheet of a preparation are all drawn here.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,10 @@ from rpf_lightning.pictures import png, to_uint8
 
 MAX_WIDTH = 3000  # pixels
 SHOWN = 160  # smaller pictures are enlarged to at least this side
-SMALLEST = 32  # side in pixels below which nothing is to be seen
+ENOUGH = 256  # larger ones are reduced no further than to this side
 READABLE = 192  # side of the cells from whose double on the text is larger
 GAP = 8
 CAPTION, TITLE, LINE = 22, 24, 16  # heights of a line of text
-PRINTED = {
-    "psnr": "PSNR {:.2f} dB",
-    "psnr_face": "PSNR face {:.2f} dB",
-    "ssim": "SSIM {:.4f}",
-    "lr_consistency": "LR cons. {:.2f} dB",
-    "isc": "ISC {:.4f}",
-    "landmarks": "landmarks {:.2f} % off",
-}
 
 
 class Cell(NamedTuple):
@@ -36,15 +31,15 @@ class Cell(NamedTuple):
 
     Attributes:
         pixels: (s, s, 3) uint8.
-        values: Metric -> value, printed under the picture as `PRINTED` says.
-        notes: Lines of text above the values.
+        lines: Text under the picture.
+        values: What of it was measured, by metric.
         points: (n, 2) in fractions of the side, drawn as dots.
     """
 
     pixels: NDArray[np.uint8]
-    values: Mapping[str, float]
-    notes: tuple[str, ...]
-    points: Tensor | None
+    lines: tuple[str, ...] = ()
+    values: Mapping[str, float] = {}
+    points: Tensor | None = None
 
 
 class Row(NamedTuple):
@@ -69,35 +64,39 @@ class FigureRow(NamedTuple):
 
 
 def cell(
-    image: Tensor, values: Mapping[str, float] | None = None, *notes: str, points: Tensor | None = None
+    image: Tensor, *lines: str, values: Mapping[str, float] | None = None, points: Tensor | None = None
 ) -> Cell:
     """Make a cell of an image (3, s, s), clamped to [0, 1]; it is kept in 8 bit, since a figure holds many."""
-    return Cell(to_uint8(image), dict(values or {}), notes, points)
+    return Cell(to_uint8(image), lines, dict(values or {}), points)
 
 
 def write_figure(out: Path, rows: Sequence[Row]) -> list[FigureRow]:
-    """Lay out rows on white and write the figure as PNG, whole or not at all.
+    """Draw rows into a PNG, whole or not at all; its folder is made if it is missing. See `draw_rows`."""
+    figure, placed = draw_rows(rows)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, png(figure))
+    return placed
 
-    Pictures fill cells of one side: that of the largest picture, enlarged by a whole factor to at least 160
-    pixels, or halved until the figure is at most 3000 pixels wide. Nothing is interpolated where a picture is
-    enlarged. The same rows give the same bytes.
+
+def draw_rows(rows: Sequence[Row]) -> tuple[Image.Image, list[FigureRow]]:
+    """Lay out rows on white. The same rows give the same pixels.
+
+    Pictures fill cells of one side, see `cell_side`. Nothing is interpolated where a picture is enlarged by a whole
+    factor.
 
     Args:
-        out: The PNG; its folder is made if it is missing.
-        rows: The rows; titles stand in the order in which they first appear.
+        rows: The rows, at least one; titles stand in the order in which they first appear.
 
     Returns:
-        What was printed, and where.
-
-    Raises:
-        ValueError: If there are more columns than can be seen side by side.
+        The picture, and what it shows where.
     """
     titles = list(dict.fromkeys(title for row in rows for title in row.cells))
     side = cell_side(max(len(c.pixels) for row in rows for c in row.cells.values()), len(titles))
     k = max(1, side // READABLE)  # text grows with large cells
     caption_height, title_height, line_height = k * CAPTION, k * TITLE, k * LINE
     heights = [
-        caption_height + side + line_height * max(map(_lines, row.cells.values())) + GAP for row in rows
+        caption_height + side + line_height * max(len(c.lines) for c in row.cells.values()) + GAP
+        for row in rows
     ]
     width = GAP + len(titles) * (side + GAP)
     figure = Image.new("RGB", (width, GAP + title_height + sum(heights)), "white")
@@ -115,28 +114,24 @@ def write_figure(out: Path, rows: Sequence[Row]) -> list[FigureRow]:
             left = _left(titles.index(title), side)
             boxes[title] = (left, top + caption_height, left + side, top + caption_height + side)
             figure.paste(_scaled(shown, side), boxes[title][:2])
-            for line, text in enumerate(_texts(shown)):
+            for line, text in enumerate(shown.lines):
                 middle = boxes[title][3] + line_height * (line + 0.5) + 2
                 _text(draw, left + side / 2, middle, text, side, 12 * k, "black", "mm")
         values = {title: dict(shown.values) for title, shown in row.cells.items() if shown.values}
         placed.append(FigureRow(row.caption, values, boxes))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, png(figure))
-    return placed
+    return figure, placed
 
 
 def cell_side(side: int, columns: int) -> int:
     """Side of the cells of a figure whose largest picture has this side.
 
-    Raises:
-        ValueError: If there are more columns than can be seen side by side.
+    Small ones are enlarged by a whole factor to at least 160 pixels, large ones halved until the figure is at most 3000
+    pixels wide or they have at most 256.
     """
-    widest = (MAX_WIDTH - GAP) // columns - GAP
+    widest = max((MAX_WIDTH - GAP) // columns - GAP, ENOUGH)
     shown = side * math.ceil(SHOWN / side)
     while shown > widest:
         shown = shown - side if shown > side else shown // 2  # whole factors, or powers of two
-    if shown < SMALLEST:
-        raise ValueError(f"{columns} columns do not fit into {MAX_WIDTH} pixels; show fewer")
     return shown
 
 
@@ -156,19 +151,6 @@ def _scaled(shown: Cell, side: int) -> Image.Image:
         for x, y in (shown.points * side).tolist():
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(0, 255, 80))
     return picture
-
-
-def _lines(shown: Cell) -> int:
-    return len(_texts(shown))
-
-
-def _texts(shown: Cell) -> list[str]:
-    """The lines under a picture; a value that does not exist (no face was found) is a dash."""
-    lines = list(shown.notes)
-    for name, value in shown.values.items():
-        text = PRINTED[name].format(value)
-        lines.append(text if math.isfinite(value) else text.replace("nan", "-"))
-    return lines
 
 
 def _text(

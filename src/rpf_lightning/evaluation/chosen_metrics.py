@@ -1,0 +1,107 @@
+"""The metrics of a comparison, and what the protocol says of their networks."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rpf_lightning.metrics import (
+    ISC,
+    LPIPS,
+    PSNR,
+    SSIM,
+    DetailError,
+    LandmarkDistance,
+    LRConsistency,
+    PerImageMetric,
+    PSNRFace,
+    ReferenceISC,
+)
+
+Metrics = dict[str, PerImageMetric]
+SHA256 = {
+    "lpips": "lpips_sha256", "isc": "isc_sha256", "isc_reference": "isc_sha256",
+    "landmark_distance": "landmark_sha256",
+}  # fmt: skip
+"""Where the protocol says which network a metric asks."""
+
+
+def image_metrics() -> Metrics:
+    """Return the metrics that need no network."""
+    return {
+        "psnr": PSNR(), "ssim": SSIM(), "psnr_face": PSNRFace(), "detail_error": DetailError(),
+        "lr_consistency": LRConsistency(),
+    }  # fmt: skip
+
+
+def choose_metrics(
+    lpips: bool | None, isc: bool | None, isc_pack: str | None, landmarks: str | None, device: torch.device
+) -> tuple[Metrics, dict[str, Any]]:
+    """Make the metrics that are asked for; those of `image_metrics` always are.
+
+    Args:
+        lpips: LPIPS with AlexNet; None: where its weights are here, without a download.
+        isc: ISC to the GT and to the reference; None likewise.
+        isc_pack: Name of the insightface pack, of ISC and of the face detector of landmarks.
+        landmarks: "face-alignment" or "onnx:PATH".
+        device: Of the landmarks; `compare` moves the others.
+
+    Returns:
+        The metrics by name, and what the protocol says of their networks: names, and the SHA-256 of the files of
+        weights.
+
+    Raises:
+        FileNotFoundError: If weights are missing.
+        ValueError: If `landmarks` is something else.
+    """
+    from rpf_lightning.faces.weights import is_here
+
+    metrics, said = image_metrics(), dict[str, Any]()
+    for metric, wanted, weights in (("lpips", lpips, "alexnet"), ("isc", isc, "pack")):
+        here = (isc_pack is not None and metric == "isc") or is_here(weights)
+        if wanted is False:
+            said[metric] = "off: not asked for"
+        else:
+            said[metric] = "on" if wanted or here else "off: no weights here"
+    if said["lpips"] == "on":
+        from rpf_lightning.faces.weights import alexnet_file
+
+        metrics["lpips"] = LPIPS()
+        said["lpips_network"] = "AlexNet, heads of lpips v0.1, images clamped to [0, 1]"
+        said["lpips_sha256"] = _sha256(alexnet_file())
+    if said["isc"] == "on":
+        from rpf_lightning.faces.identity import BOX_X, BOX_Y, ArcFace
+        from rpf_lightning.faces.weights import insightface_pack
+
+        arcface = ArcFace(isc_pack)
+        metrics |= {"isc": ISC(arcface), "isc_reference": ReferenceISC(arcface)}
+        said["isc_network"] = f"{arcface.pack}/{arcface.file}"
+        said["isc_crop"] = f"x {BOX_X}, y {BOX_Y} of the aligned image, antialiased to 112"
+        said["isc_sha256"] = _sha256(insightface_pack(isc_pack) / arcface.file)
+    if landmarks:
+        from rpf_lightning.faces.landmarks import landmark_model
+
+        metrics["landmark_distance"] = LandmarkDistance(
+            landmark_model(landmarks, device=device, pack=isc_pack)
+        )
+        kind, _, path = landmarks.partition(":")
+        said["landmark_network"] = f"{kind}:{Path(path).name}" if path else kind
+        said["landmark_sha256"] = [_sha256(file) for file in _landmark_files(path, isc_pack)]
+    return metrics, said
+
+
+def _landmark_files(path: str, pack: str | None) -> list[Path]:
+    """The files of weights that landmarks depend on: the network's, and its face detector's."""
+    from rpf_lightning.faces.weights import insightface_pack, weight_file
+
+    if not path:
+        return [weight_file("s3fd"), weight_file("fan")]
+    return [Path(path), *sorted(insightface_pack(pack).glob("*.onnx"))]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
