@@ -34,8 +34,8 @@ from rpf_lightning.curriculum_file import STAGES, read_curriculum
 from rpf_lightning.data import ReferencePairsDataModule
 from rpf_lightning.evaluation import evaluate
 from rpf_lightning.evaluation.statistics import gap
+from rpf_lightning.files import write_atomically
 from rpf_lightning.model import RPFModel
-from rpf_lightning.model.storage import write_atomically
 
 OPTIONS_FILE = "options.json"
 RECIPE = Path(__file__).parents[1] / "configs" / "small"

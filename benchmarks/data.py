@@ -22,12 +22,12 @@ from PIL import Image
 from scipy.interpolate import RBFInterpolator
 from torch.utils.data import DataLoader, Dataset
 
+from rpf_lightning.data.batches import ReferenceBatch
 from rpf_lightning.data.dataset import PairsDataset, collate
+from rpf_lightning.data.drawn_references import ReferenceOptions, References
 from rpf_lightning.data.level_cache import CachedPairs, LevelCache
 from rpf_lightning.data.pairing import Pair, near_duplicates, nearest_references
-from rpf_lightning.data.prepared import PreparedPhotos
-from rpf_lightning.data.records import ReferenceBatch
-from rpf_lightning.data.references import ReferenceOptions, References
+from rpf_lightning.data.prepared_photos import PreparedPhotos
 from rpf_lightning.data.thin_plate import SMOOTHING, tps_flow, warp
 from rpf_lightning.model import RPFConfig
 from rpf_lightning.stages import WarpingStage

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from rpf_lightning.data.pairing import Pair
-from rpf_lightning.data.pairs import evenly
-from rpf_lightning.data.prepared import PreparedPhotos
+from rpf_lightning.data.pairs_datamodule import evenly
+from rpf_lightning.data.prepared_photos import PreparedPhotos
 from rpf_lightning.data.sample import gt_at, image_tensor
 from rpf_lightning.model.resize import resample_matrix
 
@@ -59,7 +59,7 @@ def network() -> Any:
 
 
 class DlibRecogniser:
-    """Descriptors of aligned faces around those of a mean face: an `Identity` of `rpf_lightning.metrics.faces.isc`.
+    """Descriptors of aligned faces around a mean face: an `Identity` of `rpf_lightning.metrics.face_networks`.
 
     Args:
         mean: (128,) what is subtracted, see `mean_descriptor`; None: nothing.

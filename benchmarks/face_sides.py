@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from rpf_lightning import RPFModel
-from rpf_lightning.data.records import ReferenceBatch
+from rpf_lightning.data.batches import ReferenceBatch
 from rpf_lightning.enhancing.back_projection import back_project
-from rpf_lightning.enhancing.run import entry_side
-from rpf_lightning.faces.identity import ArcFace
+from rpf_lightning.enhancing.enhance import entry_side
+from rpf_lightning.faces.arcface import ArcFace
 from rpf_lightning.metrics import LPIPS, isc, psnr_face
 from rpf_lightning.model.resize import resize
 

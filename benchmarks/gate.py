@@ -42,13 +42,13 @@ from torch import Tensor
 
 from rpf_lightning import ReferencePairsDataModule, RPFModel
 from rpf_lightning.data.dataset import fingerprint
-from rpf_lightning.faces.identity import ArcFace
+from rpf_lightning.faces.arcface import ArcFace
 from rpf_lightning.faces.landmarks import landmark_model
 from rpf_lightning.faces.weights import insightface_pack
+from rpf_lightning.files import write_atomically
 from rpf_lightning.metrics import LPIPS, end_point_error, psnr, psnr_face
-from rpf_lightning.metrics.faces import distance_between, find_landmarks, similarity
+from rpf_lightning.metrics.face_networks import distance_between, find_landmarks, similarity
 from rpf_lightning.model.resize import resize
-from rpf_lightning.model.storage import write_atomically
 
 Values = dict[str, list[float]]  # metric -> a value per image
 METRICS = {

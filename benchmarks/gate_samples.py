@@ -11,8 +11,8 @@ from torch import Tensor
 
 from rpf_lightning import ReferencePairsDataModule
 from rpf_lightning.data.pairing import Pair, nearest_references
-from rpf_lightning.data.pairs import evenly
-from rpf_lightning.data.prepared import PreparedPhotos
+from rpf_lightning.data.pairs_datamodule import evenly
+from rpf_lightning.data.prepared_photos import PreparedPhotos
 from rpf_lightning.data.sample import gt_at, image_tensor, landmark_fractions, lr_of, mask_at
 from rpf_lightning.data.thin_plate import tps_flow
 

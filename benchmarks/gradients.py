@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from rpf_lightning.data import ReferencePairsDataModule
+from rpf_lightning.data.batches import ReferenceBatch
 from rpf_lightning.data.dataset import collate
-from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.losses import IdentityLoss, PerceptualLoss, generator_loss, masked_l1
 from rpf_lightning.metrics import psnr
 from rpf_lightning.model import Critic, RPFModel

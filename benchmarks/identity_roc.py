@@ -31,10 +31,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rpf_lightning.data.image_files import read_photo
 from rpf_lightning.data.preparation.sources import list_photos
-from rpf_lightning.data.prepared import PreparedPhotos
-from rpf_lightning.data.reading import read_photo
-from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks, find_faces
+from rpf_lightning.data.prepared_photos import PreparedPhotos
+from rpf_lightning.enhancing.aligned_faces import AlignedFace, FaceNetworks, find_faces
 from rpf_lightning.enhancing.identity_check import OTHER
 
 Photo = NDArray[np.uint8]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from rpf_lightning import ReferencePairsDataModule, RPFModel
-from rpf_lightning.data.records import ReferenceBatch
+from rpf_lightning.data.batches import ReferenceBatch
 
 
 def seconds(function: Callable[[], object], device: str = "cpu") -> float:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rpf_lightning import RPFModel
-from rpf_lightning.data.records import ReferenceBatch
+from rpf_lightning.data.batches import ReferenceBatch
 from rpf_lightning.losses import PerceptualLoss
 from rpf_lightning.model.resize import resize
 

@@ -36,8 +36,8 @@ from torch.utils.flop_counter import flop_registry
 
 from rpf_lightning.callbacks import FreezeEarlierBlocks
 from rpf_lightning.data import ReferencePairsDataModule
+from rpf_lightning.data.batches import ReferenceBatch
 from rpf_lightning.data.dataset import PairsDataset, collate
-from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.losses import critic_loss, generator_loss, gradient_penalty
 from rpf_lightning.model import Critic, RPFConfig, RPFModel
 from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage, WarpingStage

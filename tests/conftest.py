@@ -221,7 +221,7 @@ def write_csv(path: Path, rows: list[list[Any]]) -> None:
 
 @pytest.fixture(scope="session")
 def _drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from rpf_lightning.data.synthetic import render_photo
+    from rpf_lightning.drawn_faces.photo import render_photo
 
     root = tmp_path_factory.mktemp("drawn")
     (root / "images").mkdir()

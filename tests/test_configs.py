@@ -20,7 +20,7 @@ from rpf_lightning.cli import main
 from rpf_lightning.curriculum import run_curriculum
 from rpf_lightning.curriculum_file import STAGES as ORDERED
 from rpf_lightning.curriculum_file import read_curriculum
-from rpf_lightning.evaluation.run import DEFAULT_METHODS
+from rpf_lightning.evaluation.evaluating import DEFAULT_METHODS
 from rpf_lightning.model import RPFModel
 from rpf_lightning.presets import read
 from rpf_lightning.stages import JointStage, RefinementStage, RPFStage, SynthesisStage, WarpingStage

@@ -664,7 +664,7 @@ def test_broken_state_file(tmp_path: Path, fake: Callable[..., FakeFits], text: 
         (["--trainer.deterministic", "null"], None),  # as by default
         (["--model.init_args.accumulate", "1"], None),
         (["--model", "WarpingStage", "--data.class_path", "SyntheticFacesDataModule"], None),
-        (["--model", "rpf_lightning.stages.warping.WarpingStage"], None),
+        (["--model", "rpf_lightning.stages.warping_stage.WarpingStage"], None),
         (["--trainer.limit_train_batches", "1.0"], 1.0),  # all of them; 1 is one
         (["--trainer.deterministic", "true"], True),
         (["--trainer.max_epochs", "2", "--trainer.max_epochs", "1"], None),  # the last one acts

@@ -64,7 +64,7 @@ def prepare_celeba_hq(
     from rpf_lightning.data.preparation.celeba import counts as count
     from rpf_lightning.data.preparation.celeba import read_metadata
     from rpf_lightning.data.preparation.options import Options
-    from rpf_lightning.data.preparation.prepare import prepare_celeba_hq as prepare
+    from rpf_lightning.data.preparation.pipeline import prepare_celeba_hq as prepare
 
     how = Options(**options)
     if counts:
@@ -100,7 +100,7 @@ def prepare_faces(
         options: See `Options`.
     """
     from rpf_lightning.data.preparation.options import Options
-    from rpf_lightning.data.preparation.prepare import prepare_faces as prepare
+    from rpf_lightning.data.preparation.pipeline import prepare_faces as prepare
 
     how = Options(**options)
     prepare(
@@ -119,7 +119,7 @@ def prepare_verify(folder: str, *, images: str | None = None) -> None:
     Raises:
         ValueError: With all that differs, twenty lines at most.
     """
-    from rpf_lightning.data.preparation.tables import read_summary, verify
+    from rpf_lightning.data.preparation.prepared_folder import read_summary, verify
 
     if problems := verify(folder, images):
         more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
@@ -182,10 +182,10 @@ def enhance(
     if aligned and (face is not None or len(references) > 1):
         raise ValueError("--aligned: expected one --reference and no --face, since nothing is detected")
     from rpf_lightning.devices import place_of
-    from rpf_lightning.enhancing import FaceNetworks, command, enhance_aligned, enhance_photo, write_enhanced
+    from rpf_lightning.enhancing import FaceNetworks, enhance_aligned, enhance_photo, outputs, write_enhanced
     from rpf_lightning.model import RPFModel
 
-    command.check_places(out, [photo, *references])  # before anything is computed
+    outputs.check_places(out, [photo, *references])  # before anything is computed
     place = place_of(device)
     networks = FaceNetworks(pack, mask_model, landmark_model, place)
     model = RPFModel.from_pretrained(model_dir).to(place)
@@ -196,7 +196,7 @@ def enhance(
     files = write_enhanced(result, out)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"{command.summary(result)}; reference {references[result.reference_index]}")
+    print(f"{outputs.summary(result)}; reference {references[result.reference_index]}")
     print(" and ".join(map(str, files)))
 
 
@@ -279,7 +279,7 @@ def figure(
         source = ReferencePairsDataModule(root=data, split=split, images=images, **shared)
     model = load("model_dir", model_dir).to(place_of(device))
     if "identity" in given:
-        from rpf_lightning.faces.identity import ArcFace
+        from rpf_lightning.faces.arcface import ArcFace
 
         given["identity"] = ArcFace()
     for row in draw(model=model, data=source, out=out, **given):

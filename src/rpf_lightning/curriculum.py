@@ -26,9 +26,10 @@ from rpf_lightning.curriculum_file import (
     left_out,
     read_curriculum,
 )
+from rpf_lightning.files import write_atomically
 from rpf_lightning.fit_settings import Settings, data_hash, differences, options_of, settings_of
 from rpf_lightning.model import RPFConfig, RPFModel
-from rpf_lightning.model.storage import CONFIG_FILE, pretrained_names, weights_hash, write_atomically
+from rpf_lightning.model.storage import CONFIG_FILE, pretrained_names, weights_hash
 from rpf_lightning.planning import plan_lines
 from rpf_lightning.stages.model_dir import LOCK, open_model
 from rpf_lightning.training import lightning_cli, read_fit

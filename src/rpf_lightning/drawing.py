@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from rpf_lightning.model.storage import write_atomically
+from rpf_lightning.files import write_atomically
 from rpf_lightning.pictures import png, to_uint8
 
 MAX_WIDTH = 3000  # pixels

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rpf_lightning.data.preparation.tables import SUMMARY, read_summary
+from rpf_lightning.data.preparation.prepared_folder import SUMMARY, read_summary
 from rpf_lightning.training import read_fit
 
 Settings = dict[str, Any]

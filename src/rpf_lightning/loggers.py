@@ -21,7 +21,8 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from rpf_lightning.model.storage import CONFIG_FILE, WEIGHTS_FILE, write_atomically
+from rpf_lightning.files import write_atomically
+from rpf_lightning.model.storage import CONFIG_FILE, WEIGHTS_FILE
 from rpf_lightning.stages import RPFStage
 
 GROUP_FILE = Path("runs") / "group.txt"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rpf_lightning.curriculum_file import Fit, on_meta
-from rpf_lightning.data.modules import PreparedDataModule
-from rpf_lightning.data.pairs import PairsDataModule, evenly
-from rpf_lightning.data.preparation.tables import SUMMARY
+from rpf_lightning.data.pairs_datamodule import PairsDataModule, evenly
+from rpf_lightning.data.preparation.prepared_folder import SUMMARY
+from rpf_lightning.data.prepared_datamodules import PreparedDataModule
 from rpf_lightning.model.summary import ModuleCount, count
 
 

@@ -16,11 +16,12 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rpf_lightning.data.reading import read_photo
+from rpf_lightning.data.image_files import read_photo
 from rpf_lightning.devices import place_of
+from rpf_lightning.files import write_atomically
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize, resize_mask
-from rpf_lightning.model.storage import weights_hash, write_atomically
+from rpf_lightning.model.storage import weights_hash
 from rpf_lightning.pictures import png, result_file, to_uint8
 
 COLUMNS = ("lr", "reference", "mask", "name")

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from rpf_lightning.data import degradation
+from rpf_lightning.data.batches import Photo
 from rpf_lightning.data.degradation import Degradation, Draw, _kernel
-from rpf_lightning.data.records import Photo
 from rpf_lightning.data.sample import make_sample
 from rpf_lightning.model.resize import resize
 

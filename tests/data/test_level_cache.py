@@ -15,8 +15,8 @@ from rpf_lightning.data import level_cache
 from rpf_lightning.data.dataset import FacesDataset, PairsDataset
 from rpf_lightning.data.level_cache import CachedFaces, CachedPairs, LevelCache
 from rpf_lightning.data.pairing import Pair
-from rpf_lightning.data.preparation.tables import new_array
-from rpf_lightning.data.prepared import PreparedPhotos
+from rpf_lightning.data.preparation.prepared_folder import new_array
+from rpf_lightning.data.prepared_photos import PreparedPhotos
 from rpf_lightning.data.sample import mirror
 
 SIDES = {"lr_size": 8, "size": 64}

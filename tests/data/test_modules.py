@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader
 
 from rpf_lightning.cli import main
 from rpf_lightning.data import CelebAHQDataModule, FFHQDataModule, ReferencePairsDataModule
+from rpf_lightning.data.batches import ReferenceBatch
 from rpf_lightning.data.dataset import FacesDataset, PairsDataset
 from rpf_lightning.data.degradation import Degradation
 from rpf_lightning.data.level_cache import CachedFaces, CachedPairs
 from rpf_lightning.data.pairing import nearest_references
 from rpf_lightning.data.preparation import Options, prepare_faces
-from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.data.sample import mirror
 
 SIDES = {"lr_size": 8, "size": 64, "side": 16}

@@ -7,11 +7,11 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 
+from rpf_lightning.data.batches import Photo, ReferenceBatch
 from rpf_lightning.data.dataset import PairsDataset
 from rpf_lightning.data.degradation import Degradation
 from rpf_lightning.data.pairing import Pair, grey_thumbnail, near_duplicates
-from rpf_lightning.data.pairs import PairsDataModule, SplitPairs, pairs_by_identity
-from rpf_lightning.data.records import Photo, ReferenceBatch
+from rpf_lightning.data.pairs_datamodule import PairsDataModule, SplitPairs, pairs_by_identity
 
 SIDES = {"lr_size": 8, "size": 32, "side": 16}
 

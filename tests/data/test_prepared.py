@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from rpf_lightning.data.pairing import nearest_references, split_by_identity
-from rpf_lightning.data.preparation import tables
-from rpf_lightning.data.prepared import Parts, PreparedPhotos
+from rpf_lightning.data.preparation import prepared_folder as tables
+from rpf_lightning.data.prepared_photos import Parts, PreparedPhotos
 
 Prepare = Callable[..., dict[str, Any]]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpf_lightning.data.reading import read_mask, read_photo
+from rpf_lightning.data.image_files import read_mask, read_photo
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rpf_lightning.data import ReferencePairsDataModule, SyntheticFacesDataModule
 from rpf_lightning.data.dataset import collate
-from rpf_lightning.data.references import Drawn, ReferenceOptions, References
+from rpf_lightning.data.drawn_references import Drawn, ReferenceOptions, References
 from rpf_lightning.data.sample import lr_as_reference, mirror
 
 # person a: photos 0-3, of which 0 and 1 are near-duplicates; b: 4-6; c: 7 and 8

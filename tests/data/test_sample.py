@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rpf_lightning.data.records import Photo
+from rpf_lightning.data.batches import Photo
 from rpf_lightning.data.sample import lr_as_reference, make_sample, mirror
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize

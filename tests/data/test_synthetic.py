@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpf_lightning.data import synthetic
-from rpf_lightning.data.drawing import Canvas, draw_portrait
-from rpf_lightning.data.synthetic import _render, contact_sheet, render_photo
+from rpf_lightning.drawn_faces import Canvas, draw_portrait
+from rpf_lightning.drawn_faces import photo as synthetic
+from rpf_lightning.drawn_faces.photo import _render, contact_sheet, render_photo
 from rpf_lightning.faces.labels import BISENET, facial_mask
 
 LABEL = {name: value for value, name in enumerate(BISENET)}

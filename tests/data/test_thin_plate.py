@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.interpolate import RBFInterpolator
 
+from rpf_lightning.data.image_files import read_mask
 from rpf_lightning.data.pairing import nearest_references
 from rpf_lightning.data.preparation.sources import identities_from_csv, landmarks_from_csv
-from rpf_lightning.data.reading import read_mask
 from rpf_lightning.data.thin_plate import tps_flow, warp
 from rpf_lightning.model.warping import backward_warp
 

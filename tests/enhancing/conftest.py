@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks
+from rpf_lightning.enhancing.aligned_faces import AlignedFace, FaceNetworks
 from rpf_lightning.enhancing.identity_check import MEASURED
 from rpf_lightning.faces.detection import Face
 from rpf_lightning.model import RPFModel

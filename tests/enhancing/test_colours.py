@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from rpf_lightning.enhancing import enhance_photo
-from rpf_lightning.enhancing.reading import read_srgb
+from rpf_lightning.enhancing.inputs import read_srgb
 from rpf_lightning.model import RPFModel
 
 Draw = Callable[..., NDArray[np.uint8]]

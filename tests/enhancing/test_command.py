@@ -12,7 +12,7 @@ from PIL import Image
 
 from rpf_lightning import enhancing
 from rpf_lightning.cli import main
-from rpf_lightning.enhancing import command
+from rpf_lightning.enhancing import outputs as command
 from rpf_lightning.model import RPFModel
 
 Draw = Callable[..., NDArray[np.uint8]]

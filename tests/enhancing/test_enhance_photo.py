@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from rpf_lightning.data.synthetic import render_photo
+from rpf_lightning.drawn_faces.photo import render_photo
 from rpf_lightning.enhancing import FaceNetworks, RefusedError, enhance_aligned, enhance_photo
+from rpf_lightning.enhancing.enhance import entry_side
 from rpf_lightning.enhancing.paste import enlarge
-from rpf_lightning.enhancing.run import entry_side
 from rpf_lightning.faces.detection import Face
 from rpf_lightning.faces.parsing import template_mask
 from rpf_lightning.model import RPFModel
@@ -263,8 +263,10 @@ def test_what_was_not_searched_is_said(
     drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     area = 300 * 700
-    monkeypatch.setattr("rpf_lightning.enhancing.faces.MAX_PIXELS", {1: area, 2: 4 * area, 4: 15 * area})
-    monkeypatch.setattr("rpf_lightning.enhancing.faces.MAX_PIXELS_OF_NOTHING", 15 * area)
+    monkeypatch.setattr(
+        "rpf_lightning.enhancing.aligned_faces.MAX_PIXELS", {1: area, 2: 4 * area, 4: 15 * area}
+    )
+    monkeypatch.setattr("rpf_lightning.enhancing.aligned_faces.MAX_PIXELS_OF_NOTHING", 15 * area)
     several = drawn(700, 300, (10, 10, 55, 255), (200, 40, 20, 0))
     left_out = "ot searched: its enlargement by 4; cut the photo to the surroundings of a tiny face"
     with pytest.raises(RefusedError, match=f"choose with --face.*N{left_out}"):
@@ -277,7 +279,9 @@ def test_what_was_not_searched_is_said(
     with pytest.raises(RefusedError, match=nothing):
         enhance_photo(drawn(700, 300), portraits, bicubic, networks)
     assert enhance_photo(several, portraits, bicubic, networks, face=1).factor == 4
-    monkeypatch.setattr("rpf_lightning.enhancing.faces.MAX_PIXELS", {1: area, 2: 3 * area, 4: 15 * area})
+    monkeypatch.setattr(
+        "rpf_lightning.enhancing.aligned_faces.MAX_PIXELS", {1: area, 2: 3 * area, 4: 15 * area}
+    )
     alone = drawn(700, 300, (10, 10, 55, 0))
     (warning,) = enhance_photo(alone, portraits, bicubic, networks).warnings
     assert warning.startswith("the photo: not searched: its enlargement by 2 and 4; cut the photo")

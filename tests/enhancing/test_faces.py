@@ -10,8 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from rpf_lightning.enhancing import faces
-from rpf_lightning.enhancing.faces import (
+from rpf_lightning.enhancing import aligned_faces as faces
+from rpf_lightning.enhancing.aligned_faces import (
     AlignedFace,
     FaceNetworks,
     RefusedError,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rpf_lightning.enhancing.faces import AlignedFace
+from rpf_lightning.enhancing.aligned_faces import AlignedFace
 from rpf_lightning.enhancing.identity_check import (
     OTHER,
     SAME,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpf_lightning.enhancing.faces import MAX_PIXELS, MAX_PIXELS_OF_NOTHING
+from rpf_lightning.enhancing.aligned_faces import MAX_PIXELS, MAX_PIXELS_OF_NOTHING
 from rpf_lightning.enhancing.identity_check import MEASURED, OTHER, SAME, SMALLEST_SIDE
 from rpf_lightning.faces.detection import Face
 

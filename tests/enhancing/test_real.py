@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rpf_lightning.cli import main
-from rpf_lightning.data.reading import read_photo
+from rpf_lightning.data.image_files import read_photo
 from rpf_lightning.enhancing import FaceNetworks, enhance_photo
-from rpf_lightning.enhancing.faces import AlignedFace, find_faces
+from rpf_lightning.enhancing.aligned_faces import AlignedFace, find_faces
 from rpf_lightning.enhancing.paste import corrected, paste
 from rpf_lightning.faces.alignment import align_face
 from rpf_lightning.metrics import LPIPS, psnr

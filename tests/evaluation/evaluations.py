@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from rpf_lightning.cli import main
-from rpf_lightning.data.prepared import PreparedPhotos
+from rpf_lightning.data.prepared_photos import PreparedPhotos
 
 PLAIN = ["--lr-size", "16", "--size", "64", "--method", "bicubic"]
 

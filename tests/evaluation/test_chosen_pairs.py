@@ -11,13 +11,13 @@ from PIL import Image
 
 from rpf_lightning.cli import main
 from rpf_lightning.data import PairsDataModule, ReferencePairsDataModule
-from rpf_lightning.data.prepared import PreparedPhotos
+from rpf_lightning.data.prepared_photos import PreparedPhotos
 from rpf_lightning.data.sample import full_reference
 from rpf_lightning.evaluation import evaluate
 from rpf_lightning.evaluation.building import build_methods
 from rpf_lightning.evaluation.contact import reference_title
-from rpf_lightning.evaluation.pairs import EvaluationPairs, choose_pairs, pairs_for
-from rpf_lightning.evaluation.records import collate
+from rpf_lightning.evaluation.evaluation_batch import collate
+from rpf_lightning.evaluation.evaluation_pairs import EvaluationPairs, choose_pairs, pairs_for
 from rpf_lightning.metrics import psnr
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize

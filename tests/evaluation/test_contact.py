@@ -96,7 +96,7 @@ def test_pictures_say_what_the_reference_is(
         return draw_rows(rows)
 
     monkeypatch.setattr("rpf_lightning.evaluation.contact.draw_rows", noted)
-    monkeypatch.setattr("rpf_lightning.evaluation.report.draw_rows", noted)
+    monkeypatch.setattr("rpf_lightning.evaluation.result_files.draw_rows", noted)
     for masked, said in ((True, "reference (masked)"), (False, "reference (unmasked)")):
         data = ReferencePairsDataModule(str(prepared), val_fraction=0.34, mask_reference=masked)
         results = evaluate(

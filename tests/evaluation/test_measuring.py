@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rpf_lightning.evaluation.chosen_metrics import image_metrics
+from rpf_lightning.evaluation.evaluation_batch import EvaluationBatch
 from rpf_lightning.evaluation.measuring import compare
 from rpf_lightning.evaluation.methods import Bicubic, Function, Method, Model
-from rpf_lightning.evaluation.records import EvaluationBatch
-from rpf_lightning.evaluation.report import write_results
-from rpf_lightning.evaluation.tables import table_for_console, table_markdown
+from rpf_lightning.evaluation.result_files import write_results
+from rpf_lightning.evaluation.result_tables import table_for_console, table_markdown
 from rpf_lightning.metrics import PerImageMetric
 from rpf_lightning.model.resize import resize
 from rpf_lightning.model.rpf import RPFModel

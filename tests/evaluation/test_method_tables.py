@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from rpf_lightning.evaluation.paper_tables import TABLE1, TABLE2, paper_latex, paper_markdown, table_rows
+from rpf_lightning.evaluation.result_tables import table_for_console, table_markdown
 from rpf_lightning.evaluation.statistics import estimate
-from rpf_lightning.evaluation.tables import table_for_console, table_markdown
 from rpf_lightning.metrics import (
     ISC,
     LPIPS,

@@ -11,9 +11,9 @@ from torch import nn
 
 from rpf_lightning.baselines.gcfsr import GCFSR
 from rpf_lightning.evaluation.building import build_methods
+from rpf_lightning.evaluation.evaluation_batch import EvaluationBatch, Fault
 from rpf_lightning.evaluation.folder import Folder
 from rpf_lightning.evaluation.methods import RefinementChain
-from rpf_lightning.evaluation.records import EvaluationBatch, Fault
 from rpf_lightning.evaluation.statistics import summarise
 from rpf_lightning.metrics import PSNR, PerImageMetric
 from rpf_lightning.model import RPFModel

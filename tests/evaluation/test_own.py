@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rpf_lightning.data import ReferencePairsDataModule
 from rpf_lightning.evaluation import Method, evaluate
-from rpf_lightning.evaluation.records import EvaluationBatch
+from rpf_lightning.evaluation.evaluation_batch import EvaluationBatch
 from rpf_lightning.metrics import PerImageMetric
 
 METHOD = '''

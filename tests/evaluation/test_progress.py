@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rpf_lightning.evaluation.chosen_metrics import image_metrics
+from rpf_lightning.evaluation.evaluation_batch import EvaluationBatch, Fault
 from rpf_lightning.evaluation.measuring import compare
 from rpf_lightning.evaluation.methods import Bicubic, Method
 from rpf_lightning.evaluation.progress import Progress, sole_evaluation
-from rpf_lightning.evaluation.records import EvaluationBatch, Fault
 from rpf_lightning.metrics import ISC, NetworkMetric, PerImageMetric, ReferenceISC
 from rpf_lightning.model.resize import resize
 

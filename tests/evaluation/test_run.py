@@ -14,10 +14,10 @@ from PIL import Image
 
 from rpf_lightning.cli import main
 from rpf_lightning.data import ReferencePairsDataModule
-from rpf_lightning.data.prepared import PreparedPhotos
+from rpf_lightning.data.prepared_photos import PreparedPhotos
 from rpf_lightning.evaluation import evaluate
+from rpf_lightning.evaluation.evaluation_pairs import choose_pairs
 from rpf_lightning.evaluation.methods import Bicubic
-from rpf_lightning.evaluation.pairs import choose_pairs
 from rpf_lightning.evaluation.paper_tables import TABLE1, paper_latex
 from rpf_lightning.faces.landmarks import Found
 from rpf_lightning.metrics import psnr

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpf_lightning.data.synthetic import render_photo
+from rpf_lightning.drawn_faces.photo import render_photo
 from rpf_lightning.faces.alignment import align_face, aligned_points, alignment_matrix, five_points
 
 # Eyes 20 apart, mouth 20 below them: half the side is max(2.0 * 20, 1.8 * 20), the centre 2 below the eyes.

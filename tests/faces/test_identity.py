@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rpf_lightning.faces.identity import ArcFace, crop_face
+from rpf_lightning.faces.arcface import ArcFace, crop_face
 
 MakePack = Callable[..., Path]
 

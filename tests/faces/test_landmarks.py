@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from rpf_lightning.data.synthetic import render_photo
+from rpf_lightning.drawn_faces.photo import render_photo
 from rpf_lightning.faces import landmarks as module
 from rpf_lightning.faces.detection import Face
 from rpf_lightning.faces.landmarks import (

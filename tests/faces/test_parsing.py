@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rpf_lightning.data.synthetic import render_photo
+from rpf_lightning.drawn_faces.photo import render_photo
 from rpf_lightning.faces import parsing
 from rpf_lightning.faces.labels import facial_mask
 from rpf_lightning.faces.parsing import BiSeNetParser, hull_mask, mean_mask, template_mask

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from rpf_lightning.faces import weights
+from rpf_lightning.faces.arcface import ArcFace
 from rpf_lightning.faces.detection import FaceDetector
-from rpf_lightning.faces.identity import ArcFace
 from rpf_lightning.faces.parsing import BiSeNetParser
 from rpf_lightning.faces.weights import (
     WEIGHTS,
@@ -29,7 +29,7 @@ from rpf_lightning.faces.weights import (
     weight_file,
     weights_dir,
 )
-from rpf_lightning.losses.perceptual import AlexNetFeatures
+from rpf_lightning.losses.perceptual_loss import AlexNetFeatures
 from rpf_lightning.metrics import LPIPS
 
 SINGLE = ["alexnet", "bisenet", "s3fd", "fan"]
@@ -451,8 +451,8 @@ def test_importing_reads_and_writes_nothing(tmp_path: Path) -> None:
         "    if event in ('socket.connect', 'socket.getaddrinfo', 'urllib.Request'):\n"
         "        raise SystemExit(f'{event} {args}')\n"
         "sys.addaudithook(watch)\n"
-        "import rpf_lightning.faces.weights, rpf_lightning.faces.identity\n"
-        "import rpf_lightning.losses.perceptual, rpf_lightning.metrics.perceptual\n"
+        "import rpf_lightning.faces.weights, rpf_lightning.faces.arcface\n"
+        "import rpf_lightning.losses.perceptual_loss, rpf_lightning.metrics.lpips_network\n"
         f"assert not os.path.exists({str(tmp_path / 'cache')!r})\n"
     )
     environment = {"RPF_CACHE_DIR": str(tmp_path / "cache"), "RPF_OFFLINE": "0"}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from rpf_lightning.faces.identity import ArcFace
+from rpf_lightning.faces.arcface import ArcFace
 from rpf_lightning.losses import IdentityLoss
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rpf_lightning.faces.identity import ArcFace, crop_face
+from rpf_lightning.faces.arcface import ArcFace, crop_face
 from rpf_lightning.faces.landmarks import Found, landmark_model
 from rpf_lightning.metrics import ISC, LandmarkDistance, ReferenceISC, isc, landmark_distance
 

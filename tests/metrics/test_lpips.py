@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rpf_lightning.faces.weights import alexnet_file
 from rpf_lightning.metrics import LPIPS
-from rpf_lightning.metrics.perceptual import VGG_FILE
+from rpf_lightning.metrics.lpips_network import VGG_FILE
 
 
 def pictures(side: int = 64) -> tuple[Tensor, Tensor]:

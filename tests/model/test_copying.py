@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from rpf_lightning.model import RPFModel, backward_warp
-from rpf_lightning.model.references import Slots, distance
+from rpf_lightning.model.reference_slots import Slots, distance
 from rpf_lightning.model.resize import minimum_pool, resize
 
 SMALL = {

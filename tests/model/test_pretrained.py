@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rpf_lightning import RPFModel
 from rpf_lightning.data.pairing import split_by_identity
-from rpf_lightning.data.synthetic import render_photo
+from rpf_lightning.drawn_faces.photo import render_photo
 from rpf_lightning.faces.labels import facial_mask
 from rpf_lightning.metrics import lr_consistency, psnr, psnr_face
 from rpf_lightning.model import storage

@@ -9,8 +9,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from rpf_lightning.files import write_atomically
 from rpf_lightning.model import RPFConfig, RPFModel
-from rpf_lightning.model.storage import CONFIG_FILE, WEIGHTS_FILE, save, weights_hash, write_atomically
+from rpf_lightning.model.storage import CONFIG_FILE, WEIGHTS_FILE, save, weights_hash
 
 ARGUMENTS = {"lr_size": 4, "scale": 4, "channels": 2, "width": 1 / 256, "skip": "literal", "act": "relu"}
 

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from rpf_lightning.cli import main
 from rpf_lightning.model import RPFModel
-from rpf_lightning.model.references import Slots
+from rpf_lightning.model.reference_slots import Slots
 from rpf_lightning.model.resize import resample_matrix
 from rpf_lightning.model.summary import MODULES, count, table
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from rpf_lightning import JointStage
 from rpf_lightning.callbacks import LastCheckpoint
 from rpf_lightning.data import SyntheticFacesDataModule
+from rpf_lightning.data.batches import ReferenceBatch
 from rpf_lightning.data.dataset import collate
-from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.losses import masked_l1
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize, resize_mask

@@ -12,8 +12,8 @@ from lightning import Trainer
 from torch import Tensor
 
 from rpf_lightning.data import SyntheticFacesDataModule
+from rpf_lightning.data.batches import ReferenceBatch
 from rpf_lightning.data.dataset import PairsDataset
-from rpf_lightning.data.records import ReferenceBatch
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize
 from rpf_lightning.stages import RPFStage, SynthesisStage, WarpingStage, prefix_cache

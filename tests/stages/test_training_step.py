@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from rpf_lightning.callbacks import LastCheckpoint
-from rpf_lightning.data.records import ReferenceBatch
+from rpf_lightning.data.batches import ReferenceBatch
 from rpf_lightning.model import Critic, RPFModel
 from rpf_lightning.stages import RPFStage
 from rpf_lightning.stages.gradients import gradient_norms

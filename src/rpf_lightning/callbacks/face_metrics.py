@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
-from rpf_lightning.data.records import FaceBatch, ReferenceBatch
+from rpf_lightning.data.batches import FaceBatch, ReferenceBatch
 from rpf_lightning.faces.landmarks import landmark_model
 from rpf_lightning.metrics import ISC, LPIPS, LandmarkDistance, ReferenceISC
 from rpf_lightning.stages.base import RPFStage

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from rpf_lightning.drawing import Row, cell, draw_rows
-from rpf_lightning.model.storage import write_atomically
+from rpf_lightning.files import write_atomically
 from rpf_lightning.pictures import png
 from rpf_lightning.stages.base import RPFStage
 

@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from rpf_lightning.model.storage import write_atomically
+from rpf_lightning.files import write_atomically
 from rpf_lightning.pictures import png, result_file, to_uint8
 
 

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from rpf_lightning.data.batches import FaceBatch, Photo, ReferenceBatch
 from rpf_lightning.data.degradation import Degradation
+from rpf_lightning.data.drawn_references import Drawn, Kind, ReferenceOptions, References
 from rpf_lightning.data.flow_target import target_flow
 from rpf_lightning.data.jitter import Colour, Warp, inverse_flow, resample
 from rpf_lightning.data.pairing import Pair
-from rpf_lightning.data.records import FaceBatch, Photo, ReferenceBatch
-from rpf_lightning.data.references import Drawn, Kind, ReferenceOptions, References
 from rpf_lightning.data.sample import (
     Record,
     ReferenceLevel,

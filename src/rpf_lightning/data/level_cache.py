@@ -23,11 +23,11 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from rpf_lightning.data.batches import FaceBatch
 from rpf_lightning.data.dataset import LevelDataset, ReferenceDataset, fingerprint
 from rpf_lightning.data.pairing import Pair
-from rpf_lightning.data.preparation.tables import new_array
-from rpf_lightning.data.prepared import PreparedPhotos
-from rpf_lightning.data.records import FaceBatch
+from rpf_lightning.data.preparation.prepared_folder import new_array
+from rpf_lightning.data.prepared_photos import PreparedPhotos
 from rpf_lightning.data.sample import (
     ReferenceLevel,
     check_sizes,
@@ -37,7 +37,7 @@ from rpf_lightning.data.sample import (
     mask_at,
     reference_levels,
 )
-from rpf_lightning.model.storage import write_atomically
+from rpf_lightning.files import write_atomically
 
 FORMAT = 2
 SAVE_EVERY = 64  # photos between two notes of how far it is

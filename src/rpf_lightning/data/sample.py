@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rpf_lightning.data.batches import FaceBatch, Photo, ReferenceBatch
 from rpf_lightning.data.flow_target import target_flow
-from rpf_lightning.data.records import FaceBatch, Photo, ReferenceBatch
 from rpf_lightning.data.thin_plate import warp
 from rpf_lightning.faces.landmarks import MIRRORED
 from rpf_lightning.model.resize import minimum_pool, resize, resize_mask

@@ -7,8 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rpf_lightning.data.preparation.annotate import face_count_problem
-from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks, RefusedError, Search, search_faces
+from rpf_lightning.data.preparation.annotator import face_count_problem
+from rpf_lightning.enhancing.aligned_faces import (
+    AlignedFace,
+    FaceNetworks,
+    RefusedError,
+    Search,
+    search_faces,
+)
 from rpf_lightning.enhancing.identity_check import SMALLEST_SIDE, Comparison, comparable, compare
 
 

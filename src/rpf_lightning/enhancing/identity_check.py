@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rpf_lightning.enhancing.faces import AlignedFace, FaceNetworks
+from rpf_lightning.enhancing.aligned_faces import AlignedFace, FaceNetworks
 
 MEASURED = "rec_mbf_128.onnx"  # the network that the three below were measured with, by the file's name
 SMALLEST_SIDE = 48  # pixels of the aligned square; at 32, 10 % of the pairs of one person are below OTHER

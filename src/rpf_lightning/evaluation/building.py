@@ -28,6 +28,7 @@ from typing import cast, get_args
 from torch import Tensor
 
 from rpf_lightning.baselines.gcfsr import Blend
+from rpf_lightning.evaluation.evaluation_batch import EvaluationBatch
 from rpf_lightning.evaluation.folder import Folder
 from rpf_lightning.evaluation.methods import (
     Bicubic,
@@ -40,7 +41,6 @@ from rpf_lightning.evaluation.methods import (
     RefinementChain,
     Synthesized,
 )
-from rpf_lightning.evaluation.records import EvaluationBatch
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.storage import CONFIG_FILE
 

@@ -73,7 +73,7 @@ def choose_metrics(
         said["lpips_network"] = "AlexNet, heads of lpips v0.1, images clamped to [0, 1]"
         said["lpips_sha256"] = _sha256(alexnet_file())
     if said["isc"] == "on":
-        from rpf_lightning.faces.identity import BOX_X, BOX_Y, ArcFace
+        from rpf_lightning.faces.arcface import BOX_X, BOX_Y, ArcFace
         from rpf_lightning.faces.weights import insightface_pack
 
         arcface = ArcFace(isc_pack)

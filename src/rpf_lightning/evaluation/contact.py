@@ -10,8 +10,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from rpf_lightning.drawing import Row, cell, draw_rows
+from rpf_lightning.evaluation.evaluation_batch import ENLARGED_LR, EvaluationBatch, collate
 from rpf_lightning.evaluation.methods import Method, output_of, up_to
-from rpf_lightning.evaluation.records import ENLARGED_LR, EvaluationBatch, collate
 from rpf_lightning.model.resize import resize
 from rpf_lightning.model.rpf import RPFModel
 

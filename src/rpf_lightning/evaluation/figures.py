@@ -27,15 +27,15 @@ from rpf_lightning.data.degradation import (
     REALISTIC_QUALITY,
     REALISTIC_SIGMA,
 )
-from rpf_lightning.data.pairs import SOURCE
+from rpf_lightning.data.pairs_datamodule import SOURCE
 from rpf_lightning.data.thin_plate import warp
 from rpf_lightning.drawing import Cell, FigureRow, Row, cell, write_figure
 from rpf_lightning.evaluation.building import Given, method_of
+from rpf_lightning.evaluation.evaluation_batch import collate as stacked
 from rpf_lightning.evaluation.methods import Bicubic, Model
-from rpf_lightning.evaluation.records import collate as stacked
 from rpf_lightning.evaluation.subjects import Figure, Network, blocks_of, caption, load, naming
 from rpf_lightning.metrics import ISC
-from rpf_lightning.metrics.faces import Identity
+from rpf_lightning.metrics.face_networks import Identity
 
 DEFAULT = ("psnr", "ssim")
 CANDIDATES = 32  # draws of a degradation, among which strengths are chosen

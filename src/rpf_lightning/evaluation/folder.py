@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rpf_lightning.data.reading import read_photo
+from rpf_lightning.data.image_files import read_photo
+from rpf_lightning.evaluation.evaluation_batch import EvaluationBatch, Fault
 from rpf_lightning.evaluation.methods import Method
-from rpf_lightning.evaluation.records import EvaluationBatch, Fault
 from rpf_lightning.pictures import results_in, stem
 
 

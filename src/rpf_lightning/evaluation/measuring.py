@@ -26,13 +26,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from rpf_lightning.evaluation.chosen_metrics import SHA256
+from rpf_lightning.evaluation.evaluation_batch import EvaluationBatch, Fault, collate
 from rpf_lightning.evaluation.methods import Method, output_of
 from rpf_lightning.evaluation.progress import PROGRESS, Progress, Row
 from rpf_lightning.evaluation.protocol import protocol
-from rpf_lightning.evaluation.records import EvaluationBatch, Fault, collate
 from rpf_lightning.evaluation.statistics import summarise
 from rpf_lightning.metrics import NetworkMetric, PerImageMetric
-from rpf_lightning.metrics.faces import Seen
+from rpf_lightning.metrics.face_networks import Seen
 
 Item = TypeVar("Item")
 logger = logging.getLogger(__name__)

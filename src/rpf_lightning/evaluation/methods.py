@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rpf_lightning.baselines.gcfsr import GCFSR, Blend
-from rpf_lightning.evaluation.records import EvaluationBatch, Fault
+from rpf_lightning.evaluation.evaluation_batch import EvaluationBatch, Fault
 from rpf_lightning.model.resize import resize
 from rpf_lightning.model.rpf import ReconstructionBlock, RPFModel
 

@@ -6,8 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from rpf_lightning.evaluation.result_tables import (
+    TITLES,
+    Column,
+    columns_of,
+    difference,
+    header,
+    markdown_table,
+)
 from rpf_lightning.evaluation.statistics import LEVEL, Estimate
-from rpf_lightning.evaluation.tables import TITLES, Column, columns_of, difference, header, markdown_table
 from rpf_lightning.metrics import ISC, LPIPS, PSNR, SSIM
 
 PAPERS = {

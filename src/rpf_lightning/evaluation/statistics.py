@@ -10,8 +10,8 @@ from typing import Any, TypedDict
 import numpy as np
 from scipy.stats import bootstrap
 
+from rpf_lightning.evaluation.evaluation_batch import Fault
 from rpf_lightning.evaluation.methods import Method, Model
-from rpf_lightning.evaluation.records import Fault
 from rpf_lightning.metrics import PerImageMetric
 
 RESAMPLES = 1000

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from rpf_lightning.data import PairsDataModule, ReferenceBatch
 from rpf_lightning.data.pairing import Pair, nearest_references, other_person_references
-from rpf_lightning.data.pairs import evenly
+from rpf_lightning.data.pairs_datamodule import evenly
 from rpf_lightning.drawing import Cell, cell
 from rpf_lightning.evaluation.chosen_metrics import image_metrics
+from rpf_lightning.evaluation.evaluation_batch import EvaluationBatch, collate
+from rpf_lightning.evaluation.evaluation_pairs import pairs_for
 from rpf_lightning.evaluation.methods import Method, output_of
-from rpf_lightning.evaluation.pairs import pairs_for
-from rpf_lightning.evaluation.records import EvaluationBatch, collate
 from rpf_lightning.metrics import PerImageMetric
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.rpf import BlockOutput

@@ -8,8 +8,8 @@ from rpf_lightning.losses.adversarial import (
     logistic_generator_loss,
     r1_penalty,
 )
-from rpf_lightning.losses.identity import IdentityLoss
-from rpf_lightning.losses.perceptual import AlexNetFeatures, PerceptualLoss
+from rpf_lightning.losses.identity_loss import IdentityLoss
+from rpf_lightning.losses.perceptual_loss import AlexNetFeatures, PerceptualLoss
 from rpf_lightning.losses.reconstruction import masked_l1
 
 __all__ = [

@@ -8,7 +8,7 @@ torchvision's VGG16, FID an Inception network by way of a further package, torch
 weights of known SHA-256 only. FID also says little about the few hundred photos that a validation set holds.
 """
 
-from rpf_lightning.metrics.faces import isc, landmark_distance
+from rpf_lightning.metrics.face_networks import isc, landmark_distance
 from rpf_lightning.metrics.flow import EndPointError, FlowCorrelation, end_point_error, flow_correlation
 from rpf_lightning.metrics.image import (
     detail_error,
@@ -17,6 +17,7 @@ from rpf_lightning.metrics.image import (
     psnr_face,
     ssim,
 )
+from rpf_lightning.metrics.lpips_network import lpips, lpips_network
 from rpf_lightning.metrics.per_image import (
     ISC,
     LPIPS,
@@ -30,7 +31,6 @@ from rpf_lightning.metrics.per_image import (
     PSNRFace,
     ReferenceISC,
 )
-from rpf_lightning.metrics.perceptual import lpips, lpips_network
 
 __all__ = [
     "ISC",

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from rpf_lightning.faces.identity import ArcFace
-from rpf_lightning.metrics.faces import Identity, Seen, isc, landmark_distance
+from rpf_lightning.faces.arcface import ArcFace
+from rpf_lightning.metrics.face_networks import Identity, Seen, isc, landmark_distance
 from rpf_lightning.metrics.image import detail_error, lr_consistency, psnr, psnr_face, ssim
-from rpf_lightning.metrics.perceptual import lpips, lpips_network
+from rpf_lightning.metrics.lpips_network import lpips, lpips_network
 from rpf_lightning.model.resize import at_least_fp32, full_precision
 
 if TYPE_CHECKING:

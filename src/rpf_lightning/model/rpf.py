@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rpf_lightning.model import storage
 from rpf_lightning.model.config import RPFConfig, check_choice, listed
 from rpf_lightning.model.layers import is_traced, lay_out, only_infers
-from rpf_lightning.model.references import Slots, erode, with_ok
+from rpf_lightning.model.reference_slots import Slots, erode, with_ok
 from rpf_lightning.model.refinement import RefinementModule, refuse_checkpoints
 from rpf_lightning.model.resize import Resize, minimum_pool, resize
 from rpf_lightning.model.strips import WHOLE, Rows, Strips, release

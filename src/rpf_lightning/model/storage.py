@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rpf_lightning.environment import OFFLINE_VARIABLE, offline
+from rpf_lightning.files import write_atomically
 from rpf_lightning.model.config import RPFConfig
 
 CONFIG_FILE = "config.json"
@@ -102,19 +102,6 @@ def restore(model: nn.Module, state: Mapping[str, Tensor], name: str | Path, new
         model.load_state_dict({**there, **given}, strict=True)
     except RuntimeError as error:
         raise ValueError(f"the weights of {name} do not fit its {CONFIG_FILE}: {error}") from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside it and rename it: never half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:

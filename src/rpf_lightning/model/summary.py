@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rpf_lightning.model.config import RPFConfig
-from rpf_lightning.model.references import Slots
+from rpf_lightning.model.reference_slots import Slots
 from rpf_lightning.model.rpf import RPFModel
 from rpf_lightning.model.storage import CONFIG_FILE, read_config
 

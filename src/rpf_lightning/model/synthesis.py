@@ -17,7 +17,7 @@ from rpf_lightning.model.layers import (
     overwritable,
     relu_of,
 )
-from rpf_lightning.model.references import Slots, distance, fill, high_band
+from rpf_lightning.model.reference_slots import Slots, distance, fill, high_band
 from rpf_lightning.model.resize import Resize, at_least_fp32
 from rpf_lightning.model.strips import WHOLE, Maps, Rows
 

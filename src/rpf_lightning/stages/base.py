@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torchmetrics import Metric, MetricCollection
 
-from rpf_lightning.data.records import FaceBatch, ReferenceBatch
+from rpf_lightning.data.batches import FaceBatch, ReferenceBatch
 from rpf_lightning.metrics import PSNR, SSIM, LRConsistency, PSNRFace
 from rpf_lightning.model import RPFConfig
 from rpf_lightning.model.resize import full_precision
@@ -22,8 +22,8 @@ from rpf_lightning.stages.finite import FiniteGuard, names
 from rpf_lightning.stages.freezing import FreezeEarlierBlocks
 from rpf_lightning.stages.gradients import gradient_norms
 from rpf_lightning.stages.model_dir import DirectoryStage
-from rpf_lightning.stages.pictures import draw_stage
 from rpf_lightning.stages.random_state import gather_random_states, restore_random_state
+from rpf_lightning.stages.stage_pictures import draw_stage
 
 Outputs = dict[str, Tensor]
 PRECISIONS = ("32-true", "bf16-mixed")

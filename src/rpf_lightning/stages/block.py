@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rpf_lightning.data.records import ReferenceBatch
+from rpf_lightning.data.batches import ReferenceBatch
 from rpf_lightning.model.resize import resize
 from rpf_lightning.model.rpf import Alignment
 from rpf_lightning.stages.base import RPFStage

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rpf_lightning.model.storage import write_atomically
+from rpf_lightning.files import write_atomically
 
 FILE = "not_finite.json"
 

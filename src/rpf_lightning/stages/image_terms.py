@@ -8,10 +8,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from rpf_lightning.data.records import ReferenceBatch
+from rpf_lightning.data.batches import ReferenceBatch
 from rpf_lightning.losses import IdentityLoss, PerceptualLoss
 from rpf_lightning.losses.adversarial import PenaltyNorm
-from rpf_lightning.losses.identity import IdentityNorm
+from rpf_lightning.losses.identity_loss import IdentityNorm
 from rpf_lightning.stages.adversary import ADVERSARIES, CriticKind
 from rpf_lightning.stages.base import Outputs, RPFStage
 

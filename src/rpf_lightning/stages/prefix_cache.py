@@ -21,8 +21,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rpf_lightning.data.pairs import PairsDataModule
-from rpf_lightning.data.preparation.tables import new_array
+from rpf_lightning.data.pairs_datamodule import PairsDataModule
+from rpf_lightning.data.preparation.prepared_folder import new_array
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.storage import weights_hash
 

@@ -18,6 +18,7 @@ from facexlib.parsing.bisenet import BiSeNet
 from PIL import Image
 
 from rpf_lightning.cli import main
+from rpf_lightning.data.image_files import read_photo
 from rpf_lightning.data.pairing import grey_thumbnail, near_duplicates, nearest_references
 from rpf_lightning.data.preparation import (
     DiskFullError,
@@ -33,9 +34,8 @@ from rpf_lightning.data.preparation import (
     verify,
 )
 from rpf_lightning.data.preparation.sources import identities_from_csv, landmarks_from_csv
-from rpf_lightning.data.prepared import PreparedPhotos
-from rpf_lightning.data.reading import read_photo
-from rpf_lightning.data.synthetic import render_photo
+from rpf_lightning.data.prepared_photos import PreparedPhotos
+from rpf_lightning.drawn_faces.photo import render_photo
 from rpf_lightning.faces.alignment import align_face, alignment_matrix
 from rpf_lightning.faces.detection import Face
 from rpf_lightning.faces.landmarks import Found

@@ -14,8 +14,8 @@ from PIL import Image
 
 from rpf_lightning.cli import main
 from rpf_lightning.data.pairing import Pair
-from rpf_lightning.data.preparation import tables
-from rpf_lightning.data.preparation.tables import verify
+from rpf_lightning.data.preparation import prepared_folder as tables
+from rpf_lightning.data.preparation.prepared_folder import verify
 
 
 def write(folder: Path, shift: float = 0.0, identity: str = "p", mask: int = 0, pair: int = 1) -> Path:

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from rpf_lightning.data.image_files import SUFFIXES
 from rpf_lightning.data.pairing import POINTS
-from rpf_lightning.data.reading import SUFFIXES
 
 PICTURES = ("distances.png", "contact_sheet.png")  # drawn for a person to look at
 LANDMARK_COLUMNS = [f"{axis}{i}" for i in range(POINTS) for axis in "xy"]

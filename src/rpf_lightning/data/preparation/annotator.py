@@ -1,0 +1,431 @@
+"""The pass over all photos: landmarks, masks and embeddings of those that have none.
+
+It is a prediction of a LightningModule, so that several GPUs and nodes work through Lightning's strategies. A
+writer stores every batch as one file; what is stored is not computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import Dataset
+
+from rpf_lightning.data.image_files import read_mask, read_photo
+from rpf_lightning.data.pairing import POINTS, grey_thumbnail
+from rpf_lightning.data.preparation.options import MaskModel
+from rpf_lightning.data.preparation.prepared_folder import pack_mask
+from rpf_lightning.data.preparation.sources import Source
+from rpf_lightning.faces.alignment import align_face, aligned_points, alignment_matrix
+from rpf_lightning.faces.arcface import ArcFace, crop_face
+from rpf_lightning.faces.detection import Face, FaceDetector
+from rpf_lightning.faces.landmarks import LandmarkModel, landmark_model
+from rpf_lightning.faces.parsing import BiSeNetParser, hull_mask, template_mask
+from rpf_lightning.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+MISALIGNED = 0.25  # of the side; two detectors' points of one face differ by less
+SECOND_FACE = 0.25  # a face of at least this share of the main face's area makes "several faces"
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """A photo on its way through the pass.
+
+    Attributes:
+        index: Position in the list of sources.
+        sha256: Of the photo's file, or of the pixels of a face that is aligned here; "" if unreadable.
+        reason: Why the photo is rejected; "" while it is not.
+        image: (H, H, 3) uint8 RGB, dropped before storing.
+        landmarks: (68, 2) in pixels of `image`.
+        mask: (h, h) uint8 of 0 and 1.
+        embedding: (D,) float32.
+    """
+
+    index: int
+    sha256: str = ""
+    reason: str = ""
+    image: NDArray[np.uint8] | None = None
+    landmarks: NDArray[np.float64] | None = None
+    mask: NDArray[np.uint8] | None = None
+    embedding: NDArray[np.float32] | None = None
+
+
+class Photos(Dataset[Annotated]):
+    """Reads photos and the annotations that exist; what cannot be read becomes a rejected item.
+
+    Args:
+        sources: All photos.
+        todo: Indices of those to read.
+        label_scheme: Order of the values of parsing maps.
+        square: Refuse photos that are not square: only aligned faces are.
+
+    Attributes:
+        at_least: Length that is made up to: every process must have something to do.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], todo: Sequence[int], label_scheme: str | None, square: bool
+    ) -> None:
+        self.sources, self.todo = sources, todo
+        self.label_scheme = label_scheme
+        self.square = square
+        self.at_least = 0
+
+    def __len__(self) -> int:
+        return max(len(self.todo), self.at_least)
+
+    def __getitem__(self, position: int) -> Annotated:
+        """Read one photo; what is there only to make up the number has index -1."""
+        if position >= len(self.todo):
+            return Annotated(-1, reason="none")
+        index = self.todo[position]
+        source = self.sources[index]
+        try:
+            content = source.path.read_bytes()
+            image = read_photo(source.path, content)
+            mask = None
+            if source.label is not None:
+                assert self.label_scheme is not None
+                mask = read_mask(source.label, self.label_scheme)
+        except (ValueError, OSError) as error:
+            return Annotated(index, reason=str(error))
+        height, width = image.shape[:2]
+        if self.square and width != height:
+            return Annotated(
+                index, reason=f"not square ({width} x {height}), so no aligned face; --align always aligns it"
+            )
+        if mask is not None and not mask.any():
+            return Annotated(index, reason=f"{source.label}: the parsing map shows no face")
+        if mask is not None and mask.shape[0] != mask.shape[1]:
+            return Annotated(index, reason=f"{source.label}: the parsing map is not square")
+        digest = hashlib.sha256(content).hexdigest()
+        return Annotated(index, digest, image=image, landmarks=source.landmarks, mask=mask)
+
+
+def as_list(batch: list[Annotated]) -> list[Annotated]:
+    """Collate nothing: photos differ in size."""
+    return batch
+
+
+class Annotator(LightningModule):
+    """Adds what the photos of a batch lack.
+
+    Args:
+        landmark_spec: "face-alignment" or "onnx:PATH"; None leaves photos without landmarks rejected.
+        mask_model: Where masks without a parsing map come from; None: every photo has a parsing map.
+        side: Side of the aligned faces; None: the photos are aligned.
+        pack: insightface pack of the detector and of the embeddings; None as in `insightface_pack`.
+        embed: Whether to compute embeddings.
+        missing_landmarks: Reason of rejection where `landmark_spec` is None.
+        missing_mask: The same for masks.
+    """
+
+    def __init__(
+        self,
+        landmark_spec: str | None,
+        mask_model: MaskModel | None,
+        side: int | None,
+        pack: str | None,
+        embed: bool,
+        missing_landmarks: str = "no landmarks",
+        missing_mask: str = "no mask",
+    ) -> None:
+        super().__init__()
+        self.landmark_spec, self.mask_model, self.side = landmark_spec, mask_model, side
+        self.pack, self.embed = pack, embed
+        self.missing_landmarks, self.missing_mask = missing_landmarks, missing_mask
+        self.arcface: ArcFace | None = None
+
+    def setup(self, stage: str) -> None:
+        """Load the networks on this process's device.
+
+        Raises:
+            FileNotFoundError: If weights are missing.
+        """
+        self.detector = FaceDetector(self.pack) if self.side and self.landmark_spec else None
+        spec = self.landmark_spec
+        self.find_landmarks: LandmarkModel | None = (
+            landmark_model(spec, str(self.device), self.pack) if spec else None
+        )
+        self.parser = BiSeNetParser(str(self.device)) if self.mask_model == "bisenet" else None
+        self.arcface = ArcFace(self.pack).to(self.device) if self.embed else None
+
+    def transfer_batch_to_device(
+        self, batch: list[Annotated], device: torch.device, dataloader_idx: int
+    ) -> list[Annotated]:
+        """Leave the photos where they are; every network takes its own input from them."""
+        return batch
+
+    def predict_step(self, batch: list[Annotated], batch_idx: int) -> list[Annotated]:
+        """Annotate a batch."""
+        for step in (
+            self._plausible,
+            self._align,
+            self._landmarks,
+            self._plausible,
+            self._masks,
+            self._embeddings,
+        ):
+            done = {item.index: item for item in step([item for item in batch if not item.reason])}
+            batch = [done.get(item.index, item) for item in batch]
+        return batch
+
+    def _align(self, batch: list[Annotated]) -> list[Annotated]:
+        """Cut aligned faces out of photos of any kind."""
+        if self.side is None:
+            return batch
+        return [self._align_one(item) for item in batch]
+
+    def _align_one(self, item: Annotated) -> Annotated:
+        assert self.side is not None
+        points = item.landmarks
+        if points is None and self.detector is None:
+            return replace(item, reason=self.missing_landmarks)
+        if points is None:
+            assert self.detector is not None
+            faces = self.detector.detect(_image(item))
+            if reason := face_count_problem(faces):
+                return replace(item, reason=reason)
+            points = faces[0].points
+        try:
+            image = align_face(_image(item), points, self.side)
+        except ValueError as error:  # eyes and mouth in one point place no square
+            return replace(item, reason=f"cannot be aligned: {error}")
+        landmarks = None if item.landmarks is None else aligned_points(item.landmarks, points, self.side)
+        return replace(item, image=image, landmarks=landmarks)
+
+    def _landmarks(self, batch: list[Annotated]) -> list[Annotated]:
+        lacking = [item for item in batch if item.landmarks is None]
+        if self.find_landmarks is None:
+            return [replace(item, reason=self.missing_landmarks) for item in lacking]
+        if not lacking:
+            return []
+        found = self.find_landmarks([_image(item) for item in lacking])
+        done = []
+        for item, result in zip(lacking, found, strict=True):
+            reason = face_count_problem(result.faces)
+            if not reason and (result.landmarks is None or not np.isfinite(result.landmarks).all()):
+                reason = "the landmark network gave no landmarks"
+            elif not reason and self.side and not _is_aligned(result.landmarks, self.side):
+                reason = "the detector and the landmark network found different faces"
+            done.append(replace(item, reason=reason, landmarks=None if reason else result.landmarks))
+        return done
+
+    def _plausible(self, batch: list[Annotated]) -> list[Annotated]:
+        """Reject landmarks that a thin-plate spline could not use or that belong to a photo of another size."""
+        done = []
+        for item in batch:
+            if item.landmarks is None:
+                continue
+            points = item.landmarks / _image(item).shape[1::-1]
+            line = np.linalg.matrix_rank(points - points.mean(0), tol=1e-3) < 2
+            reason = "the landmarks are all on one line" if line else ""
+            if not reason and not ((points > -0.5) & (points < 1.5)).all():
+                reason = f"landmarks lie far outside of the photo of {_image(item).shape[1]} pixels"
+            done.append(replace(item, reason=reason))
+        return done
+
+    def _masks(self, batch: list[Annotated]) -> list[Annotated]:
+        lacking = [item for item in batch if item.mask is None]
+        if self.parser is not None and lacking:
+            masks = self.parser([_image(item) for item in lacking])
+        elif self.mask_model == "hull":
+            masks = [hull_mask(_fractions(item), 512) for item in lacking]
+        elif self.mask_model == "template":
+            masks = [template_mask(512)] * len(lacking)
+        else:
+            return [replace(item, reason=self.missing_mask) for item in lacking]
+        done = []
+        for item, mask in zip(lacking, masks, strict=True):
+            done.append(
+                replace(item, mask=mask, reason="" if mask.any() else "the mask is empty: no face found")
+            )
+        return done
+
+    def _embeddings(self, batch: list[Annotated]) -> list[Annotated]:
+        if self.arcface is None or not batch:
+            return batch
+        # photos differ in size, their crops do not
+        crops = [crop_face(self._tensor(_image(item))) for item in batch]
+        embeddings = self.arcface.features(torch.cat(crops)).float().cpu().numpy()
+        return [replace(item, embedding=row) for item, row in zip(batch, embeddings, strict=True)]
+
+    def _tensor(self, image: NDArray[np.uint8]) -> torch.Tensor:
+        return torch.tensor(image, device=self.device).permute(2, 0, 1)[None].float() / 255
+
+
+def face_count_problem(faces: Sequence[Face]) -> str:
+    """Say what is wrong with the number of faces in a photo, largest first; "" if it shows one person.
+
+    Faces much smaller than the largest are people in the background and do not count.
+    """
+    if not faces:
+        return "no face found"
+    areas = [float(np.prod(face.box[2:] - face.box[:2])) for face in faces]
+    count = sum(area >= SECOND_FACE * areas[0] for area in areas)
+    return "" if count == 1 else f"{count} faces found; expected one person"
+
+
+def _is_aligned(landmarks: NDArray[np.float64] | None, side: int) -> bool:
+    """Tell whether landmarks found in an aligned picture would align it as it is, roughly."""
+    assert landmarks is not None
+    try:
+        matrix = alignment_matrix(landmarks) / side
+    except ValueError:  # no face has its eyes and mouth in one point
+        return False
+    return bool(np.abs(matrix - np.eye(2, 3)).max() < MISALIGNED)
+
+
+class BatchWriter(BasePredictionWriter):
+    """Stores every annotated batch as one file, and aligned faces as PNG.
+
+    Args:
+        folder: Where the batches go; made if it is missing.
+        faces: Aligned face of every source, or None where photos are aligned already.
+    """
+
+    def __init__(self, folder: Path, faces: Sequence[Path] | None) -> None:
+        super().__init__("batch")
+        self.folder, self.faces = folder, faces
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: list[Annotated],
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write one batch."""
+        prediction = [item for item in prediction if item.index >= 0]
+        if not prediction:
+            return
+        if self.faces is not None:
+            prediction = [self._write_face(item) for item in prediction]
+        # every photo is in one batch only, so its index names the file, on whatever process
+        write_atomically(self.folder / f"{prediction[0].index:08d}.npz", _encode(prediction))
+
+    def _write_face(self, item: Annotated) -> Annotated:
+        assert self.faces is not None
+        if item.reason:
+            return item
+        buffer = io.BytesIO()
+        Image.fromarray(_image(item)).save(buffer, "PNG")
+        path = self.faces[item.index]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, buffer.getvalue())
+        return replace(item, sha256=hashlib.sha256(_image(item).tobytes()).hexdigest())
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is kept of a photo, see `Annotated`; its mask stays in the file until `stored_masks` reads it.
+
+    Attributes:
+        index: Position in the list of sources.
+        reason: Why it is rejected, or ""; a rejected photo has no fields below.
+        sha256: Of the photo's file.
+        side: Width and height in pixels.
+        landmarks: (68, 2) in pixels, to 0.01.
+        thumbnail: (32, 32) uint8.
+        embedding: (D,) float32; D is 0 without embeddings.
+        batch: File of its batch.
+        row: Its row there.
+    """
+
+    index: int
+    reason: str
+    sha256: str
+    side: int
+    landmarks: NDArray[np.float64]
+    thumbnail: NDArray[np.uint8]
+    embedding: NDArray[np.float32]
+    batch: Path
+    row: int
+
+
+def _encode(batch: Sequence[Annotated]) -> bytes:
+    kept = [item for item in batch if not item.reason]
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        index=[item.index for item in batch],
+        sha256=np.array([item.sha256 for item in batch], dtype=str),
+        reason=np.array([item.reason for item in batch], dtype=str),
+        side=np.array([_image(item).shape[0] for item in kept], dtype=np.int64),
+        landmarks=np.array([_rounded(item) for item in kept], dtype=np.float64).reshape(-1, POINTS, 2),
+        mask=np.array([_packed(item) for item in kept], dtype=np.uint8),
+        thumbnail=np.array([grey_thumbnail(_image(item)) for item in kept], dtype=np.uint8),
+        embedding=np.array([_embedding(item) for item in kept], dtype=np.float32),
+    )
+    return buffer.getvalue()
+
+
+def read_batch(path: Path) -> list[Stored]:
+    """Read what `BatchWriter` stored, without the masks."""
+    with np.load(path, allow_pickle=False) as content:
+        fields = {name: content[name] for name in content.files if name != "mask"}
+    row, batch = 0, []
+    nothing: Any = np.zeros(0)
+    for index, sha256, reason in zip(fields["index"], fields["sha256"], fields["reason"], strict=True):
+        landmarks, thumbnail, embedding = (
+            nothing if reason else fields[name][row] for name in ("landmarks", "thumbnail", "embedding")
+        )
+        side = 0 if reason else int(fields["side"][row])
+        batch.append(
+            Stored(int(index), str(reason), str(sha256), side, landmarks, thumbnail, embedding, path, row)
+        )
+        row += not reason
+    return batch
+
+
+def stored_masks(stored: Sequence[Stored]) -> Iterator[NDArray[np.uint8]]:
+    """Read the packed masks (512, 64) of photos that are in the order of their batches."""
+    path, masks = None, np.zeros(0, np.uint8)
+    for item in stored:
+        if item.batch != path:
+            path = item.batch
+            with np.load(path, allow_pickle=False) as content:
+                masks = content["mask"]
+        yield masks[item.row]
+
+
+def _image(item: Annotated) -> NDArray[np.uint8]:
+    assert item.image is not None
+    return item.image
+
+
+def _fractions(item: Annotated) -> NDArray[np.float64]:
+    """Landmarks as fractions of the side."""
+    assert item.landmarks is not None
+    return item.landmarks / _image(item).shape[1]
+
+
+def _rounded(item: Annotated) -> NDArray[np.float64]:
+    """Landmarks to 0.01 px: networks' last digits differ between processors, and nobody sees them."""
+    assert item.landmarks is not None
+    return np.rint(item.landmarks * 100) / 100
+
+
+def _packed(item: Annotated) -> NDArray[np.uint8]:
+    assert item.mask is not None
+    return pack_mask(item.mask)
+
+
+def _embedding(item: Annotated) -> NDArray[np.float32]:
+    return np.zeros(0, np.float32) if item.embedding is None else item.embedding

@@ -1,0 +1,339 @@
+"""Finds the faces of a photo, tiny ones too, and prepares references: alignment, mask, features.
+
+Coordinates are continuous, as in `faces.detection`: a photo spans 0..W and 0..H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import get_args
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from rpf_lightning.data.preparation.options import MaskModel
+from rpf_lightning.faces.alignment import align_face, aligned_points, alignment_matrix, check_photo
+from rpf_lightning.faces.arcface import ArcFace
+from rpf_lightning.faces.detection import INPUT_SIDES, MAX_INPUT_SIDE, Face, FaceDetector
+from rpf_lightning.faces.landmarks import LandmarkModel, landmark_model
+from rpf_lightning.faces.parsing import BiSeNetParser, hull_mask, template_mask
+from rpf_lightning.pictures import to_tensor
+
+TILE = 640  # of the enlarged photo: the detector's own input side
+OVERLAP = 160  # of the enlarged photo; larger faces are found at a smaller scale
+MAX_PIXELS = {
+    1: 256e6,
+    2: 64e6,
+    4: 16e6,
+}  # of a photo that is searched at that scale; 64 million: half a minute
+MAX_PIXELS_OF_NOTHING = 64e6  # the same at the scale 4 where no face was found
+CUT = 160  # least side of what a face is found again in: at the detector's input side, it is enlarged by 4
+SAME_FACE = 0.5  # two boxes that share this much of the smaller one are one face, or a face and a part of it
+FEATURE_SIDE = 512  # ArcFace sees 112 pixels of a crop; larger ones only cost time
+
+
+MaskOf = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+
+class RefusedError(ValueError):
+    """A photo or a reference that cannot serve; the message says why and what would."""
+
+
+@dataclass(frozen=True, eq=False)
+class AlignedFace:
+    """A face in its photo.
+
+    Attributes:
+        image: (H, W, 3) uint8, RGB, the photo.
+        points: (5, 2) float64 in pixels of the photo, see `faces.detection.Face`; None: the photo is aligned.
+        matrix: (2, 3) float64: fractions of the aligned square -> pixels of the photo (`alignment_matrix`).
+    """
+
+    image: NDArray[np.uint8]
+    points: NDArray[np.float64] | None
+    matrix: NDArray[np.float64]
+
+    @classmethod
+    def found(cls, image: NDArray[np.uint8], face: Face) -> AlignedFace:
+        """A face that the detector found."""
+        return cls(image, face.points, alignment_matrix(face.points))
+
+    @classmethod
+    def whole(cls, image: NDArray[np.uint8], name: str) -> AlignedFace:
+        """A photo that is an aligned square already; its name is for messages.
+
+        Raises:
+            RefusedError: If it is not square.
+        """
+        check_photo(image)
+        height, width = image.shape[:2]
+        if height != width:
+            raise RefusedError(f"{name}: expected a square, aligned photo, got {width} x {height}")
+        return cls(image, None, np.array([[width, 0, 0], [0, height, 0]], np.float64))
+
+    @property
+    def side(self) -> float:
+        """Side of the aligned square in pixels of the photo: the resolution that the face really has."""
+        return float(np.hypot(*self.matrix[:, 0]))
+
+    def crop(self, side: int) -> NDArray[np.uint8]:
+        """Cut the aligned square out with antialiasing, (side, side, 3) uint8."""
+        if self.points is not None:
+            return align_face(self.image, self.points, side)
+        return np.asarray(Image.fromarray(self.image).resize((side, side), Image.Resampling.BICUBIC))
+
+    def own_points(self) -> NDArray[np.float64]:
+        """The five points as fractions of the aligned square, (5, 2).
+
+        Raises:
+            ValueError: If no detector found them.
+        """
+        if self.points is None:
+            raise ValueError("a photo that was aligned before has no points")
+        return aligned_points(self.points, self.points)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search has found, and how it searched.
+
+    Attributes:
+        faces: Largest box first, in pixels of the photo.
+        scales: At which the photo was searched: 1 its own size, 2 and 4 its enlargements; without 1 only reduced.
+        left_out: Scales at which it was not, although smaller faces could be found there.
+    """
+
+    faces: tuple[Face, ...]
+    scales: tuple[int, ...]
+    left_out: tuple[int, ...]
+
+    @property
+    def searched(self) -> str:
+        """Where was searched."""
+        own = "the photo" if 1 in self.scales or 2 in self.scales else "the photo, reduced"
+        enlarged = " and ".join(str(scale) for scale in self.scales if scale > 1)
+        return f"{own}, and its enlargement by {enlarged}" if enlarged else own
+
+    @property
+    def hint(self) -> str:
+        """What was not searched, and what helps; "" if nothing was left out."""
+        if not self.left_out:
+            return ""
+        own = ["the photo at its own size"] if 1 in self.left_out else []
+        enlarged = " and ".join(str(scale) for scale in self.left_out if scale > 1)
+        what = " and ".join([*own, *([f"its enlargement by {enlarged}"] if enlarged else [])])
+        return f"not searched: {what}; cut the photo to the surroundings of a tiny face that was missed"
+
+
+def find_faces(image: NDArray[np.uint8], detector: FaceDetector) -> list[Face]:
+    """Find the faces of a photo, see `search_faces`: largest box first, in pixels of the photo."""
+    return list(search_faces(image, detector).faces)
+
+
+def search_faces(image: NDArray[np.uint8], detector: FaceDetector) -> Search:
+    """Find faces in a photo and in its enlargements: tiny faces are missed otherwise.
+
+    The detector sees a photo at up to 1920 pixels. Beside that, these are searched, in tiles: the enlargement by 2
+    up to 64 million pixels (of the enlargement), else the photo at its own size up to 256 million; the enlargement by
+    4 up to 16 million pixels, and where no face was found up to 64 million. Of several finds of one face the one with
+    the highest score is kept; a face that was found in the reduced photo is found again in a cut around it.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        detector: The detector.
+
+    Raises:
+        ValueError: If the image is no photo.
+    """
+    check_photo(image)
+    height, width = image.shape[:2]
+    longest, area = max(height, width), height * width
+    own_size = longest <= MAX_INPUT_SIDE
+    found = detector.detect(image)
+    if not own_size:
+        found = [_again(image, face, detector) for face in found]
+    scales, left_out = [1] if own_size else [], []
+    # the detector itself enlarges small photos to its input's side
+    enlargements = [scale for scale in (2, 4) if scale * longest > INPUT_SIDES[-1]]
+    for scale in enlargements:
+        limit = MAX_PIXELS[scale] if found or scale == 2 else max(MAX_PIXELS[scale], MAX_PIXELS_OF_NOTHING)
+        if scale**2 * area > limit:
+            left_out.append(scale)
+            continue
+        scales.append(scale)
+        found += _in_tiles(image, detector, scale)
+    # at its own size where it is too large to be enlarged, or so long that faces too large for the tiles of the
+    # enlargement are tiny in the reduced photo
+    if not own_size and (2 in left_out or longest > 4 * MAX_INPUT_SIDE):
+        if area > MAX_PIXELS[1]:
+            left_out.insert(0, 1)
+        else:
+            scales.insert(0, 1)
+            found += _in_tiles(image, detector, 1)
+    kept: list[Face] = []
+    for face in sorted(found, key=lambda face: -face.score):
+        if face.area > 0 and all(_shared(face, other) < SAME_FACE for other in kept):
+            kept.append(face)
+    return Search(tuple(sorted(kept, key=lambda face: -face.area)), tuple(scales), tuple(left_out))
+
+
+def _again(image: NDArray[np.uint8], face: Face, detector: FaceDetector) -> Face:
+    """Find a face of a reduced photo again in a cut of the photo itself, so that its points are exact."""
+    height, width = image.shape[:2]
+    middle, size = (face.box[:2] + face.box[2:]) / 2, face.box[2:] - face.box[:2]
+    if size.max() >= TILE:
+        return face  # exact enough
+    half = max(1.5 * size.max(), CUT / 2)
+    left, top = np.floor(middle - half).astype(int).clip(0, (width, height))
+    right, bottom = np.ceil(middle + half).astype(int).clip(0, (width, height))
+    if right <= left or bottom <= top:
+        return face
+    corner = np.array([left, top])
+    finds = [
+        Face(other.box + np.tile(corner, 2), other.score, other.points + corner)
+        for other in detector.detect(image[top:bottom, left:right])
+    ]
+    finds = [other for other in finds if other.area > 0 and _shared(face, other) >= SAME_FACE]
+    return max(finds, key=lambda other: _shared(face, other, whole=True), default=face)
+
+
+def _in_tiles(image: NDArray[np.uint8], detector: FaceDetector, scale: int) -> Iterator[Face]:
+    height, width = image.shape[:2]
+    tile = TILE // scale
+    for top in _starts(height, tile, scale):
+        for left in _starts(width, tile, scale):
+            part = Image.fromarray(image[top : top + tile, left : left + tile])
+            enlarged = part.resize((part.width * scale, part.height * scale), Image.Resampling.BICUBIC)
+            corner = np.array([left, top])
+            for face in detector.detect(np.asarray(enlarged)):
+                low, high = face.box[:2] / scale, face.box[2:] / scale
+                # what a tile cuts off is whole in the next tile or at a smaller scale
+                cut = (low <= 0) & (corner > 0)
+                cut |= (high >= part.size) & (corner + part.size < (width, height))
+                if not cut.any():
+                    box = np.concatenate([low + corner, high + corner])
+                    yield Face(box, face.score, face.points / scale + corner)
+
+
+def _starts(length: int, tile: int, scale: int) -> Sequence[int]:
+    """Where tiles begin: at most `tile` long, an overlap apart, the last one at the end."""
+    last = max(0, length - tile)
+    return sorted({*range(0, last, tile - OVERLAP // scale), last})
+
+
+def _shared(a: Face, b: Face, whole: bool = False) -> float:
+    """Area that two boxes share, as a fraction of the smaller one, or of what they cover together."""
+    low, high = np.maximum(a.box[:2], b.box[:2]), np.minimum(a.box[2:], b.box[2:])
+    shared = float(np.prod((high - low).clip(0)))
+    return shared / (a.area + b.area - shared) if whole else shared / min(a.area, b.area)
+
+
+class FaceNetworks:
+    """The pretrained networks around the model, each loaded when it is first needed.
+
+    Args:
+        pack: insightface pack of the detector and of ArcFace; None as in `insightface_pack`.
+        mask_model: Where the reference's mask comes from: "bisenet" (facexlib), "hull" (of 68 landmarks) or
+            "template" (the mean mask of aligned faces).
+        landmarks: For "hull": "face-alignment" or "onnx:PATH".
+        device: Of BiSeNet, ArcFace and face-alignment.
+
+    Raises:
+        ValueError: If `mask_model` is another one.
+    """
+
+    def __init__(
+        self,
+        pack: str | None = None,
+        mask_model: MaskModel = "bisenet",
+        landmarks: str = "face-alignment",
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if mask_model not in get_args(MaskModel):
+            raise ValueError(f"mask_model: expected {' or '.join(get_args(MaskModel))}, got {mask_model!r}")
+        self.pack, self.mask_model, self.landmarks = pack, mask_model, landmarks
+        self.device = torch.device(device)
+        self._features: WeakKeyDictionary[AlignedFace, Tensor] = WeakKeyDictionary()
+
+    @cached_property
+    def detector(self) -> FaceDetector:
+        """SCRFD; raises FileNotFoundError where its weights are missing."""
+        return FaceDetector(self.pack)
+
+    @cached_property
+    def arcface(self) -> ArcFace:
+        """ArcFace; raises FileNotFoundError where its weights are missing."""
+        return ArcFace(self.pack).to(self.device)
+
+    def features(self, face: AlignedFace) -> Tensor:
+        """ArcFace features of a face at the resolution that it has, (D,) fp32 of unit length, on the CPU."""
+        if face not in self._features:
+            self._features[face] = self._compute(face)
+        return self._features[face]
+
+    @torch.no_grad()
+    def _compute(self, face: AlignedFace) -> Tensor:
+        crop = face.crop(min(max(1, round(face.side)), FEATURE_SIDE))
+        pixels = to_tensor(crop).to(self.device)
+        return torch.nn.functional.normalize(self.arcface(pixels)[0].float(), dim=0).cpu()
+
+    @cached_property
+    def mask(self) -> MaskOf:
+        """Masks an aligned face (eq. 1): (S, S, 3) uint8 RGB -> (S, S) uint8, 1 on the face and 0 elsewhere.
+
+        Reading it loads the mask's network and raises FileNotFoundError where that is missing, naming the mask
+        models that need none. Calling it raises ValueError where the network finds no face.
+        """
+        if self.mask_model == "template":
+            return lambda face: template_mask(len(face))
+        if self.mask_model == "hull":
+            return self._hull(self._find_landmarks)
+        return self._parsed(self._parser)
+
+    @staticmethod
+    def _hull(find_landmarks: LandmarkModel) -> MaskOf:
+        def mask(face: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            (found,) = find_landmarks([face])
+            if found.landmarks is None:
+                raise ValueError("no landmarks found in it; --mask-model template needs none")
+            return hull_mask(found.landmarks / len(face), len(face))
+
+        return mask
+
+    @staticmethod
+    def _parsed(parser: BiSeNetParser) -> MaskOf:
+        def mask(face: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            (parsed,) = parser([face])
+            if not parsed.any():
+                raise ValueError(
+                    "the parsing network finds no face in it; --mask-model template needs no network"
+                )
+            size = (len(face), len(face))
+            return np.asarray(Image.fromarray(parsed).resize(size, Image.Resampling.NEAREST))
+
+        return mask
+
+    @cached_property
+    def _parser(self) -> BiSeNetParser:
+        try:
+            return BiSeNetParser(self.device)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{error}. Without BiSeNet: --mask-model hull (from 68 landmarks) or --mask-model template "
+                "(the mean mask of aligned faces, needs no network)"
+            ) from error
+
+    @cached_property
+    def _find_landmarks(self) -> LandmarkModel:
+        try:
+            return landmark_model(self.landmarks, self.device, self.pack)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{error}. Other landmarks: --landmark-model onnx:PATH; --mask-model template needs none"
+            ) from error

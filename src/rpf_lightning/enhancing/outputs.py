@@ -1,0 +1,108 @@
+"""What `rpf enhance` writes: the enhanced photo, and beside it what changed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rpf_lightning.drawing import Cell, Row, draw_rows
+from rpf_lightning.enhancing.enhance import Enhanced
+from rpf_lightning.files import write_atomically
+from rpf_lightning.pictures import png
+
+SURROUNDINGS = 1.5  # of the aligned square's side: what the side-by-side picture shows of the photo
+
+
+def write_enhanced(result: Enhanced, out: str | Path) -> tuple[Path, Path]:
+    """Write the enhanced photo, and beside it what changed; each file appears whole or not at all.
+
+    Args:
+        result: What `enhance_photo` or `enhance_aligned` gave.
+        out: A name that ends in .png; its folder is made if it is missing.
+
+    Returns:
+        `out`, and `<name>_side_by_side.png`: the face in the enlarged photo before and after, the LR, the model's
+        output and the masked reference.
+
+    Raises:
+        ValueError: If the name ends otherwise.
+    """
+    out = checked_out(out)
+    photo = png(result.image)
+    masked = result.reference * result.mask[..., None]
+    side = len(result.lr)
+    cells = {
+        "photo, enlarged": _around_face(result.before, result),
+        "enhanced": _around_face(result.image, result),
+        f"input {side} x {side}": result.lr,
+        "output": result.face,
+        "reference (masked)": masked,
+    }
+    # both are encoded before the first one is written, so that an error leaves nothing
+    figure = png(
+        draw_rows([Row(summary(result), {title: Cell(pixels) for title, pixels in cells.items()})])[0]
+    )
+    beside = _beside(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, photo)
+    write_atomically(beside, figure)
+    return out, beside
+
+
+def checked_out(out: str | Path) -> Path:
+    """The name of the result.
+
+    Raises:
+        ValueError: If it does not end in .png.
+    """
+    if Path(out).suffix.lower() != ".png":
+        raise ValueError(f"out: expected the name of a .png file, got {str(out)!r}")
+    return Path(out)
+
+
+def _beside(out: Path) -> Path:
+    return out.with_name(f"{out.stem}_side_by_side.png")
+
+
+def check_places(out: str | Path, inputs: Sequence[str]) -> None:
+    """Check that both files can be written and are none of the inputs.
+
+    Raises:
+        ValueError: If not.
+    """
+    out = checked_out(out)
+    for target in (out, _beside(out)):
+        for file in inputs:  # a name may be another one's, by links or by case
+            if target.exists() and Path(file).exists() and target.samefile(file):
+                raise ValueError(f"out: {target} would overwrite {file}; take another name")
+        if target.is_dir():
+            raise ValueError(f"out: expected the name of a file, and {target} is a folder")
+    folder = next((parent for parent in out.absolute().parents if parent.exists()), None)
+    if folder is None or not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        where = folder or out.absolute().anchor
+        raise ValueError(f"out: {out} cannot be written, {where} is no folder that may be written to")
+
+
+def summary(result: Enhanced) -> str:
+    """What was done, in a line."""
+    alike = "not compared" if result.identity is None else f"cosine {result.identity.cosine:.2f}"
+    return (
+        f"face {result.face_index}: {result.face_side:.0f} -> {len(result.face)} pixels, entering at {len(result.lr)}, "
+        f"photo enlarged {result.factor} times, identity {alike}"
+    )
+
+
+def _around_face(image: NDArray[np.uint8], result: Enhanced) -> NDArray[np.uint8]:
+    """The largest square around the face that has at most 1.5 times its side and lies in the photo."""
+    side = min(round(SURROUNDINGS * float(np.hypot(*result.matrix[:, 0]))), *image.shape[:2])
+    middle = result.matrix @ (0.5, 0.5, 1)
+    left, top = np.rint(middle - side / 2).astype(int).clip(0, (image.shape[1] - side, image.shape[0] - side))
+    square = Image.fromarray(image[top : top + side, left : left + side])
+    # so that the figure enlarges its other pictures by whole factors, without interpolation
+    shown = 2 * len(result.face)
+    return np.asarray(square.resize((shown, shown), Image.Resampling.BICUBIC))
