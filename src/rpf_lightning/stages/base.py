@@ -18,7 +18,7 @@ from rpf_lightning.data.batches import FaceBatch, ReferenceBatch
 from rpf_lightning.metrics import PSNR, SSIM, LRConsistency, PSNRFace
 from rpf_lightning.model import RPFConfig
 from rpf_lightning.model.resize import full_precision
-from rpf_lightning.stages.finite import FiniteGuard, names
+from rpf_lightning.stages.finite import FiniteGuard
 from rpf_lightning.stages.freezing import FreezeEarlierBlocks
 from rpf_lightning.stages.gradients import gradient_norms
 from rpf_lightning.stages.model_dir import DirectoryStage
@@ -207,8 +207,8 @@ class RPFStage(DirectoryStage):
         self.generator_steps += int(last)
         values |= {**terms, "loss": total}
         self._guard.watch(
-            values, step=number, epoch=self.current_epoch, id=names(batch.id),
-            reference_id=names(getattr(batch, "reference_id", [])),
+            values, step=number, epoch=self.current_epoch, id=list(batch.id),
+            reference_id=list(getattr(batch, "reference_id", [])),
         )  # fmt: skip
         self._log("train", {**values, **self.diagnostics(batch, outputs)})
         self.log("loss", total.detach(), prog_bar=True, logger=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,8 +77,3 @@ def refuse_not_finite(tensors: Mapping[str, Tensor]) -> None:
             raise FloatingPointError(
                 f"{name} holds NaN or infinite weights: no checkpoint is written of them"
             )
-
-
-def names(ids: str | Sequence[str]) -> list[str]:
-    """A batch's names as a list."""
-    return [ids] if isinstance(ids, str) else list(ids)

@@ -26,15 +26,14 @@ from rpf_lightning.data.preparation.prepared_folder import new_array
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.storage import weights_hash
 
-FORMAT = 2
-FLOW_BYTES = 4  # of a pixel: two numbers in half precision
+FORMAT = 3
 
 
 class PrefixCache:
-    """Rows (3, S/2, S/2) of 8 bit, with the flow behind them, in a memory-mapped file, filled as the samples are met.
+    """Rows of 8 bit, with the flow beside them, in a memory-mapped file, filled as the samples are met.
 
-    Each row has a checksum beside it: a row counts only when it fits, so that a kill or a power cut at any
-    moment costs that row and no more. Processes fill their own rows.
+    Each row has a checksum: it counts only when that fits, so that a kill or a power cut at any moment costs that row
+    and no more. Processes fill their own rows.
 
     Args:
         folder: Folder of the caches; made if it is missing.
@@ -48,17 +47,12 @@ class PrefixCache:
     def __init__(
         self, folder: Path, block: int, side: int, rows: int, key: str, with_flow: bool = False
     ) -> None:
-        self.with_flow = with_flow
-        self.shape = (rows, 3 + FLOW_BYTES * with_flow, side, side)
-        name = hashlib.sha256(f"{FORMAT} {self.shape} {key}".encode()).hexdigest()[:16]
+        flow = [("flow", "<f2", (2, side, side))] if with_flow else []
+        self.dtype = np.dtype([("checksum", "<u4"), ("x", "u1", (3, side, side)), *flow])
+        self.count = rows
+        name = hashlib.sha256(f"{FORMAT} {self.count} {self.dtype} {key}".encode()).hexdigest()[:16]
         self.path = folder / f"x{block}-{name}.npy"
-        self._x: NDArray[Any] | None = None
-        self._checksums: NDArray[Any] | None = None
-
-    @property
-    def gigabytes(self) -> float:
-        """Its size in GB of 10^9 bytes."""
-        return (np.prod(self.shape, dtype=np.float64) + 4 * self.shape[0]) / 1e9
+        self._rows: NDArray[Any] | None = None
 
     def open(self) -> bool:
         """Map the file, and make it where it is missing; other caches in the folder are deleted.
@@ -66,26 +60,22 @@ class PrefixCache:
         Returns:
             False where the disk is too full: then a line says so, and x^(n) is computed in every step.
         """
-        checksums = self.path.with_suffix(".crc.npy")
+        part = self.path.with_suffix(".part")
         with FileLock(self.path.parent / ".lock"):
             for old in self.path.parent.glob("x*"):
-                if old not in (self.path, checksums):
+                if old != self.path:
                     old.unlink(missing_ok=True)  # of another block, data or weights
             try:
-                if not (self.path.is_file() and checksums.is_file()):
-                    rank_zero_info(
-                        f"x^(n) of {self.shape[0]:,} samples: {1000 * self.gigabytes:,.1f} MB in {self.path}"
-                    )
-                    part = self.path.with_suffix(".part")
-                    new_array(part, self.shape, "u1")
-                    new_array(checksums, (self.shape[0],), "u4")
+                if not self.path.is_file():
+                    size = self.count * self.dtype.itemsize / 1e6
+                    rank_zero_info(f"x^(n) of {self.count:,} samples: {size:,.1f} MB in {self.path}")
+                    new_array(part, (self.count,), self.dtype)
                     part.replace(self.path)
             except OSError as error:
-                self.path.with_suffix(".part").unlink(missing_ok=True)
-                checksums.unlink(missing_ok=True)
+                part.unlink(missing_ok=True)
                 rank_zero_warn(f"{self.path}: {error}; x^(n) is not kept, but computed in every step")
                 return False
-        self._x, self._checksums = np.load(self.path, mmap_mode="r+"), np.load(checksums, mmap_mode="r+")
+        self._rows = np.load(self.path, mmap_mode="r+")
         return True
 
     def get(
@@ -105,32 +95,21 @@ class PrefixCache:
         Returns:
             (B, 3, S/2, S/2) float32, rounded to 8 bit; the flow, rounded to half precision, or None.
         """
-        assert self._x is not None
-        assert self._checksums is not None
-        rows = self._x[list(places)]
-        if any(self._checksums[place] != _checksum(row) for place, row in zip(places, rows, strict=True)):
-            rows = self._packed(*compute())
+        assert self._rows is not None
+        rows = np.array(self._rows[list(places)])
+        if any(row["checksum"] != _checksum(row) for row in rows):
+            x, flow = compute()
+            rows["x"] = (x.float() * 255).round().byte().cpu().numpy()
+            if flow is not None:
+                rows["flow"] = flow.half().cpu().numpy()
             for place, row in zip(places, rows, strict=True):
-                self._x[place] = row
-                self._checksums[place] = _checksum(row)
-        x = torch.from_numpy(rows[:, :3]).to(device, non_blocking=True).float() / 255
-        if not self.with_flow:
-            return x, None
-        flow = np.ascontiguousarray(rows[:, 3:]).view(np.float16).reshape(len(rows), 2, *self.shape[2:])
-        return x, torch.from_numpy(flow).to(device, non_blocking=True).float()
+                row["checksum"] = _checksum(row)
+                self._rows[place] = row
 
-    def _packed(self, x: Tensor, flow: Tensor | None) -> NDArray[np.uint8]:
-        image = (x.float() * 255).round().byte().cpu().contiguous().numpy()
-        if not self.with_flow:
-            return image
-        assert flow is not None
-        flat = flow.half().cpu().contiguous().numpy().view(np.uint8)
-        return np.concatenate((image, flat.reshape(len(image), FLOW_BYTES, *self.shape[2:])), axis=1)
+        def given(field: str) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(rows[field])).to(device, non_blocking=True).float()
 
-    def filled(self) -> int:
-        """Number of rows that are there."""
-        assert self._checksums is not None
-        return int(np.count_nonzero(self._checksums))
+        return given("x") / 255, given("flow") if "flow" in rows.dtype.fields else None
 
 
 def open_prefix_cache(
@@ -169,5 +148,6 @@ def open_prefix_cache(
     return cache if cache.open() else None
 
 
-def _checksum(row: NDArray[Any]) -> int:
-    return zlib.crc32(row.tobytes()) | 1  # 0 is a row that was never written
+def _checksum(row: Any) -> int:
+    """Of what follows the row's own."""
+    return zlib.crc32(row.tobytes()[4:]) | 1  # 0 is a row that was never written

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from rpf_lightning.data.image_files import read_photo
 from rpf_lightning.data.pairing import Pair
@@ -124,7 +124,7 @@ def array_file(path: Path, shape: tuple[int, ...], dtype: str = "uint8") -> Iter
         temporary.unlink(missing_ok=True)
 
 
-def new_array(path: Path, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+def new_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """Make an array file and map it into memory, with its space on the disk taken.
 
     A mapped file has no space of its own before it is written, and a full disk would then end the process.
