@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from rpf_lightning.data.pairing import nearest_references, split_by_identity
-from rpf_lightning.data.preparation import prepared_folder as tables
+from rpf_lightning.data.preparation import prepared_folder
 from rpf_lightning.data.prepared_photos import Parts, PreparedPhotos
 
 Prepare = Callable[..., dict[str, Any]]
@@ -44,8 +44,8 @@ def test_what_is_no_prepared_folder_is_refused(prepared: Path, tmp_path: Path) -
     photos = PreparedPhotos(prepared)
     with pytest.raises(FileNotFoundError, match=r"pairs_train.parquet: no such split; .* has all"):
         photos.pairs("train")
-    masks = np.load(prepared / tables.MASKS)
-    np.save(prepared / tables.MASKS, masks[:-1])
+    masks = np.load(prepared / prepared_folder.MASKS)
+    np.save(prepared / prepared_folder.MASKS, masks[:-1])
     with pytest.raises(ValueError, match="do not hold the same photos"):
         PreparedPhotos(prepared)
 
@@ -82,7 +82,7 @@ def test_people_held_out_are_not_trained_on_by_photos_without_a_pair(
     prepare(val_fraction=0.34, seed=1)
     photos = PreparedPhotos(tmp_path / "prepared")
     val = photos.pairs("val")
-    tables.write_pairs(tmp_path / "prepared" / "pairs_val.parquet", val[1:], photos.ids)
+    prepared_folder.write_pairs(tmp_path / "prepared" / "pairs_val.parquet", val[1:], photos.ids)
     parts = Parts(photos, "", 0.5, seed=0)
     assert val[0].gt not in parts.photos["train"] + parts.photos["val"]
 
@@ -125,7 +125,7 @@ def test_the_papers_split_shares_people_but_no_test_photo(prepared: Path) -> Non
     rest = ["" if i in gts else name for i, name in enumerate(photos.identities)]
     train = nearest_references(rest, photos.landmarks)
     for name, pairs in (("paper_test", test), ("paper_train", train)):
-        tables.write_pairs(prepared / tables.pairs_file(name), pairs, photos.ids)
+        prepared_folder.write_pairs(prepared / prepared_folder.pairs_file(name), pairs, photos.ids)
     summary = (prepared / "prepare.json").read_text()
     (prepared / "prepare.json").write_text(summary.replace('"all"\n', '"paper_train", "paper_test"\n', 1))
     photos = PreparedPhotos(prepared)

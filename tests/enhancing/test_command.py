@@ -12,7 +12,7 @@ from PIL import Image
 
 from rpf_lightning import enhancing
 from rpf_lightning.cli import main
-from rpf_lightning.enhancing import outputs as command
+from rpf_lightning.enhancing import outputs
 from rpf_lightning.model import RPFModel
 
 Draw = Callable[..., NDArray[np.uint8]]
@@ -142,7 +142,7 @@ def test_places_are_checked_before_the_work(
 def test_a_folder_that_may_not_be_written_to(
     enhance: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command.os, "access", lambda *_: False)
+    monkeypatch.setattr(outputs.os, "access", lambda *_: False)
     monkeypatch.setattr(enhancing, "enhance_photo", lambda *_: pytest.fail("computed"))
     with pytest.raises(SystemExit, match="2"):
         enhance("photo.png --reference ahead.png --out out/new/a.png")
@@ -217,7 +217,7 @@ def test_the_picture_stays_inside_of_the_photo(
     from rpf_lightning.enhancing import enhance_photo
 
     result = enhance_photo(drawn(160, 30, (1, 2, 26, 0)), portraits, bicubic, networks)
-    assert command._around_face(result.image, result).shape == (128, 128, 3)
+    assert outputs._around_face(result.image, result).shape == (128, 128, 3)
 
 
 def test_an_error_of_the_second_picture_leaves_nothing(
@@ -226,7 +226,7 @@ def test_an_error_of_the_second_picture_leaves_nothing(
     def broken(*_: Any) -> None:
         raise ValueError("cannot be drawn")
 
-    monkeypatch.setattr(command, "draw_rows", broken)
+    monkeypatch.setattr(outputs, "draw_rows", broken)
     with pytest.raises(SystemExit):
         enhance("photo.png --reference ahead.png --out out/new/a.png")
     assert list((files / "out").iterdir()) == []

@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from rpf_lightning.data.preparation.options import Options
 from rpf_lightning.drawn_faces.photo import render_photo
 from rpf_lightning.faces import landmarks as module
 from rpf_lightning.faces.detection import Face
@@ -187,7 +188,7 @@ def test_wrong_files_are_refused(make_network: MakeNetwork, tmp_path: Path) -> N
 def test_model_by_name(
     make_network: MakeNetwork, make_pack: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=r"'dlib'.*'face-alignment' or 'onnx:PATH'"):
+    with pytest.raises(ValueError, match=r"face-alignment, onnx:PATH or .* got 'dlib'"):
         landmark_model("dlib")
     monkeypatch.setattr(module, "FaceDetector", lambda pack: pack)
     model = landmark_model(f"onnx:{make_network()}", "cpu", "mine")
@@ -323,3 +324,29 @@ def test_real_network_on_real_photos(shared: Path, real_weights: Path) -> None:
     offset = landmarks - expected
     assert np.median(np.abs(offset).mean((1, 2))) < 2.6
     assert np.median(np.abs(offset - (-2.3, 0)).mean((1, 2))) < 1.8
+
+
+OWN = """
+import numpy as np
+from rpf_lightning.faces.landmarks import Found
+
+class Middle:
+    def __init__(self, part="0.5"):
+        self.part = float(part)
+
+    def __call__(self, images):
+        return [Found(np.full((68, 2), image.shape[0] * self.part), []) for image in images]
+"""
+
+
+def test_a_landmark_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_landmarks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    image = np.zeros((8, 8, 3), np.uint8)
+    for spec, place in (("my_landmarks.Middle", 4), ("my_landmarks.Middle:0.25", 2)):
+        (found,) = landmark_model(spec)([image])
+        assert (found.landmarks == place).all()
+        assert Options(landmark_model=spec).deciding()["landmark_model"] == spec
+    for spec, message in (("my_landmarks.Nothing", "Nothing"), ("no_module.Middle", "No module")):
+        with pytest.raises(ValueError, match=message):
+            landmark_model(spec)

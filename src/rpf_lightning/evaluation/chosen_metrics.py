@@ -46,7 +46,7 @@ def choose_metrics(
         lpips: LPIPS with AlexNet; None: where its weights are here, without a download.
         isc: ISC to the GT and to the reference; None likewise.
         isc_pack: Name of the insightface pack, of ISC and of the face detector of landmarks.
-        landmarks: "face-alignment" or "onnx:PATH".
+        landmarks: See `rpf_lightning.faces.landmarks.landmark_model`.
         device: Of the landmarks; `compare` moves the others.
 
     Returns:
@@ -89,16 +89,18 @@ def choose_metrics(
         )
         kind, _, path = landmarks.partition(":")
         said["landmark_network"] = f"{kind}:{Path(path).name}" if path else kind
-        said["landmark_sha256"] = [_sha256(file) for file in _landmark_files(path, isc_pack)]
+        said["landmark_sha256"] = [_sha256(file) for file in _landmark_files(kind, path, isc_pack)]
     return metrics, said
 
 
-def _landmark_files(path: str, pack: str | None) -> list[Path]:
-    """The files of weights that landmarks depend on: the network's, and its face detector's."""
+def _landmark_files(kind: str, path: str, pack: str | None) -> list[Path]:
+    """The files of weights that landmarks depend on, as far as they are known: the network's, its face detector's."""
     from rpf_lightning.faces.weights import insightface_pack, weight_file
 
-    if not path:
+    if kind == "face-alignment":
         return [weight_file("s3fd"), weight_file("fan")]
+    if kind != "onnx":
+        return [Path(path)] if Path(path).is_file() else []
     return [Path(path), *sorted(insightface_pack(pack).glob("*.onnx"))]
 
 

@@ -5,6 +5,7 @@ Coordinates are continuous: a photo spans 0..W and 0..H, pixel ``i`` has its cen
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -54,7 +55,8 @@ def landmark_model(spec: str, device: str | torch.device = "cpu", pack: str | No
     """Choose a landmark model.
 
     Args:
-        spec: "face-alignment", or "onnx:PATH" (`OnnxLandmarks` with a `FaceDetector`).
+        spec: "face-alignment"; "onnx:PATH" (`OnnxLandmarks` with a `FaceDetector`); "my_module.MyLandmarks", or
+            "my_module.MyLandmarks:ARGUMENT": what calling that gives, a `LandmarkModel` of one's own.
         device: For face-alignment; onnxruntime takes the GPU if it can.
         pack: insightface pack of the `FaceDetector`.
 
@@ -64,9 +66,29 @@ def landmark_model(spec: str, device: str | torch.device = "cpu", pack: str | No
     """
     if spec == "face-alignment":
         return FaceAlignmentLandmarks(device)
-    if spec.startswith("onnx:"):
-        return OnnxLandmarks(spec.removeprefix("onnx:"), FaceDetector(pack))
-    raise ValueError(f"unknown landmark model {spec!r}: expected 'face-alignment' or 'onnx:PATH'")
+    kind, _, argument = spec.partition(":")
+    if kind == "onnx":
+        return OnnxLandmarks(argument, FaceDetector(pack))
+    check_landmark_spec(spec)
+    made: LandmarkModel = pkgutil.resolve_name(kind)(*([argument] if argument else []))
+    return made
+
+
+def check_landmark_spec(spec: str) -> None:
+    """Check what `landmark_model` takes, without loading a network.
+
+    Raises:
+        ValueError: If it is something else, or names something that cannot be imported.
+    """
+    kind = spec.partition(":")[0]
+    if spec == "face-alignment" or spec.startswith("onnx:"):
+        return
+    if "." not in kind:
+        raise ValueError(f"expected face-alignment, onnx:PATH or my_module.MyLandmarks, got {spec!r}")
+    try:
+        pkgutil.resolve_name(kind)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{spec!r}: {error}") from error
 
 
 class FaceAlignmentLandmarks:

@@ -25,12 +25,12 @@ from rpf_lightning.data.preparation import (
     NothingUsableError,
     Options,
     StoppedError,
-    annotate,
-    annotations,
+    annotating,
+    annotator,
     prepare_celeba_hq,
     prepare_faces,
-    report,
-    tables,
+    prepared_folder,
+    sheets,
     verify,
 )
 from rpf_lightning.data.preparation.sources import identities_from_csv, landmarks_from_csv
@@ -78,7 +78,7 @@ def test_prepared_photos_are_what_the_folder_holds(prepared: Path, folder: Path)
     np.testing.assert_allclose(photo.landmarks, drawn.landmarks, atol=0.006)
     facial = np.isin(drawn.parsing, range(1, 14))
     np.testing.assert_array_equal(photo.mask, facial)
-    thumbnails = np.load(prepared / tables.THUMBNAILS)
+    thumbnails = np.load(prepared / prepared_folder.THUMBNAILS)
     np.testing.assert_array_equal(thumbnails[index], grey_thumbnail(drawn.image))
     assert not (prepared / "work").exists()
     assert {path.name for path in prepared.iterdir()} == {
@@ -91,7 +91,7 @@ def test_prepared_photos_are_what_the_folder_holds(prepared: Path, folder: Path)
 
 def test_pairs_are_the_nearest(prepared: Path) -> None:
     photos = PreparedPhotos(prepared)
-    found = near_duplicates(photos.landmarks, np.load(prepared / tables.THUMBNAILS))
+    found = near_duplicates(photos.landmarks, np.load(prepared / prepared_folder.THUMBNAILS))
     assert photos.near_duplicates() == found
     expected = nearest_references(photos.identities, photos.landmarks, found)
     assert photos.pairs("all") == expected
@@ -102,10 +102,12 @@ def test_several_references_and_a_split_by_person(prepare: Prepare, tmp_path: Pa
     summary = prepare("k", references=2, val_fraction=0.34)
     assert summary["splits"] == ["train", "val"]
     assert summary["counts"]["pairs"] == {"train": 24, "val": 12}
-    table = tables.read_table(tmp_path / "k" / "pairs_train.parquet", ["gt", "reference", "rank", "distance"])
+    table = prepared_folder.read_table(
+        tmp_path / "k" / "pairs_train.parquet", ["gt", "reference", "rank", "distance"]
+    )
     assert table["rank"] == [0, 1] * 12
     assert all(a <= b for a, b in zip(table["distance"][::2], table["distance"][1::2], strict=True))
-    val = tables.read_table(tmp_path / "k" / "pairs_val.parquet", ["gt"])["gt"]
+    val = prepared_folder.read_table(tmp_path / "k" / "pairs_val.parquet", ["gt"])["gt"]
     assert not {name[0] for name in val} & {name[0] for name in table["gt"]}
     assert len(PreparedPhotos(tmp_path / "k").pairs("train")) == 12  # the nearest only
     other = prepare("other", val_fraction=0.34, seed=1)
@@ -239,7 +241,7 @@ def test_finished_folders_are_not_made_again(
     prepare: Prepare, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = prepare()
-    monkeypatch.setattr(annotate, "read_photo", None)  # would fail if a photo were read
+    monkeypatch.setattr(annotator, "read_photo", None)  # would fail if a photo were read
     lines: list[str] = []
     assert prepare(say=lines.append, batch_size=3) == first
     assert "was prepared before" in lines[0]
@@ -255,7 +257,7 @@ def test_stopped_runs_continue(
     prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: int
 ) -> None:
     whole = prepare("whole")
-    write_atomically, read = annotate.write_atomically, []
+    write_atomically, read = annotator.write_atomically, []
 
     def stop(path: Path, content: bytes) -> None:
         if len(list(path.parent.glob("*.npz"))) == 3:
@@ -266,13 +268,13 @@ def test_stopped_runs_continue(
         read.append(path.name)
         return read_photo(path, content)
 
-    monkeypatch.setattr(annotate, "write_atomically", stop)
-    monkeypatch.setattr(annotate, "read_photo", counting)
+    monkeypatch.setattr(annotator, "write_atomically", stop)
+    monkeypatch.setattr(annotator, "read_photo", counting)
     expected = (DiskFullError, "the disk is full.*continues") if disk else (RuntimeError, "killed")
     with pytest.raises(expected[0], match=expected[1]):
         prepare(batch_size=4)
     assert not (tmp_path / "prepared" / "prepare.json").exists()
-    monkeypatch.setattr(annotate, "write_atomically", write_atomically)
+    monkeypatch.setattr(annotator, "write_atomically", write_atomically)
     before = set(read[:12])
     read.clear()
     lines: list[str] = []
@@ -290,7 +292,7 @@ def test_other_photos_are_not_taken_for_those_that_were_done(
 ) -> None:
     """Batches go by the photos' places: with one photo replaced, all annotations would move."""
     with monkeypatch.context() as patch:
-        patch.setattr(tables, "new_array", None)
+        patch.setattr(prepared_folder, "new_array", None)
         with pytest.raises(TypeError):
             prepare()
     for part in ("images", "labels"):
@@ -307,11 +309,11 @@ def test_pairing_may_change_without_annotating_anew(
     prepare: Prepare, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(tables, "new_array", None)
+        patch.setattr(prepared_folder, "new_array", None)
         with pytest.raises(TypeError):
             prepare()
     write(folder, "identities.csv", rows(folder, "identities.csv")[:-3])
-    monkeypatch.setattr(annotate, "read_photo", None)
+    monkeypatch.setattr(annotator, "read_photo", None)
     counts = prepare(references=2, val_fraction=0.4)["counts"]
     assert sum(counts["pairs"].values()) == 30
     with pytest.raises(ValueError, match=r"val_fraction must be in \[0, 1\), got 20"):
@@ -330,7 +332,7 @@ def test_pictures_do_not_decide_whether_the_data_exist(
     def broken(*_: object) -> None:
         raise ValueError("cannot be drawn")
 
-    monkeypatch.setattr(report, "_sheet", broken)
+    monkeypatch.setattr(sheets, "_sheet", broken)
     lines: list[str] = []
     prepare(say=lines.append)
     assert (tmp_path / "prepared" / "prepare.json").is_file()
@@ -357,8 +359,8 @@ def test_the_sheet_shows_the_farthest_pair(
         folder, "identities.csv", [people[0], *[row if row[0] < "2" else [row[0], ""] for row in people[1:]]]
     )
     shown: list[Any] = []
-    sheet = report._sheet
-    monkeypatch.setattr(report, "_sheet", lambda *args: shown.extend(args[2]) or sheet(*args))
+    sheet = sheets._sheet
+    monkeypatch.setattr(sheets, "_sheet", lambda *args: shown.extend(args[2]) or sheet(*args))
     prepare()
     pairs = sorted(PreparedPhotos(tmp_path / "prepared").pairs("all"), key=lambda pair: pair.distance)
     assert len(pairs) == 6
@@ -433,8 +435,8 @@ def test_what_the_landmark_model_finds_decides(
         asked.append(args)
         return model
 
-    monkeypatch.setattr(annotations, "_check_landmark_model", lambda options: None)
-    monkeypatch.setattr(annotate, "landmark_model", choose)
+    monkeypatch.setattr(annotating, "_check_landmark_model", lambda options: None)
+    monkeypatch.setattr(annotator, "landmark_model", choose)
     write(folder, "landmarks.csv", rows(folder, "landmarks.csv")[:3])  # two photos of person 0
     prepare(landmark_model="onnx:x", pack="mine")
     assert asked == [("onnx:x", "cpu", "mine")]
@@ -469,7 +471,9 @@ def test_masks_by_bisenet(
     photos = PreparedPhotos(tmp_path / "prepared")
     lacking = [render_photo(0, 1, 64).image, render_photo(1, 0, 64).image]
     for name, mask in zip(("0-1.png", "1-0.png"), BiSeNetParser()(lacking), strict=True):
-        stored = tables.unpack_mask(np.load(tmp_path / "prepared" / tables.MASKS)[photos.ids.index(name)])
+        stored = prepared_folder.unpack_mask(
+            np.load(tmp_path / "prepared" / prepared_folder.MASKS)[photos.ids.index(name)]
+        )
         np.testing.assert_array_equal(stored, mask)
         assert 0 < mask.mean() < 1
     given = photos.photo(photos.ids.index("0-0.png")).mask
@@ -477,7 +481,7 @@ def test_masks_by_bisenet(
 
 
 def test_landmarks_are_kept_to_a_hundredth_of_a_pixel(prepared: Path) -> None:
-    points = tables.read_landmarks(prepared / tables.LANDMARKS)[1]
+    points = prepared_folder.read_landmarks(prepared / prepared_folder.LANDMARKS)[1]
     np.testing.assert_array_equal(points, np.rint(points * 100) / 100)
 
 
@@ -505,7 +509,7 @@ def test_ctrl_c_keeps_what_was_done(
 
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(annotate, "read_photo", interrupted)
+            patch.setattr(annotator, "read_photo", interrupted)
             with pytest.raises((SystemExit, KeyboardInterrupt, StoppedError)):
                 prepare(batch_size=4)
     finally:
@@ -513,7 +517,7 @@ def test_ctrl_c_keeps_what_was_done(
     assert not (tmp_path / "prepared" / "prepare.json").exists()
     assert prepare()["sha256"] == whole["sha256"]
 
-    monkeypatch.setattr(annotations, "_run", lambda *_: True)  # a pass that ends quietly
+    monkeypatch.setattr(annotating, "_run", lambda *_: True)  # a pass that ends quietly
     with pytest.raises(StoppedError, match="stopped after 0 of 18 photos; the same command continues"):
         prepare("quiet")
 
@@ -527,12 +531,12 @@ def test_a_full_disk_while_the_tables_are_written(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tables, "new_array", full)
+        patch.setattr(prepared_folder, "new_array", full)
         with pytest.raises(DiskFullError, match="the disk is full"):
             prepare()
     assert (tmp_path / "prepared" / "work").is_dir()
     with monkeypatch.context() as patch:
-        patch.setattr(annotate, "read_photo", None)
+        patch.setattr(annotator, "read_photo", None)
         with pytest.raises(TypeError):  # control: reading would fail
             prepare("control")
     assert prepare()["sha256"] == whole["sha256"]
@@ -604,7 +608,7 @@ def test_options_that_do_not_fit_are_refused() -> None:
         ({"labels": "x"}, "labels and label_scheme go together"),
         ({"labels": "x", "label_scheme": "auto"}, "unknown label scheme 'auto'"),
         ({"mask_model": "none"}, "mask_model: expected bisenet, hull or template, got 'none'"),
-        ({"landmark_model": "pfld"}, "landmark_model: expected face-alignment or onnx:PATH"),
+        ({"landmark_model": "pfld"}, "landmark_model: expected face-alignment, onnx:PATH or"),
         ({"align": "yes"}, "align: expected auto, always or never"),
         ({"references": 0}, "references: expected at least 1"),
     ):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from rpf_lightning.cli import main
 from rpf_lightning.data.pairing import Pair
-from rpf_lightning.data.preparation import prepared_folder as tables
+from rpf_lightning.data.preparation import prepared_folder
 from rpf_lightning.data.preparation.prepared_folder import verify
 
 
@@ -22,8 +22,8 @@ def write(folder: Path, shift: float = 0.0, identity: str = "p", mask: int = 0, 
     """A prepared folder of three photos, written with the functions of `tables`."""
     folder.mkdir(exist_ok=True)
     files = ["a.png", "b.png", "ç.png"]
-    tables.write_table(
-        folder / tables.IMAGES,
+    prepared_folder.write_table(
+        folder / prepared_folder.IMAGES,
         {
             "file": files,
             "identity": [identity, "p", ""],
@@ -34,11 +34,11 @@ def write(folder: Path, shift: float = 0.0, identity: str = "p", mask: int = 0, 
     )
     points = np.arange(3 * 136).reshape(3, 68, 2) / 100
     points[0, 0, 0] += shift
-    tables.write_landmarks(folder / tables.LANDMARKS, files, points)
-    with tables.array_file(folder / tables.MASKS, (3, 512, 64)) as masks:
+    prepared_folder.write_landmarks(folder / prepared_folder.LANDMARKS, files, points)
+    with prepared_folder.array_file(folder / prepared_folder.MASKS, (3, 512, 64)) as masks:
         masks[:] = 0
         masks[1, 5, 7] = mask
-    tables.write_pairs(folder / "pairs_all.parquet", [Pair(0, pair, 0.1), Pair(1, 0, 0.1)], files)
+    prepared_folder.write_pairs(folder / "pairs_all.parquet", [Pair(0, pair, 0.1), Pair(1, 0, 0.1)], files)
     return folder
 
 
@@ -47,19 +47,23 @@ GOLDEN = "b4f0971a1febd74e5c425b80f32f35da566da3881fe0be4c18c8c412bb9e0053"
 
 
 def test_the_hash_is_the_contents_and_nothing_elses(tmp_path: Path) -> None:
-    found = tables.content_hash(write(tmp_path / "one"), ["all"])
+    found = prepared_folder.content_hash(write(tmp_path / "one"), ["all"])
     assert found == GOLDEN
-    assert tables.content_hash(write(tmp_path / "two"), ["all"]) == found
+    assert prepared_folder.content_hash(write(tmp_path / "two"), ["all"]) == found
     changes: list[dict[str, Any]] = [{"shift": 0.01}, {"identity": "q"}, {"mask": 1}, {"pair": 2}]
-    others = {tables.content_hash(write(tmp_path / "three", **change), ["all"]) for change in changes}
+    others = {
+        prepared_folder.content_hash(write(tmp_path / "three", **change), ["all"]) for change in changes
+    }
     assert len(others | {found}) == 5
-    assert tables.content_hash(write(tmp_path / "three", shift=1e-6), ["all"]) == found  # below 0.01 px
+    assert (
+        prepared_folder.content_hash(write(tmp_path / "three", shift=1e-6), ["all"]) == found
+    )  # below 0.01 px
 
 
 def test_pairs_are_ranked(tmp_path: Path) -> None:
     pairs = [Pair(0, 1, 0.1), Pair(0, 2, 0.2), Pair(2, 0, 0.3), Pair(2, 1, 0.4)]
-    tables.write_pairs(tmp_path / "p.parquet", pairs, ["a", "b", "c"])
-    table = tables.read_table(tmp_path / "p.parquet", ["gt", "reference", "rank", "distance"])
+    prepared_folder.write_pairs(tmp_path / "p.parquet", pairs, ["a", "b", "c"])
+    table = prepared_folder.read_table(tmp_path / "p.parquet", ["gt", "reference", "rank", "distance"])
     assert table["rank"] == [0, 1, 0, 1]
     assert table["gt"] == ["a", "a", "c", "c"]
     assert table["reference"] == ["b", "c", "a", "b"]
@@ -68,44 +72,44 @@ def test_pairs_are_ranked(tmp_path: Path) -> None:
 
 def test_landmarks_and_masks_survive(tmp_path: Path) -> None:
     points = np.random.default_rng(0).uniform(0, 512, (4, 68, 2))
-    tables.write_landmarks(tmp_path / "l.parquet", list("abcd"), points)
-    files, read = tables.read_landmarks(tmp_path / "l.parquet")
+    prepared_folder.write_landmarks(tmp_path / "l.parquet", list("abcd"), points)
+    files, read = prepared_folder.read_landmarks(tmp_path / "l.parquet")
     assert files == list("abcd")
     np.testing.assert_array_equal(read, points)
     mask = np.random.default_rng(0).integers(0, 2, (512, 512), np.uint8)
-    np.testing.assert_array_equal(tables.unpack_mask(tables.pack_mask(mask)), mask)
+    np.testing.assert_array_equal(prepared_folder.unpack_mask(prepared_folder.pack_mask(mask)), mask)
     small = mask[:64, :64]
     np.testing.assert_array_equal(
-        tables.unpack_mask(tables.pack_mask(small)), np.kron(small, np.ones((8, 8)))
+        prepared_folder.unpack_mask(prepared_folder.pack_mask(small)), np.kron(small, np.ones((8, 8)))
     )
     large = np.kron(mask, np.ones((2, 2), np.uint8))
-    np.testing.assert_array_equal(tables.unpack_mask(tables.pack_mask(large)), mask)
+    np.testing.assert_array_equal(prepared_folder.unpack_mask(prepared_folder.pack_mask(large)), mask)
 
 
 def test_broken_tables_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"x.parquet: no such file; `rpf prepare` writes it"):
-        tables.read_table(tmp_path / "x.parquet", ["file"])
+        prepared_folder.read_table(tmp_path / "x.parquet", ["file"])
     (tmp_path / "x.parquet").write_text("nothing")
     with pytest.raises(ValueError, match=r"x.parquet: expected a Parquet file with file"):
-        tables.read_table(tmp_path / "x.parquet", ["file"])
+        prepared_folder.read_table(tmp_path / "x.parquet", ["file"])
     (tmp_path / "x.npy").write_text("nothing")
     with pytest.raises(ValueError, match=r"x.npy: expected a whole array file"):
-        tables.read_array(tmp_path / "x.npy")
+        prepared_folder.read_array(tmp_path / "x.npy")
 
 
 def test_an_array_that_was_not_filled_is_no_file(tmp_path: Path) -> None:
     def stop() -> None:
-        with tables.array_file(tmp_path / "a.npy", (3, 4)) as array:
+        with prepared_folder.array_file(tmp_path / "a.npy", (3, 4)) as array:
             array[:] = 7
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
         stop()
     assert list(tmp_path.iterdir()) == []
-    with tables.array_file(tmp_path / "a.npy", (3, 4), "float16") as array:
+    with prepared_folder.array_file(tmp_path / "a.npy", (3, 4), "float16") as array:
         array[:] = 7
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.full((3, 4), 7, np.float16))
-    with tables.array_file(tmp_path / "b.npy", (0, 4)) as array:
+    with prepared_folder.array_file(tmp_path / "b.npy", (0, 4)) as array:
         assert array.shape == (0, 4)
     assert np.load(tmp_path / "b.npy").shape == (0, 4)
 
@@ -115,11 +119,14 @@ def test_space_is_taken_before_an_array_is_filled(tmp_path: Path, monkeypatch: p
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with tables.array_file(tmp_path / "a.npy", (1000, 1000)):
+    with prepared_folder.array_file(tmp_path / "a.npy", (1000, 1000)):
         taken = next(tmp_path.iterdir()).stat()
         assert taken.st_blocks * 512 >= 1e6  # not a file with holes
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left"), tables.array_file(tmp_path / "b.npy", (10, 10)):
+    with (
+        pytest.raises(OSError, match="No space left"),
+        prepared_folder.array_file(tmp_path / "b.npy", (10, 10)),
+    ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
@@ -133,15 +140,15 @@ def test_verify_finds_every_change(prepared: Path, folder: Path, tmp_path: Path)
     photo.unlink()
     assert verify(prepared) == [f"{photo}: is missing"]
     photo.write_bytes(content)
-    masks = np.load(prepared / tables.MASKS)
+    masks = np.load(prepared / prepared_folder.MASKS)
     masks[3, 100, 30] ^= 1
-    np.save(prepared / tables.MASKS, masks)
+    np.save(prepared / prepared_folder.MASKS, masks)
     (problem,) = verify(prepared)
     assert "SHA-256" in problem
     masks[3, 100, 30] ^= 1
-    np.save(prepared / tables.MASKS, masks)
+    np.save(prepared / prepared_folder.MASKS, masks)
     assert verify(prepared) == []
-    (prepared / tables.LANDMARKS).unlink()
+    (prepared / prepared_folder.LANDMARKS).unlink()
     (problem,) = verify(prepared)
     assert "landmarks.parquet: no such file" in problem
 
@@ -172,8 +179,8 @@ def test_names_are_found_in_any_mixture_of_unicode_forms(tmp_path: Path) -> None
     (tmp_path / folder).mkdir()
     (tmp_path / folder / name).touch()
     wanted = unicodedata.normalize("NFC", f"{folder}/{name}")
-    assert tables.find_file(tmp_path, wanted) == tmp_path / folder / name
-    assert tables.find_file(tmp_path, "é/x.jpg") is None
+    assert prepared_folder.find_file(tmp_path, wanted) == tmp_path / folder / name
+    assert prepared_folder.find_file(tmp_path, "é/x.jpg") is None
 
 
 def test_other_formats_are_refused(prepared: Path, prepare: Callable[..., Any]) -> None:

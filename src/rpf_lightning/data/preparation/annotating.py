@@ -235,6 +235,8 @@ def _check_landmark_model(options: Options) -> None:
         weight_file("s3fd")
         weight_file("fan")
         return
+    if not options.landmark_model.startswith("onnx:"):
+        return  # one's own
     path = Path(options.landmark_model.removeprefix("onnx:"))
     if not path.is_file():
         raise FileNotFoundError(

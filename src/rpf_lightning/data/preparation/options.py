@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rpf_lightning.faces.labels import label_names
+from rpf_lightning.faces.landmarks import check_landmark_spec
 
 MaskModel = Literal["bisenet", "hull", "template"]
 
@@ -21,7 +22,7 @@ class Options:
         landmarks: CSV file `file,x0,y0,...,x67,y67` in pixels of the upright photo.
         labels: Folder of parsing maps `<name of the photo>.png`.
         label_scheme: Order of their values, "bisenet" or "celebamask-hq".
-        landmark_model: "face-alignment" or "onnx:PATH", for photos that `landmarks` does not list.
+        landmark_model: See `rpf_lightning.faces.landmarks.landmark_model`, for photos that `landmarks` does not list.
         mask_model: "bisenet", "hull" (from the landmarks) or "template", for photos without a parsing map.
         align: "always", "never", or "auto": a folder where most photos are not square is no folder of aligned
             faces, and all its photos are aligned.
@@ -65,10 +66,10 @@ class Options:
             raise ValueError(f"mask_model: expected bisenet, hull or template, got {self.mask_model!r}")
         if self.align not in ("auto", "always", "never"):
             raise ValueError(f"align: expected auto, always or never, got {self.align!r}")
-        if self.landmark_model != "face-alignment" and not self.landmark_model.startswith("onnx:"):
-            raise ValueError(
-                f"landmark_model: expected face-alignment or onnx:PATH, got {self.landmark_model!r}"
-            )
+        try:
+            check_landmark_spec(self.landmark_model)
+        except ValueError as error:
+            raise ValueError(f"landmark_model: {error}") from error
         for name in ("references", "batch_size", "side"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")

@@ -232,7 +232,7 @@ class _Job:
         named = {
             "landmarks": _fingerprint(options.landmarks),
             "labels": _labels(options.labels),
-            "landmark_model": f"onnx:{_fingerprint(network)}" if network else landmark_model,
+            "landmark_model": f"{landmark_model}:{_fingerprint(network)}" if network else landmark_model,
         }
         self.arguments = {**arguments, **options.deciding(), **named}
 
