@@ -236,25 +236,6 @@ def test_a_configuration_of_another_release_is_no_other_network(model_dir: Path,
 # Accumulation
 
 
-@pytest.mark.parametrize("kind", ["synthesis", "x2"])
-def test_accumulating_equals_a_larger_batch(model_dir: Path, fit: Fit, batch_of: BatchOf, kind: str) -> None:
-    kwargs = {"learning_rate": 1e-3, "adversarial_weight": 0.0}
-    a, b = batch_of(2, 0), batch_of(2, 1)
-    joined = {
-        name: torch.cat((value, getattr(b, name))) if isinstance(value, Tensor) else value + getattr(b, name)
-        for name, value in a._asdict().items()
-    }
-    start = (model_dir / "model.safetensors").read_bytes()
-    whole = make(kind, model_dir, **kwargs)
-    fit(whole, batches=[ReferenceBatch(**joined)])
-    (model_dir / "model.safetensors").write_bytes(start)
-    parts = make(kind, model_dir, **kwargs, accumulate=2)
-    fit(parts, batches=[a, b])
-    assert whole.generator_steps == parts.generator_steps == 1
-    for key, value in whole.trained_module.state_dict().items():
-        torch.testing.assert_close(value, parts.trained_module.state_dict()[key], rtol=1e-3, atol=1e-5)
-
-
 def test_last_batches_of_an_epoch_step_too(model_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
     pending: list[bool] = []
 
