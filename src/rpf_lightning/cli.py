@@ -53,7 +53,7 @@ COMMANDS = {
     ),
     "enhance": Command("commands.enhance", "sharpen a small face in a photo with a portrait"),
     "evaluate": Command(
-        "evaluation.run.evaluate",
+        "evaluation.evaluating.evaluate",
         "compare models, baselines and folders of images",
         (OSError, ValueError),
         config=True,

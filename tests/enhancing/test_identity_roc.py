@@ -109,9 +109,14 @@ def test_the_page_states_the_constants() -> None:
     page = (ROOT / "docs" / "enhance.md").read_text()
     assert f"| {SAME} and more | the same person |" in page
     assert f"| below {OTHER} | refused as clearly another person" in page
-    assert f"compared by ArcFace from {SMALLEST_SIDE} pixels on" in page
+    assert f"From {SMALLEST_SIDE} pixels on, face and reference are compared by ArcFace" in page
     assert f"`{MEASURED}`" in page
-    for scale, pixels in MAX_PIXELS.items():
-        line = ("else the photo at its own size", "the enlargement by 2", "the enlargement by 4")[scale // 2]
-        assert f"| {line} | {pixels / 1e6:.0f} million" in page
-    assert f"where no face was found so far {MAX_PIXELS_OF_NOTHING / 1e6:.0f} million" in page
+    itself, twice, four_times = (int(MAX_PIXELS[scale] / 1e6) for scale in (1, 2, 4))
+    flat = " ".join(page.split())
+    assert f"enlargement by 2 (of up to {twice} million pixels, photos of {twice // 4} million)" in flat
+    assert f"else the photo itself (up to {itself} million;" in flat
+    nothing = int(MAX_PIXELS_OF_NOTHING / 1e6)
+    line = (
+        f"the enlargement by 4 (up to {four_times} million, {nothing} million where no face was found so far)"
+    )
+    assert line in flat

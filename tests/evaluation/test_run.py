@@ -65,7 +65,8 @@ def test_the_short_form(prepared: Path, model_dir: Path, tmp_path: Path) -> None
     assert len(rows) == 18 * 5
     assert float(rows[1]["psnr"]) == results["per_image"][0]["metrics"]["PULSE"]["psnr"]
     assert sorted(path.name for path in out.iterdir()) == [
-        "best.png", "grid.png", "median.png", "per_image.csv", "results.json", "table.md", "table.tex", "worst.png",
+        ".lock", "best.png", "grid.png", "median.png", "per_image.csv", "results.json", "table.md", "table.tex",
+        "worst.png",
     ]  # fmt: skip
 
 

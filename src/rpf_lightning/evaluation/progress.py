@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,7 +76,7 @@ def sole_evaluation(out: Path) -> Iterator[None]:
     """Keep another evaluation out of a folder of results; the lock of a process that was killed is open.
 
     Args:
-        out: The folder; made if it is missing.
+        out: The folder; made if it is missing, and removed again if nothing was written into it.
 
     Raises:
         FileExistsError: If another evaluation is at work there.
@@ -90,4 +91,8 @@ def sole_evaluation(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if [file.name for file in out.iterdir()] == [".lock"]:
+            with contextlib.suppress(OSError):  # Windows keeps what is open
+                (out / ".lock").unlink()
+                out.rmdir()
         lock.release()
