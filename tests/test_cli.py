@@ -169,3 +169,26 @@ def test_curriculum_takes_one_curriculum_and_any_number_of_overlays(monkeypatch)
     options = ["--config", "o.yaml", "--config", "p.yaml", "--trainer.max_epochs", "1", "--data.root=x"]
     options += ["--model.a", "-1"]
     assert calls == [(("c.yaml", options, None, True), {"only": ["a", "b,c", "e"], "start": "d"})]
+
+
+def test_a_curriculum_that_cannot_begin_says_so_in_a_line(tmp_path, capsys):
+    command = [
+        "curriculum",
+        "--config",
+        "demo/curriculum.yaml",
+        "--dry-run",
+        "--model-dir",
+        str(tmp_path / "m"),
+    ]
+    for words, message in [
+        ([*command, "--trainer.nothing", "1"], "nothing"),
+        ([*command, "--only", "block9"], "'block9' names no fit"),
+        (["curriculum", "--config", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        said = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert said.startswith("rpf curriculum: error: ")
+        assert message in said
+        assert "Traceback" not in said

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -35,6 +36,10 @@ from rpf_lightning.stages.model_dir import LOCK, open_model
 from rpf_lightning.training import lightning_cli, read_fit
 
 STATE_FILE = "state.json"
+
+
+class RefusedError(ValueError):
+    """What a curriculum finds wrong before anything has begun."""
 
 
 class State(TypedDict):
@@ -79,36 +84,41 @@ def run_curriculum(
 
     Raises:
         FileNotFoundError: If the curriculum, or a file that it names, is missing.
-        ValueError: If finished or interrupted fits among those to run had other settings (the difference is
+        RefusedError: A ValueError, if finished or interrupted fits among those to run had other settings (the difference is
             shown), if a listed fit would be trained under later ones that are there already, if the model has other
             arguments or was started from another `initial`, if an option is unknown, if `only` or `start` names no
             fit, or if a file is broken.
     """
     say = rank_zero_only(say)  # with several processes each runs all of this
-    curriculum, plan = read_curriculum(path)
-    directory = Path(model_dir or curriculum.model_dir)
-    chosen = choose(plan, only, start)
-    state = _read_state(directory)
-    arguments: dict[str, list[str]] = {}
-    parsed: dict[str, dict[str, Any]] = {}
-    for fit in chosen:
-        arguments[fit.name] = _arguments(fit, directory, overrides or [])
-        try:
-            parsed[fit.name] = read_fit(arguments[fit.name])
-        except ValueError as error:
-            raise ValueError(f"{fit.name}, {fit.config} with the options given: {error}") from error
-        _refuse_changes(fit, state, parsed[fit.name], directory)
-        if curriculum.fits is not None:  # else the fits of a block may run in any order, at one's own risk
-            _refuse_repeat(fit, plan, state, directory)
+    with _refusing():
+        curriculum, plan = read_curriculum(path)
+        directory = Path(model_dir or curriculum.model_dir)
+        chosen = choose(plan, only, start)
+        state = _read_state(directory)
+        arguments: dict[str, list[str]] = {}
+        parsed: dict[str, dict[str, Any]] = {}
+        for fit in chosen:
+            arguments[fit.name] = _arguments(fit, directory, overrides or [])
+            try:
+                parsed[fit.name] = read_fit(arguments[fit.name])
+            except ValueError as error:
+                raise ValueError(f"{fit.name}, {fit.config} with the options given: {error}") from error
+            _refuse_changes(fit, state, parsed[fit.name], directory)
+            if (
+                curriculum.fits is not None
+            ):  # else the fits of a block may run in any order, at one's own risk
+                _refuse_repeat(fit, plan, state, directory)
     if missing := [fit.name for fit in left_out(plan, chosen, start) if fit.name not in state["finished"]]:
         say(f"not finished, their modules are taken as they are in {directory}: {', '.join(missing)}")
     if dry_run:
-        _refuse_model(directory, curriculum)
+        with _refusing():
+            _refuse_model(directory, curriculum)
         for line in plan_lines(curriculum.network, chosen, parsed, state["finished"]):
             say(line)
         return directory
     seed_everything(curriculum.seed, verbose=False)
-    _open(directory, curriculum, state)
+    with _refusing():
+        _open(directory, curriculum, state)
     # decided once, and alike in all processes: another command may note fits meanwhile
     finished = set(state["finished"])
     for number, fit in enumerate(plan, start=1):
@@ -133,6 +143,14 @@ def run_curriculum(
     if all(fit.name in state["finished"] for fit in plan):
         _remove_cache(directory)
     return directory
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise RefusedError(str(error)) from error
 
 
 def _open(directory: Path, curriculum: Curriculum, state: State) -> None:
