@@ -85,9 +85,9 @@ def run_curriculum(
     Raises:
         FileNotFoundError: If the curriculum, or a file that it names, is missing.
         RefusedError: A ValueError, if finished or interrupted fits among those to run had other settings (the
-            difference is shown), if a listed fit would be trained under later ones that are there already, if the model has other
-            arguments or was started from another `initial`, if an option is unknown, if `only` or `start` names no
-            fit, or if a file is broken.
+            difference is shown), if a listed fit would be trained under later ones that are there already, if the
+            model has other arguments or was started from another `initial`, if an option is unknown, if `only` or
+            `start` names no fit, or if a file is broken.
     """
     say = rank_zero_only(say)  # with several processes each runs all of this
     with _refusing():

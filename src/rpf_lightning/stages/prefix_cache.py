@@ -109,7 +109,7 @@ class PrefixCache:
         def given(field: str) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(rows[field])).to(device, non_blocking=True).float()
 
-        return given("x") / 255, given("flow") if "flow" in (rows.dtype.names or ()) else None
+        return given("x") / 255, given("flow") if "flow" in (self.dtype.names or ()) else None
 
 
 def open_prefix_cache(
