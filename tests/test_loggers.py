@@ -17,7 +17,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from rpf_lightning.cli import main
 from rpf_lightning.loggers import TensorBoardRun, WandbRun, run_group
-from rpf_lightning.stages import SynthesisStage, WarpingStage
+from rpf_lightning.stages import JointStage, SynthesisStage, WarpingStage
 from rpf_lightning.training import lightning_cli
 from small_fits import write_fit
 
@@ -288,6 +288,16 @@ def test_own_names_are_kept(model_dir: Path, tmp_path: Path, monkeypatch: pytest
     assert run.config["model"] == {"a": 1}
     assert run.config["note"] == 1
     assert run.run.job_type == "warping"
+
+
+def test_joint_fits_that_end_at_one_block_are_runs_of_their_own(model_dir: Path) -> None:
+    names = []
+    for first in (1, 2):
+        stage = JointStage(str(model_dir), first=first, block=2, perceptual_weight=0, identity_weight=0)
+        logger = WandbRun()
+        logger.describe(stage, {})
+        names.append((logger._name, logger._id.removeprefix(run_group(model_dir))))
+    assert names == [("joint1-2", "-joint1-2"), ("joint2-2", "-joint2-2")]
 
 
 def test_somebody_elses_run_is_not_ended(model_dir: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ class WandbRun(WandbLogger):
             config: The whole configuration in plain types.
             command: ``"fit"``; other commands have runs of their own, without an artifact.
         """
-        fit = f"block{stage.block}-{stage.name}"
+        fit = stage.fit_name
         name = fit if command == "fit" else f"{fit}-{command}"
         group = run_group(stage.model_dir)
         given = self._wandb_init
