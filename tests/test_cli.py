@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from rpf_lightning.cli import COMMANDS, LIGHTNING, main
+from rpf_lightning.command_options import parser_of, read
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.summary import table
-from rpf_lightning.parsing import parser_of, read
 
 
 def make(

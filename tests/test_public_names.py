@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +56,9 @@ def test_imports_nothing_heavy(statement: str, absent: tuple[str, ...]) -> None:
     code = f"{statement}\nimport sys\nprint([name for name in {absent!r} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_module_name_stands_for_one_module() -> None:
+    package = Path(rpf_lightning.__file__).parent
+    names = [file.stem for file in package.rglob("*.py") if not file.stem.startswith("__")]
+    assert [name for name, count in Counter(names).items() if count > 1] == []

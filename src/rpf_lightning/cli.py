@@ -107,7 +107,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(name: str, words: list[str]) -> None:
-    from rpf_lightning.parsing import parser_of, read
+    from rpf_lightning.command_options import parser_of, read
 
     command = COMMANDS[name]
     module, _, function = command.place.rpartition(".")
