@@ -32,8 +32,9 @@ from straightforward import StraightforwardRPF
 from torch import Tensor
 
 from rpf_lightning.model import RPFModel, strips
+from rpf_lightning.model.reconstruction_block import ReconstructionBlock
 from rpf_lightning.model.resize import resize
-from rpf_lightning.model.rpf import ReconstructionBlock
+from rpf_lightning.model.storage import CONFIG_FILE, read_config
 from rpf_lightning.model.strips import WHOLE, Strips
 from rpf_lightning.model.summary import count
 
@@ -137,9 +138,10 @@ def run_variant(name: str, options: argparse.Namespace) -> dict[str, Any]:
     with torch.inference_mode():
         before = measure.ceiling(), measure.convolution_ceiling()
         with torch.inference_mode(False):
-            model = RPFModel.from_pretrained(options.folder, validate=False)
             if name == "light":
-                model = light_network(len(model.blocks))
+                model = light_network(len(read_config(options.folder / CONFIG_FILE).sides))
+            else:
+                model = RPFModel.from_pretrained(options.folder, validate=False)
         lr, reference = torch.load(options.folder / IMAGES)
         loaded = measure.resident()
         measure.reset_peak()

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rpf_lightning.model.layers import EqualizedConv2d, EqualizedLinear, LRFeatures, ModulatedConv2d
+from rpf_lightning.model.reconstruction_block import ReconstructionBlock
 from rpf_lightning.model.refinement import FeatureModulation, RefinementModule
-from rpf_lightning.model.rpf import ReconstructionBlock, RPFModel
+from rpf_lightning.model.rpf import RPFModel
 from rpf_lightning.model.synthesis import SynthesisModule
 from rpf_lightning.model.warping import WarpingModule
 

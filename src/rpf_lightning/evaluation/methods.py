@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from rpf_lightning.baselines.gcfsr import GCFSR, Blend
 from rpf_lightning.evaluation.evaluation_batch import EvaluationBatch, Fault
+from rpf_lightning.model.reconstruction_block import ReconstructionBlock
 from rpf_lightning.model.resize import resize
-from rpf_lightning.model.rpf import ReconstructionBlock, RPFModel
+from rpf_lightning.model.rpf import RPFModel
 
 Reference = Literal["own", "none", "swap", "unmasked", "gt"]
 

@@ -20,7 +20,7 @@ from rpf_lightning.evaluation.evaluation_pairs import pairs_for
 from rpf_lightning.evaluation.methods import Method, output_of
 from rpf_lightning.metrics import PerImageMetric
 from rpf_lightning.model import RPFModel
-from rpf_lightning.model.rpf import BlockOutput
+from rpf_lightning.model.reconstruction_block import BlockOutput
 
 Network = RPFModel | str | Path
 """A model or its directory."""

@@ -2,8 +2,9 @@
 
 from rpf_lightning.model.config import RPFConfig
 from rpf_lightning.model.critic import Critic, StyleGAN2Critic
+from rpf_lightning.model.reconstruction_block import BlockOutput, ReconstructionBlock
 from rpf_lightning.model.refinement import RefinementModule
-from rpf_lightning.model.rpf import BlockOutput, ReconstructionBlock, RPFModel
+from rpf_lightning.model.rpf import RPFModel
 from rpf_lightning.model.synthesis import SynthesisModule
 from rpf_lightning.model.warping import WarpingModule, backward_warp
 

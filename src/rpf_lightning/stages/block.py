@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rpf_lightning.data.batches import ReferenceBatch
+from rpf_lightning.model.reconstruction_block import Alignment
 from rpf_lightning.model.resize import resize
-from rpf_lightning.model.rpf import Alignment
 from rpf_lightning.stages.base import RPFStage
 from rpf_lightning.stages.prefix_cache import PrefixCache, open_prefix_cache
 
