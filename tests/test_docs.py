@@ -58,7 +58,7 @@ def test_readmes_values_are_those_of_the_model_card():
     }  # no SSIM, no LR consistency
     table = (ROOT / "README.md").read_text().partition("| 389 pairs")[2].partition("\n\n")[0].splitlines()[2:]
     readme = dict(map(row, table))
-    assert len(readme) == 5
+    assert len(readme) == 4
     assert readme.items() <= card.items()
 
 

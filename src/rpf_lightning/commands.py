@@ -241,7 +241,7 @@ def figure(
         seed: Of that split, of drawn faces and of degradations.
         degradation: Of the LR.
         device: A torch device, such as cuda:1; auto is the GPU where there is one.
-        metrics: What is printed under results: psnr, ssim, psnr_face, lr_consistency.
+        metrics: What is printed under results: psnr, ssim, psnr_face, detail_error, lr_consistency.
         methods: comparison: NAME=DIR, another model directory, or a folder of images named after the photos.
         same: references: how many of the same person.
         others: references: how many of other people.

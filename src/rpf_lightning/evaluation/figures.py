@@ -57,7 +57,7 @@ def figure_comparison(
         out: The PNG.
         rows: Photos.
         methods: Title -> another method, in the columns' order.
-        metrics: What is printed under results: psnr, psnr_face, ssim, lr_consistency.
+        metrics: What is printed under results: psnr, ssim, psnr_face, detail_error, lr_consistency.
 
     Raises:
         FileNotFoundError: If a model or a result is missing.
