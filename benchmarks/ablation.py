@@ -26,7 +26,6 @@ from typing import Any
 
 import measure
 import yaml
-from filelock import FileLock
 from lightning import seed_everything
 
 from rpf_lightning.curriculum import STATE_FILE, run_curriculum
@@ -34,7 +33,7 @@ from rpf_lightning.curriculum_file import STAGES, read_curriculum
 from rpf_lightning.data import ReferencePairsDataModule
 from rpf_lightning.evaluation import evaluate
 from rpf_lightning.evaluation.statistics import gap
-from rpf_lightning.files import write_atomically
+from rpf_lightning.files import locked, write_atomically
 from rpf_lightning.model import RPFModel
 
 OPTIONS_FILE = "options.json"
@@ -172,7 +171,7 @@ def stage_1(out: Path, curriculum: dict[str, Any], options: list[str]) -> Path:
     """The model directory with the recipe's stage 1, trained where it is missing; processes wait for each other."""
     target = out / "stage_1"
     target.mkdir(parents=True, exist_ok=True)
-    with FileLock(out / ".stage_1.lock"):
+    with locked(out / ".stage_1.lock"):
         run_curriculum(write(target, curriculum), options, str(target), only="refinement")
     return target
 

@@ -163,7 +163,7 @@ def enhance(
         aligned: Photo and reference are aligned squares: detect nothing.
         csv: With --aligned: a list in place of photo and references; columns lr, and as needed reference, mask, name.
         mask_model: What masks the reference.
-        landmark_model: For --mask_model hull: face-alignment or onnx:PATH.
+        landmark_model: For --mask_model hull: face-alignment, onnx:PATH or my_module.MyLandmarks.
         pack: insightface pack of the detector and of ArcFace.
         force: Enhance also with a reference of another person.
         batch_size: Of --csv: faces per step.
@@ -177,6 +177,8 @@ def enhance(
     if csv is not None:
         if not aligned or photo is not None or references or face is not None:
             raise ValueError("--csv: expected --aligned with it, and no photo, --reference or --face")
+        if mask_model != "bisenet" or landmark_model != "face-alignment" or pack is not None or force:
+            raise ValueError("--csv: expected none of --mask_model, --landmark_model, --pack, --force")
         from rpf_lightning.predicting import predict_list, read_list
 
         predict_list(model_dir, read_list(csv), out, batch_size, num_workers, device)

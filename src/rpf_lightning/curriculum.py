@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
-from filelock import FileLock
 from lightning import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -27,7 +26,7 @@ from rpf_lightning.curriculum_file import (
     left_out,
     read_curriculum,
 )
-from rpf_lightning.files import write_atomically
+from rpf_lightning.files import locked, write_atomically
 from rpf_lightning.fit_settings import Settings, data_hash, differences, options_of, settings_of
 from rpf_lightning.model import RPFConfig, RPFModel
 from rpf_lightning.model.storage import CONFIG_FILE, pretrained_names, weights_hash
@@ -155,7 +154,7 @@ def _refusing() -> Iterator[None]:
 
 def _open(directory: Path, curriculum: Curriculum, state: State) -> None:
     """Make the model where there is none, and note where its weights come from."""
-    with FileLock(directory / LOCK):  # of several processes that start at once, one makes it
+    with locked(directory / LOCK):  # of several processes that start at once, one makes it
         noted = _read_state(directory)
         if (directory / CONFIG_FILE).is_file():
             _refuse_start(directory, curriculum, noted)
@@ -242,7 +241,7 @@ def _note(
     directory: Path, state: State, kind: Literal["finished", "started"], name: str, settings: Settings | None
 ) -> None:
     """Write down that a fit was started or is finished; what another command noted meanwhile stays."""
-    with FileLock(directory / LOCK):
+    with locked(directory / LOCK):
         there = _read_state(directory) if (directory / STATE_FILE).is_file() else state
         there["started"].pop(name, None)
         if settings is not None:
@@ -257,7 +256,7 @@ def _write_state(directory: Path, state: State) -> None:
 @rank_zero_only
 def _clean(directory: Path, fit: Fit) -> None:
     """Remove what a kill in the middle of a write has left, but nothing of a fit that may run beside this one."""
-    with FileLock(directory / LOCK):  # who writes into the directory itself holds it
+    with locked(directory / LOCK):  # who writes into the directory itself holds it
         for pattern in (".*.*.tmp", f"runs/{fit.name}/checkpoints/.*.tmp"):
             for file in directory.glob(pattern):
                 file.unlink(missing_ok=True)

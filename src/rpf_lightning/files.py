@@ -1,9 +1,14 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and locks beside them."""
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -17,3 +22,24 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, blocking: bool = True) -> Iterator[None]:
+    """Hold a lock file, whose folder is made; the lock of a process that was killed is open.
+
+    On a disk without locks, as some network disks are, nothing is held.
+
+    Raises:
+        filelock.Timeout: If another process holds it, and not `blocking`.
+    """
+    lock = FileLock(path, blocking=blocking)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+    try:
+        yield
+    finally:
+        lock.release()

@@ -91,6 +91,7 @@ def test_warnings_go_to_stderr(
         ("crop.png --aligned --face 0 --reference ahead.png --out out/a.png", "--aligned: expected one"),
         ("photo.png --out out/a.png", "expected a photo and --reference"),
         ("photo.png --aligned --csv list.csv --out out", "--csv: expected --aligned with it, and no photo"),
+        ("--aligned --csv list.csv --out out --mask-model template", "--csv: expected none of --mask_model"),
         ("--csv list.csv --out out", "--csv: expected --aligned with it, and no photo"),
         (
             "photo.png --reference ahead.png --out out/a.png --mask-model oval",

@@ -219,6 +219,15 @@ def test_the_command_refuses_a_busy_folder(
     assert [path.name for path in busy.iterdir()] == [".lock"]
 
 
+def test_only_a_folder_that_it_made_is_removed_again(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for name in ("there", "made"):
+        with pytest.raises(Stop), sole_evaluation(tmp_path / name):
+            raise Stop
+    assert (tmp_path / "there").is_dir()
+    assert not (tmp_path / "made").exists()
+
+
 def test_a_folder_is_free_after_an_evaluation(tmp_path: Path) -> None:
     for _ in range(2):
         with sole_evaluation(tmp_path / "out"):
@@ -251,6 +260,38 @@ def test_values_of_two_networks_are_never_mixed(tmp_path: Path) -> None:
     method = Faulty()
     run(tmp_path / "same", method, Pairs(), brightness(1), lpips_sha256="a")
     assert method.asked == ["a3", "a4", "a5"]
+
+
+def test_what_nothing_identifies_starts_anew(tmp_path: Path) -> None:
+    """A method or a metric of somebody else may be another one now, under the same name."""
+
+    class Outside(Faulty):
+        kind = ""
+
+        def __init__(self, factor: float, stop_at: str | None = None) -> None:
+            super().__init__(stop_at)
+            self.factor = factor
+
+        def __call__(self, batch: EvaluationBatch) -> Tensor:
+            return super().__call__(batch) * self.factor
+
+    class Level(PerImageMetric):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def per_image(self, output: Tensor) -> Tensor:
+            return output.mean((1, 2, 3)) * self.factor
+
+    with pytest.raises(Stop):
+        run(tmp_path / "method", Outside(1, "a4"), Pairs())
+    results = run(tmp_path / "method", Outside(0.5), Pairs())
+    assert results["methods"] == run(tmp_path / "whole", Outside(0.5), Pairs())["methods"]
+    with pytest.raises(Stop):
+        run(tmp_path / "metric", Faulty("a4"), Pairs(), {"level": Level(1)})
+    method = Faulty()
+    run(tmp_path / "metric", method, Pairs(), {"level": Level(2)})
+    assert method.asked == [f"a{i}" for i in range(6)]
 
 
 def test_another_set_of_metrics_starts_anew(tmp_path: Path) -> None:

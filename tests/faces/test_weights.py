@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -65,6 +66,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(dict(self.headers))
         if self.path == "/absent":
             self.send_error(404)
+            return
+        if self.path == "/silent":
+            time.sleep(3)
             return
         content = self.server.content
         self.send_response(200)
@@ -295,6 +299,17 @@ def test_own_file_is_neither_hashed_nor_downloaded(
     (tmp_path / "parsing_bisenet.pth").write_bytes(b"my own")
     assert weight_file("bisenet") == tmp_path / "parsing_bisenet.pth"
     assert server.requests == []
+
+
+def test_a_silent_server_is_given_up(publish: Publish, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rpf_lightning.faces.weights.SILENCE", 0.2)
+    publish(path="/silent")
+    start = time.monotonic()
+    with pytest.raises(FileNotFoundError, match=r"could not be downloaded: .*timed out"):
+        weight_file("bisenet")
+    assert time.monotonic() - start < 2
+    assert left(cache) == []
+    assert socket.getdefaulttimeout() is None
 
 
 @pytest.mark.parametrize("name", ["bisenet", "buffalo_l"])

@@ -61,3 +61,8 @@ def test_unwarped_is_the_goals_length(given: tuple[Tensor, Tensor, Tensor]) -> N
     assert metric.compute().item() == pytest.approx(
         end_point_error(0 * flow, goal, mask).mean().item(), rel=1e-6
     )
+    metric.reset()
+    metric.update(flow=flow * torch.nan, goal=goal, mask=mask)  # it does not depend on the flow
+    assert metric.compute().item() == pytest.approx(
+        end_point_error(0 * flow, goal, mask).mean().item(), rel=1e-6
+    )

@@ -24,7 +24,7 @@ class FaceMetrics(Callback):
         lpips: LPIPS (AlexNet); needs AlexNet's weights.
         isc: Identity similarity to the GT and to the reference; needs an insightface pack, whose models are for
             non-commercial research only. The identity term of the training asks the same network.
-        landmarks: ``"face-alignment"`` or ``"onnx:PATH"``; None measures no landmark distance.
+        landmarks: as `landmark_model` takes it; None measures no landmark distance.
 
     Raises:
         FileNotFoundError: When the Trainer starts, if weights are missing.

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
@@ -37,7 +36,7 @@ from rpf_lightning.data.sample import (
     mask_at,
     reference_levels,
 )
-from rpf_lightning.files import write_atomically
+from rpf_lightning.files import locked, write_atomically
 
 FORMAT = 2
 SAVE_EVERY = 64  # photos between two notes of how far it is
@@ -130,7 +129,7 @@ class LevelCache:
             f"{self.gigabytes:.2f} GB in {self.path}"
         )
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_suffix(".lock")):
+        with locked(self.path.with_suffix(".lock")):
             if not self.path.is_dir():  # another process may have made it meanwhile
                 part = self.path.with_suffix(".part")
                 try:

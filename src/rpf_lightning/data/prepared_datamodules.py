@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import Dataset
 
@@ -21,6 +20,7 @@ from rpf_lightning.data.preparation import Options, check_celeba_hq, prepare_cel
 from rpf_lightning.data.preparation.options import MaskModel
 from rpf_lightning.data.preparation.prepared_folder import SUMMARY, read_summary
 from rpf_lightning.data.prepared_photos import Parts, PreparedPhotos
+from rpf_lightning.files import locked
 
 
 @lru_cache(maxsize=2)
@@ -203,7 +203,7 @@ class CelebAHQDataModule(ReferencePairsDataModule):
         """Prepare the folder where `prepare.json` is missing, in one process, and make the cache."""
         summary = Path(self.root) / SUMMARY
         if not summary.is_file():
-            with FileLock(Path(self.root) / ".prepare.lock"):  # nodes may share the disk
+            with locked(Path(self.root) / ".prepare.lock"):  # nodes may share the disk
                 if not summary.is_file():
                     prepare_celeba_hq(
                         self.images or self.root, self.mapping, self.identities, self.root,

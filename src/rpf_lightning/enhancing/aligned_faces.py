@@ -241,7 +241,7 @@ class FaceNetworks:
         pack: insightface pack of the detector and of ArcFace; None as in `insightface_pack`.
         mask_model: Where the reference's mask comes from: "bisenet" (facexlib), "hull" (of 68 landmarks) or
             "template" (the mean mask of aligned faces).
-        landmarks: For "hull": "face-alignment" or "onnx:PATH".
+        landmarks: For "hull", as `landmark_model` takes it.
         device: Of BiSeNet, ArcFace and face-alignment.
 
     Raises:

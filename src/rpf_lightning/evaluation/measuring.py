@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from rpf_lightning.evaluation.chosen_metrics import SHA256
 from rpf_lightning.evaluation.evaluation_batch import EvaluationBatch, Fault, collate
-from rpf_lightning.evaluation.methods import Method, output_of
+from rpf_lightning.evaluation.methods import Function, Method, output_of
 from rpf_lightning.evaluation.progress import PROGRESS, Progress, Row
 from rpf_lightning.evaluation.protocol import protocol
 from rpf_lightning.evaluation.statistics import summarise
@@ -51,13 +51,13 @@ def compare(
     workers: int = 0,
     protocol_extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Measure methods on the same pairs; writes nothing but `progress.jsonl`, see `report.write_results`.
+    """Measure methods on the same pairs; writes nothing but `progress.jsonl`, see `result_files.write_results`.
 
     Two at a time in one folder would spoil each other's progress: see `progress.sole_evaluation`.
 
     A comparison that was killed goes on where it was, if everything that the values depend on is the same. That can
-    be known where the data set has a `fingerprint()` and `protocol_extra` has the hash of every metric's network
-    (`SHA256`); otherwise it starts anew.
+    be known where the data set has a `fingerprint()`, `protocol_extra` has the hash of every metric's network
+    (`SHA256`), and methods and metrics are the package's own; otherwise it starts anew.
 
     Args:
         methods: At least one; gaps are taken to the first.
@@ -96,6 +96,12 @@ def compare(
 
     networks = [name for name, metric in metrics.items() if isinstance(metric, NetworkMetric)]
     known = hasattr(dataset, "fingerprint") and all(SHA256.get(name) in setup for name in networks)
+    # of others' methods and metrics the protocol knows the name alone
+    known = known and all(method.kind not in ("", Function.kind) for method in methods)
+    known = known and all(
+        isinstance(metric, NetworkMetric) or type(metric).__module__.startswith("rpf_lightning.")
+        for metric in metrics.values()
+    )
     key = {**setup, "metrics": list(metrics), "data": dataset.fingerprint()} if known else None  # type: ignore[attr-defined]
     progress = Progress(Path(out) / PROGRESS, key)
     rows = progress.read()

@@ -29,7 +29,7 @@ class Method(ABC):
 
     Attributes:
         name: Under which its values stand.
-        kind: For the protocol; a class from outside of this package has its name there.
+        kind: For the protocol; a class from outside has its name there, and is measured anew after a kill.
         needs_other: Whether it reads `EvaluationBatch.other`.
         needs_photo: Whether it makes sense only where the reference is a photo.
         needs_unmasked: Whether it reads `EvaluationBatch.unmasked`.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
+
+from rpf_lightning.files import locked
 
 PROGRESS = "progress.jsonl"
 
@@ -81,18 +82,18 @@ def sole_evaluation(out: Path) -> Iterator[None]:
     Raises:
         FileExistsError: If another evaluation is at work there.
     """
-    lock = FileLock(out / ".lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise FileExistsError(
-            f"{out}: another evaluation writes there; wait for its end, or take another folder"
-        ) from error
-    try:
-        yield
-    finally:
-        if [file.name for file in out.iterdir()] == [".lock"]:
-            with contextlib.suppress(OSError):  # Windows keeps what is open
-                (out / ".lock").unlink()
-                out.rmdir()
-        lock.release()
+    made, lock = not out.is_dir(), out / ".lock"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock, blocking=False))
+        except Timeout as error:
+            raise FileExistsError(
+                f"{out}: another evaluation writes there; wait for its end, or take another folder"
+            ) from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps what is open
+                if made and [file.name for file in out.iterdir()] == [lock.name]:
+                    lock.unlink()
+                    out.rmdir()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ WEIGHTS_VARIABLE = "RPF_WEIGHTS_DIR"
 CACHE_VARIABLE = "RPF_CACHE_DIR"
 PACKS = "insightface/models"
 DEFAULT_PACK = "buffalo_l"
+SILENCE = 30.0  # seconds without a byte
 
 
 @contextmanager
@@ -227,16 +229,30 @@ def _download(weight: Weight) -> Path:
         with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
             fetched = Path(folder) / "download"
             print(f"downloading {weight.url} to {target}", file=sys.stderr)  # results go to stdout
-            download_url_to_file(weight.url, str(fetched), hash_prefix=weight.sha256)
+            with _timeout(SILENCE):
+                download_url_to_file(weight.url, str(fetched), hash_prefix=weight.sha256)
             if weight.is_pack:
                 archive, fetched = fetched, Path(folder) / "pack"
                 shutil.unpack_archive(archive, fetched, "zip")
             _move(fetched, target)
     except RuntimeError as error:  # torch's word for another hash
-        raise ValueError(f"{weight.url}: {error}; the download was deleted") from error
+        raise ValueError(
+            f"{weight.url}: {error}; it is another file, or broke off. It was deleted"
+        ) from error
     except (OSError, HTTPException) as error:
         raise _missing(weight, f"{weight.url} could not be downloaded: {error}") from error
     return target
+
+
+@contextmanager
+def _timeout(seconds: float) -> Iterator[None]:
+    """Give up on a silent server; torch's download names no time of its own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _move(path: Path, target: Path) -> None:

@@ -58,6 +58,10 @@ class EndPointError(PerImageMetric):
         super().__init__()
         self.unwarped = unwarped
 
+    def update(self, flow: Tensor, goal: Tensor, mask: Tensor) -> None:
+        """Add a batch; what no warp has does not depend on a flow that is not finite."""
+        super().update(torch.zeros_like(flow) if self.unwarped else flow, goal, mask)
+
     def per_image(self, flow: Tensor, goal: Tensor, mask: Tensor) -> Tensor:
         """See `end_point_error`."""
         return end_point_error(torch.zeros_like(flow) if self.unwarped else flow, goal, mask)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from rpf_lightning.files import locked
 from rpf_lightning.model import ReconstructionBlock, RPFConfig, RPFModel, storage
 from rpf_lightning.model.storage import CONFIG_FILE, weights_hash
 from rpf_lightning.stages.finite import refuse_not_finite
@@ -28,7 +28,7 @@ def open_model(model_dir: Path, network: RPFConfig | None) -> RPFModel:
         ValueError: If `network` differs from the model's configuration.
     """
     if network is not None and not (model_dir / CONFIG_FILE).is_file():
-        with FileLock(model_dir / LOCK):  # of several processes that start at once, one makes it
+        with locked(model_dir / LOCK):  # of several processes that start at once, one makes it
             if not (model_dir / CONFIG_FILE).is_file():
                 model = RPFModel(network)
                 model.save_pretrained(model_dir)
@@ -144,7 +144,7 @@ class DirectoryStage(LightningModule, ABC):
         trained, read = (
             _beginnings(of(self.first, self.block)) for of in (self.role.trained, self.role.frozen)
         )
-        with FileLock(self.model_dir / LOCK):
+        with locked(self.model_dir / LOCK):
             config, state = self.model.config, self.model.state_dict()
             if (self.model_dir / CONFIG_FILE).is_file():
                 config, there = storage.load(self.model_dir)

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rpf_lightning.data.pairs_datamodule import PairsDataModule
 from rpf_lightning.data.preparation.prepared_folder import new_array
+from rpf_lightning.files import locked
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.storage import weights_hash
 
@@ -61,7 +61,7 @@ class PrefixCache:
             False where the disk is too full: then a line says so, and x^(n) is computed in every step.
         """
         part = self.path.with_suffix(".part")
-        with FileLock(self.path.parent / ".lock"):
+        with locked(self.path.parent / ".lock"):
             for old in self.path.parent.glob("x*"):
                 if old != self.path:
                     old.unlink(missing_ok=True)  # of another block, data or weights
