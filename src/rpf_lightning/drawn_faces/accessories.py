@@ -8,8 +8,7 @@ from rpf_lightning.drawn_faces.canvas import CLOTH, EARRING, GLASSES, HAT, NECKL
 from rpf_lightning.drawn_faces.colours import SHADE, WHITE, mix
 from rpf_lightning.drawn_faces.geometry import Array, circle, mirror, smooth, xy
 from rpf_lightning.drawn_faces.head import Head
-from rpf_lightning.drawn_faces.person import Person
-from rpf_lightning.drawn_faces.shot import Shot
+from rpf_lightning.drawn_faces.person import Person, Shot
 
 
 def necklace(shot: Shot, canvas: Canvas, neck: tuple[float, float]) -> None:
@@ -28,13 +27,8 @@ def clothes(shot: Shot, canvas: Canvas, neck: tuple[float, float]) -> None:
     x, wide = neck
     top = {"crew": 0.97, "vee": 1.06, "turtle": 0.9, "collar": 0.99}[shot.neckline]
     edge = 0.88 if shot.neckline != "turtle" else 0.86
-    shoulders = [
-        (-0.6, 1.03),
-        (x - wide - 0.2, 0.955),
-        (x - wide - 0.02, edge),
-        (x - 0.11, (edge + top) / 2),
-        (x, top),
-    ]
+    shoulders = [(-0.6, 1.03), (x - wide - 0.2, 0.955), (x - wide - 0.02, edge), (x - 0.11, (edge + top) / 2)]
+    shoulders.append((x, top))
     mirrored = [(2 * x - px, py) for px, py in shoulders[-2::-1]]
     curve = smooth(shoulders + mirrored)
     canvas.fill(np.concatenate([curve, [(2.0, 1.1), (-1.0, 1.1)]]), shot.cloth, CLOTH)

@@ -8,8 +8,7 @@ from rpf_lightning.drawn_faces.canvas import L_BROW, L_EYE, L_LIP, MOUTH, NOSE, 
 from rpf_lightning.drawn_faces.colours import SHADE, WHITE, mix
 from rpf_lightning.drawn_faces.geometry import Array, circle, mirror, smooth, xy
 from rpf_lightning.drawn_faces.head import Head
-from rpf_lightning.drawn_faces.person import Person
-from rpf_lightning.drawn_faces.shot import Shot
+from rpf_lightning.drawn_faces.person import Person, Shot
 
 ALONG_LID = np.sin(np.linspace(-np.pi / 2, np.pi / 2, 25))  # dense at the corners, where lids bend
 
@@ -110,15 +109,8 @@ def nose(person: Person, canvas: Canvas, head: Head) -> Array:
     landmarks = np.concatenate(
         [head.put(bridge, [0.01, 0.03, 0.06, 0.09]), head.put(base, [0.02, 0.045, 0.06, 0.045, 0.02])]
     )
-    side = np.array(
-        [
-            (0.3 * person.bridge, -0.035),
-            (0.36 * person.bridge, 0.02),
-            (0.62, 0.065),
-            (1.0, 0.088),
-            (0.98, 0.108),
-        ]
-    ) * (width, 1)
+    side = np.array([(0.3 * person.bridge, -0.035), (0.36 * person.bridge, 0.02), (0.62, 0.065), (1.0, 0.088),
+                     (0.98, 0.108)]) * (width, 1)  # fmt: skip
     side[2:, 1] += low
     rise = np.array([0.005, 0.02, 0.03, 0.02, 0.015])
     left, right = head.put(mirror(side, -1.0), rise), head.put(side, rise)

@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rpf_lightning.drawn_faces.geometry import Array, xy
-from rpf_lightning.drawn_faces.person import Person
-from rpf_lightning.drawn_faces.shot import Shot
+from rpf_lightning.drawn_faces.person import Person, Shot
 
 # Right half of the frontal outline: chin, jaw up to the ear (landmarks 8..16), then over the skull.
 OUTLINE = np.array(

@@ -16,18 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
-from rpf_lightning.drawn_faces import (
-    GLASSES,
-    HAT,
-    NECK,
-    SKIN,
-    Array,
-    Canvas,
-    Shot,
-    draw_portrait,
-    sample_person,
-    sample_shot,
-)
+from rpf_lightning.drawn_faces import accessories, features, hair, skin
+from rpf_lightning.drawn_faces.canvas import GLASSES, HAT, NECK, SKIN, Canvas
+from rpf_lightning.drawn_faces.geometry import Array
+from rpf_lightning.drawn_faces.head import Head
+from rpf_lightning.drawn_faces.person import Person, Shot, sample_person, sample_shot
 
 MIN_SIDE, MAX_SIDE = 32, 1024
 LR_SIDE = 16
@@ -57,13 +50,14 @@ class SyntheticPhoto:
     landmarks: NDArray[np.float64]
 
 
-def render_photo(identity_seed: int, photo_seed: int, side: int) -> SyntheticPhoto:
+def render_photo(identity_seed: int, photo_seed: int, side: int, marks: bool = True) -> SyntheticPhoto:
     """Renders one photo of one person; the same seeds give the same picture at every side.
 
     Args:
         identity_seed: The person, >= 0.
         photo_seed: The photo of that person, >= 0.
         side: Side of the picture in pixels, 32..1024.
+        marks: Whether to draw the identity's fine marks.
 
     Returns:
         The photo with its parsing map and landmarks.
@@ -71,7 +65,22 @@ def render_photo(identity_seed: int, photo_seed: int, side: int) -> SyntheticPho
     Raises:
         ValueError: If ``side`` is outside 32..1024.
     """
-    return _render(identity_seed, photo_seed, side)
+    if not MIN_SIDE <= side <= MAX_SIDE:
+        raise ValueError(f"side must be in {MIN_SIDE}..{MAX_SIDE}, got {side}")
+    person = sample_person(np.random.default_rng((IDENTITY_STREAM, identity_seed)))
+    shot = sample_shot(np.random.default_rng((PHOTO_STREAM, identity_seed, photo_seed)), person)
+    canvas = Canvas(side)
+    landmarks, spots = draw_portrait(person, shot, canvas, marks)
+    identity = f"id{identity_seed:05d}"
+    return SyntheticPhoto(
+        id=f"{identity}_{photo_seed:03d}",
+        identity=identity,
+        image=_develop(canvas, shot, spots, landmarks, side),
+        parsing=np.asarray(canvas.labels)[
+            canvas.factor // 2 :: canvas.factor, canvas.factor // 2 :: canvas.factor
+        ].copy(),
+        landmarks=landmarks * side,
+    )
 
 
 def contact_sheet(path: str | Path, identities: int = 6, photos: int = 5, side: int = 256) -> None:
@@ -95,24 +104,47 @@ def contact_sheet(path: str | Path, identities: int = 6, photos: int = 5, side: 
     sheet.save(path)
 
 
-def _render(identity_seed: int, photo_seed: int, side: int, marks: bool = True) -> SyntheticPhoto:
-    """Renders with or without the identity's fine marks."""
-    if not MIN_SIDE <= side <= MAX_SIDE:
-        raise ValueError(f"side must be in {MIN_SIDE}..{MAX_SIDE}, got {side}")
-    person = sample_person(np.random.default_rng((IDENTITY_STREAM, identity_seed)))
-    shot = sample_shot(np.random.default_rng((PHOTO_STREAM, identity_seed, photo_seed)), person)
-    canvas = Canvas(side)
-    landmarks, spots = draw_portrait(person, shot, canvas, marks)
-    identity = f"id{identity_seed:05d}"
-    return SyntheticPhoto(
-        id=f"{identity}_{photo_seed:03d}",
-        identity=identity,
-        image=_develop(canvas, shot, spots, landmarks, side),
-        parsing=np.asarray(canvas.labels)[
-            canvas.factor // 2 :: canvas.factor, canvas.factor // 2 :: canvas.factor
-        ].copy(),
-        landmarks=landmarks * side,
-    )
+def draw_portrait(person: Person, shot: Shot, canvas: Canvas, marks: bool = True) -> tuple[Array, Array]:
+    """Draws one photo.
+
+    Args:
+        person: The identity.
+        shot: The photo.
+        canvas: Receives colours and labels; the background stays label 0.
+        marks: Whether to draw moles, freckles, scar and the skin's texture.
+
+    Returns:
+        (68, 2) landmarks in sides and (n, 7) soft spots to be laid over the facial labels: x, y, sigma x,
+        sigma y in sides, log weights of R, G, B.
+    """
+    head = Head(person, shot)
+    rng = np.random.default_rng(shot.strand_seed)
+    hair.back_hair(person, shot, canvas, head, rng)
+    neck = skin.neck(person, canvas, head)
+    if shot.necklace and shot.neckline != "turtle":
+        accessories.necklace(shot, canvas, neck)
+    accessories.clothes(shot, canvas, neck)
+    skin.ears(person, canvas, head)
+    if shot.earrings:
+        accessories.earrings(person, shot, canvas, head)
+    jaw = skin.skull(person, canvas, head)
+    skin.relief(person, shot, head)
+    nose = features.nose(person, canvas, head)
+    if marks:
+        skin.texture(person, head)
+    hair.beard(person, shot, canvas, head)
+    mouth = features.mouth(person, shot, canvas, head)
+    eyes = [features.eye(person, shot, canvas, head, sign) for sign in (-1.0, 1.0)]
+    brows = [features.brow(person, shot, canvas, head, sign) for sign in (-1.0, 1.0)]
+    skin.wrinkles(person, shot, canvas, head)
+    if marks:
+        skin.marks(person, canvas, head)
+    if person.glasses != "none":
+        accessories.glasses(person, canvas, head)
+    hair.front_hair(person, shot, canvas, head, rng)
+    if shot.hat != "none":
+        accessories.hat(shot, canvas, head)
+    return np.concatenate([jaw, *brows, nose, *eyes, mouth]), head.soft_light()
 
 
 def _develop(canvas: Canvas, shot: Shot, spots: Array, landmarks: Array, side: int) -> NDArray[np.uint8]:

@@ -8,8 +8,7 @@ from rpf_lightning.drawn_faces.canvas import L_EAR, NECK, R_EAR, SKIN, Canvas
 from rpf_lightning.drawn_faces.colours import BROWN, SHADE, mix
 from rpf_lightning.drawn_faces.geometry import Array, circle, mirror, smooth, xy
 from rpf_lightning.drawn_faces.head import EAR, Head
-from rpf_lightning.drawn_faces.person import Person
-from rpf_lightning.drawn_faces.shot import Shot
+from rpf_lightning.drawn_faces.person import Person, Shot
 
 MOLE = np.array([1.0, 0.85, 0.8])  # a mole's hue, as a share of the skin's
 HALO = 0.03  # sigma of the lighter skin around marks: half a pixel of a 16x16 picture
