@@ -2,7 +2,6 @@
 
 import errno
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 from filelock import FileLock, Timeout
@@ -10,7 +9,7 @@ from filelock import FileLock, Timeout
 from rpf_lightning.files import locked
 
 
-def test_a_lock_keeps_others_out_and_is_given_back(tmp_path: Path) -> None:
+def test_a_lock_keeps_others_out_and_is_given_back(tmp_path):
     lock = tmp_path / "folder" / ".lock"
     with locked(lock), pytest.raises(Timeout), locked(lock, blocking=False):
         raise AssertionError("both at once")
@@ -21,10 +20,8 @@ def test_a_lock_keeps_others_out_and_is_given_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "held"), [(errno.ENOLCK, True), (errno.EOPNOTSUPP, True), (errno.EACCES, False)]
 )
-def test_a_disk_without_locks_keeps_nobody_out(
-    number: int, held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def acquire(*_: object, **__: object) -> None:
+def test_a_disk_without_locks_keeps_nobody_out(number, held, tmp_path, monkeypatch):
+    def acquire(*_, **__):
         raise OSError(number, "no")
 
     monkeypatch.setattr(FileLock, "acquire", acquire)

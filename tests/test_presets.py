@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -14,14 +13,14 @@ from rpf_lightning.training import read_fit
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def elsewhere(tmp_path, monkeypatch):
     """Another folder than the checkout's."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.mark.parametrize("name", ["small/curriculum.yaml", "configs/small/curriculum.yaml"])
-def test_a_file_here_goes_before_the_preset(tmp_path: Path, name: str) -> None:
+def test_a_file_here_goes_before_the_preset(tmp_path, name):
     preset = presets.FOLDER / "small" / "curriculum.yaml"
     assert presets.resolve(name) == preset
     (tmp_path / name).parent.mkdir(parents=True)
@@ -30,19 +29,19 @@ def test_a_file_here_goes_before_the_preset(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["small/nothing.yaml", "configs", "/nothing.yaml"])
-def test_what_is_neither(name: str) -> None:
+def test_what_is_neither(name):
     with pytest.raises(
         FileNotFoundError, match=f"^{name}: there is no such file, and no preset .*`rpf presets`"
     ):
         presets.resolve(name)
 
 
-def write(name: str, **content: Any) -> None:
+def write(name, **content):
     Path(name).parent.mkdir(exist_ok=True)
     Path(name).write_text(yaml.safe_dump(content))
 
 
-def test_base(tmp_path: Path) -> None:
+def test_base(tmp_path):
     write("first.yaml", a={"x": 1, "y": [1, 2], "z": {"deep": 1}}, b=1)
     write("folder/second.yaml", base="../first.yaml", a={"y": [3]}, c=2)
     write("folder/third.yaml", base="second.yaml", a={"z": {"other": 2}, "x": None}, b={"now": "a mapping"})
@@ -61,14 +60,14 @@ def test_base(tmp_path: Path) -> None:
         ("a: [1", ValueError, r"^a\.yaml: expected YAML"),
     ],
 )
-def test_wrong_files(text: str, error: type[Exception], message: str) -> None:
+def test_wrong_files(text, error, message):
     write("b.yaml", base="a.yaml")
     Path("a.yaml").write_text(text)
     with pytest.raises(error, match=message):
         presets.read("a.yaml")
 
 
-def test_fits_take_presets_from_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+def test_fits_take_presets_from_anywhere(capsys):
     whole = read_fit(["--config", "demo/finetune.yaml"])
     assert whole["model"]["init_args"]["input"] == "synthesized"
     assert whole["trainer"]["num_sanity_val_steps"] == 0
@@ -81,19 +80,19 @@ def test_fits_take_presets_from_anywhere(capsys: pytest.CaptureFixture[str]) -> 
     assert "--config: demo/nothing.yaml: there is no such file" in capsys.readouterr().err
 
 
-def test_curricula_take_presets_from_anywhere() -> None:
+def test_curricula_take_presets_from_anywhere():
     curriculum, plan = read_curriculum("table2/without_progressive.yaml")
     assert curriculum.network == read_curriculum("table2/curriculum.yaml")[0].network | {"progressive": False}
     assert plan[0].config == presets.FOLDER / "table2" / "one_block_refinement.yaml"
 
 
-def test_evaluations_take_presets_from_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluations_take_presets_from_anywhere(capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "--config", "demo/evaluation.yaml"])
     assert "runs/demo/model" in capsys.readouterr().err  # there is no such model here
 
 
-def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list(capsys):
     presets.list_presets()
     lines = capsys.readouterr().out.splitlines()
     files = [presets.resolve(line.split()[0]) for line in lines]

@@ -16,26 +16,33 @@ from rpf_lightning.data.preparation.sources import (
 )
 
 HEADER = "file," + ",".join(f"x{i},y{i}" for i in range(68))
+VALUES = [str(i / 2) for i in range(136)]
 
 
-def test_photos_are_found_below_in_order(tmp_path: Path) -> None:
-    for name in ("b/2.JPG", "b/1.png", "a.webp", "a.txt", "._a.png", "c.jpeg/x.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def test_photos_are_found_below_in_order(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no photo; expected PNG, JPEG or WebP"):
+        list_photos(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        list_photos(tmp_path / "x")
+    touch(tmp_path, "b/2.JPG", "b/1.png", "a.webp", "a.txt", "._a.png", "c.jpeg/x.txt")
     assert list(list_photos(tmp_path)) == ["a.webp", "b/1.png", "b/2.JPG"]
     assert list_photos(tmp_path)["b/1.png"] == tmp_path / "b" / "1.png"
 
 
-def test_what_was_prepared_is_no_photo(tmp_path: Path) -> None:
-    for name in ("a.png", "distances.png", "out/contact_sheet.png", "out/images/a.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+def test_what_was_prepared_is_no_photo(tmp_path):
+    touch(tmp_path, "a.png", "distances.png", "out/contact_sheet.png", "out/images/a.png")
     assert list(list_photos(tmp_path, tmp_path / "out")) == ["a.png", "distances.png"]
     assert list(list_photos(tmp_path, tmp_path)) == ["a.png", "out/contact_sheet.png", "out/images/a.png"]
     assert list(list_photos(tmp_path / "out" / "images", tmp_path / "out")) == ["a.png"]
 
 
-def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_names_that_are_no_text_are_refused(tmp_path):
     try:
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).touch()
     except OSError:
@@ -44,54 +51,49 @@ def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
         list_photos(tmp_path)
 
 
-def test_folders_without_photos_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="holds no photo; expected PNG, JPEG or WebP"):
-        list_photos(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        list_photos(tmp_path / "x")
-
-
-def test_names_match_whatever_their_unicode_form(tmp_path: Path) -> None:
+def test_names_match_whatever_their_unicode_form(tmp_path):
     names = {form: unicodedata.normalize(form, "Zoë.png") for form in ("NFC", "NFD")}
-    (tmp_path / names["NFD"]).touch()
+    touch(tmp_path, names["NFD"])
     assert list(list_photos(tmp_path)) == [names["NFC"]]
     (tmp_path / "people.csv").write_text(f"file,identity\n{names['NFD']},zoe\n", encoding="utf-8")
     assert identities_from_csv(tmp_path / "people.csv") == {names["NFC"]: "zoe"}
-    (tmp_path / names["NFC"]).touch()
+    touch(tmp_path, names["NFC"])
     with pytest.raises(ValueError, match="two Unicode forms"):
         list_photos(tmp_path)
 
 
-def test_people_from_folders() -> None:
+def test_people(tmp_path):
     found = identities_from_folders(["a/1.png", "a/2.png", "x/b/1.png", "0.png"])
     assert found == {"a/1.png": "a", "a/2.png": "a", "x/b/1.png": "x/b", "0.png": ""}
-
-
-def test_people_from_csv(tmp_path: Path) -> None:
     path = tmp_path / "people.csv"
     path.write_text("\ufefffile,more,identity\r\na.png,1, p1 \r\nb.png,2,\r\n", encoding="utf-8")
     assert identities_from_csv(path) == {"a.png": "p1", "b.png": ""}
-    path.write_text("file,identity\na.png,p\na.png,q\n")
-    with pytest.raises(ValueError, match=r"people.csv, line 3: 'a.png' is listed twice"):
-        identities_from_csv(path)
-    path.write_text("file,identity\na.png\n")
-    with pytest.raises(ValueError, match=r"line 2: no value for identity"):
-        identities_from_csv(path)
-    path.write_text("name,identity\n")
-    with pytest.raises(ValueError, match="the header lacks file; expected the columns file, identity"):
-        identities_from_csv(path)
     with pytest.raises(FileNotFoundError, match=r"none.csv: no such file; expected a CSV file"):
         identities_from_csv(tmp_path / "none.csv")
 
 
-def test_landmarks_from_csv(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,identity\na.png,p\na.png,q\n", r"people.csv, line 3: 'a.png' is listed twice"),
+        ("file,identity\na.png\n", r"line 2: no value for identity"),
+        ("name,identity\n", r"the header lacks file; expected the columns file, identity"),
+        ("file,identity\na.png,Zoë\n", r"people.csv: expected UTF-8"),
+    ],
+)
+def test_wrong_lists_of_people(tmp_path, text, message):
+    (tmp_path / "people.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=message):
+        identities_from_csv(tmp_path / "people.csv")
+
+
+def test_landmarks_from_csv(tmp_path):
     path = tmp_path / "points.csv"
-    values = [str(i / 2) for i in range(136)]
-    path.write_text("\n".join([HEADER, ",".join(["a.png", *values])]))
+    path.write_text("\n".join([HEADER, ",".join(["a.png", *VALUES])]))
     points = landmarks_from_csv(path)["a.png"]
     np.testing.assert_array_equal(points, np.arange(136).reshape(68, 2) / 2)
     for wrong, message in (("x", "expected 136 numbers"), ("nan", "expected 136 finite numbers")):
-        path.write_text("\n".join([HEADER, ",".join(["a.png", *values[1:], wrong])]))
+        path.write_text("\n".join([HEADER, ",".join(["a.png", *VALUES[1:], wrong])]))
         with pytest.raises(ValueError, match=f"line 2 \\('a.png'\\).*{message}"):
             landmarks_from_csv(path)
     path.write_text("file,x0\n")
@@ -99,10 +101,8 @@ def test_landmarks_from_csv(tmp_path: Path) -> None:
         landmarks_from_csv(path)
 
 
-def test_labels_have_their_photos_name(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    for name in ("a.png", "sub/b.png"):
-        (tmp_path / name).touch()
+def test_labels_have_their_photos_name(tmp_path):
+    touch(tmp_path, "a.png", "sub/b.png")
     found = label_files(tmp_path, ["a.jpg", "sub/b.webp", "c.jpg"])
     assert found == {"a.jpg": tmp_path / "a.png", "sub/b.webp": tmp_path / "sub" / "b.png"}
     with pytest.raises(ValueError, match=r"a.png: would be the parsing map of two photos"):

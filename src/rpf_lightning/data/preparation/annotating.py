@@ -7,12 +7,10 @@ import logging
 import os
 import struct
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from lightning import Trainer
@@ -22,14 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from rpf_lightning.data.preparation.annotator import (
-    Annotator,
-    BatchWriter,
-    Photos,
-    Stored,
-    as_list,
-    read_batch,
-)
+from rpf_lightning.data.preparation.annotator import Annotator, BatchWriter, Photos, as_list, read_batches
 from rpf_lightning.data.preparation.options import Options
 from rpf_lightning.data.preparation.prepared_folder import ALIGNED
 from rpf_lightning.data.preparation.sources import (
@@ -48,6 +39,7 @@ EXPECTED_WARNINGS = (
 WORK = "work"  # batches of the pass over the photos, removed at the end
 
 Say = Callable[[str], None]
+Model = TypeVar("Model", bound=str)
 
 
 class StoppedError(RuntimeError):
@@ -59,19 +51,17 @@ class Annotations:
     """The photos that are usable, in the order of the sources, and those that are not.
 
     Attributes:
-        root: Folder that the names are relative to.
-        files: Names of the photos.
+        files: Names of the photos, or of their aligned faces.
         identities: Names of the people, empty if unknown.
-        stored: Their annotations.
+        stored: Their annotations, see `read_batches`; {} without a photo.
         rejected: Name of a photo -> why it is not used.
         aligned: Whether the photos were aligned here.
         has_embeddings: Whether embeddings were computed.
     """
 
-    root: Path
     files: list[str]
     identities: list[str]
-    stored: list[Stored]
+    stored: dict[str, NDArray[Any]]
     rejected: dict[str, str]
     aligned: bool
     has_embeddings: bool
@@ -79,12 +69,7 @@ class Annotations:
     @property
     def fractions(self) -> list[NDArray[np.float64]]:
         """(68, 2) landmarks as fractions of the side."""
-        return [item.landmarks / item.side for item in self.stored]
-
-    @property
-    def thumbnails(self) -> list[NDArray[np.uint8]]:
-        """(32, 32) grey uint8."""
-        return [item.thumbnail for item in self.stored]
+        return list(self.stored["landmarks"] / self.stored["side"][:, None, None])
 
 
 def annotate(
@@ -115,37 +100,36 @@ def annotate(
         say(
             "most photos are not square: faces are found and aligned (--align never takes photos as they are)"
         )
-    if aligned and out.resolve() in {source.path.resolve().parent for source in sources}:
+    if aligned and any(source.path.resolve().is_relative_to(out.resolve()) for source in sources):
         raise ValueError(f"{out}: holds photos; give another --out for the aligned faces")
-    annotator, problems = _annotator(sources, aligned, options)
-    for problem in problems:
-        say(f"warning: {problem}")
+    annotator = _annotator(sources, aligned, options, say)
 
     work = out / WORK
     _claim(work, {**arguments, "aligned": aligned, "embeddings": annotator.embed})
     names = _face_names(sources) if aligned else None
     faces = None if names is None else [out / ALIGNED / name for name in names]
-    done = {item.index for path in sorted(work.glob("*.npz")) for item in read_batch(path)}
-    todo = [index for index in range(len(sources)) if index not in done]
+    stored, reasons = read_batches(work)
+    done = {*stored.get("index", ()), *reasons}
     if done:
         say(f"{len(done):,} of {len(sources):,} photos were done before")
+    todo = [index for index in range(len(sources)) if index not in done]
     photos = Photos(sources, todo, options.label_scheme, not aligned)
     if not _run(photos, annotator, BatchWriter(work, faces), options):
         return None
 
-    stored = {item.index: item for path in sorted(work.glob("*.npz")) for item in read_batch(path)}
-    if len(stored) < len(sources):  # Lightning ends a prediction quietly on Ctrl-C
+    stored, reasons = read_batches(work)
+    kept = stored.get("index", ())
+    if len(kept) + len(reasons) < len(sources):  # Lightning ends a prediction quietly on Ctrl-C
         raise StoppedError(
-            f"{out}: stopped after {len(stored):,} of {len(sources):,} photos; the same command continues there"
+            f"{out}: stopped after {len(kept) + len(reasons):,} of {len(sources):,} photos; "
+            "the same command continues there"
         )
-    kept = [item for _, item in sorted(stored.items()) if not item.reason]
     files = names or [source.file for source in sources]
     return Annotations(
-        root=out / ALIGNED if aligned else Path(),
-        files=[files[item.index] for item in kept],
-        identities=[sources[item.index].identity for item in kept],
-        stored=kept,
-        rejected={sources[index].file: item.reason for index, item in sorted(stored.items()) if item.reason},
+        files=[files[index] for index in kept],
+        identities=[sources[index].identity for index in kept],
+        stored=stored,
+        rejected={sources[index].file: reason for index, reason in sorted(reasons.items())},
         aligned=aligned,
         has_embeddings=annotator.embed,
     )
@@ -178,71 +162,61 @@ def _size(path: Path) -> tuple[int, int] | None:
         return None  # the pass over the photos says why
 
 
-def _annotator(sources: Sequence[Source], aligned: bool, options: Options) -> tuple[Annotator, list[str]]:
-    """Choose the networks that are needed, and say which of them cannot be had.
+def _annotator(sources: Sequence[Source], aligned: bool, options: Options, say: Say) -> Annotator:
+    """Choose the networks that are needed, and say which of them cannot be had."""
 
-    A network without weights is an error if every photo needs it. If some have that annotation from a file,
-    the others are rejected and the command goes on with these.
-    """
-    problems: list[str] = []
-    landmark_spec: str | None = options.landmark_model
-    missing_landmarks = missing_mask = ""
-    lacking = sum(source.landmarks is None for source in sources)
-    if not lacking:
-        landmark_spec = None
-    else:
+    def needed(
+        model: Model, lacking: int, what: str, elsewhere: str, check: Callable[[], object]
+    ) -> tuple[Model | None, str]:
+        """A model, or None and why photos are rejected: others have that annotation from a file."""
+        if not lacking:
+            return None, ""
         try:
-            _check_landmark_model(options)
-            if aligned:
-                insightface_pack(options.pack)  # its detector finds the face to align
+            check()
         except FileNotFoundError as error:
             if lacking == len(sources):
                 raise
-            landmark_spec = None
-            missing_landmarks = (
-                f"not in {options.landmarks}, and {options.landmark_model} cannot be used: {error}"
-            )
-            problems.append(f"{lacking} photos have no landmarks and are rejected: {error}")
-    mask_model = options.mask_model
-    lacking = sum(source.label is None for source in sources)
-    mask_or_none = mask_model if lacking else None
-    if lacking and mask_model == "bisenet":
-        try:
-            weight_file("bisenet")
-        except FileNotFoundError as error:
-            if lacking == len(sources):
-                raise
-            mask_or_none = None
-            missing_mask = f"no parsing map in {options.labels}, and bisenet cannot be used: {error}"
-            problems.append(f"{lacking} photos have no parsing map and are rejected: {error}")
+            say(f"warning: {lacking} photos have no {what} and are rejected: {error}")
+            return None, f"{elsewhere}, and {model} cannot be used: {error}"
+        return model, ""
+
+    landmark_spec, missing_landmarks = needed(
+        options.landmark_model,
+        sum(source.landmarks is None for source in sources),
+        "landmarks",
+        f"not in {options.landmarks}",
+        lambda: _check_landmark_model(options, aligned),
+    )
+    mask_model, missing_mask = needed(
+        options.mask_model,
+        sum(source.label is None for source in sources),
+        "parsing map",
+        f"no parsing map in {options.labels}",
+        lambda: weight_file("bisenet") if options.mask_model == "bisenet" else None,
+    )
     embed = options.embeddings is not False
     if options.embeddings is None:
         try:
             insightface_pack(options.pack)
         except FileNotFoundError as error:
             embed = False
-            problems.append(f"no embeddings: {error}")
+            say(f"warning: no embeddings: {error}")
     side = options.side if aligned else None
-    return (
-        Annotator(landmark_spec, mask_or_none, side, options.pack, embed, missing_landmarks, missing_mask),
-        problems,
-    )
+    return Annotator(landmark_spec, mask_model, side, options.pack, embed, missing_landmarks, missing_mask)
 
 
-def _check_landmark_model(options: Options) -> None:
-    """Fail where the landmark network's weights are missing, before any photo is read."""
-    if options.landmark_model == "face-alignment":
+def _check_landmark_model(options: Options, aligned: bool) -> None:
+    """Fail where weights of the landmark network, or of the detector, are missing, before any photo is read."""
+    kind, _, path = options.landmark_model.partition(":")
+    if kind == "face-alignment":
         weight_file("s3fd")
         weight_file("fan")
-        return
-    if not options.landmark_model.startswith("onnx:"):
-        return  # one's own
-    path = Path(options.landmark_model.removeprefix("onnx:"))
-    if not path.is_file():
+    elif kind == "onnx" and not Path(path).is_file():
         raise FileNotFoundError(
             f"{path}: no such file; --landmark-model onnx:PATH expects a 68-point network"
         )
-    insightface_pack(options.pack)  # its detector finds the face box
+    if kind == "onnx" or aligned:
+        insightface_pack(options.pack)  # its detector finds the face
 
 
 def _claim(work: Path, arguments: dict[str, Any]) -> None:
@@ -272,28 +246,9 @@ def refuse_changes(out: Path, before: dict[str, Any], now: dict[str, Any]) -> No
 
 
 def _face_names(sources: Sequence[Source]) -> list[str]:
-    """Name the aligned faces after their photos, `.png`; photos that differ in the suffix only keep it."""
+    """Name the aligned faces after their photos, `.png`; where some differ in the suffix only, all keep it."""
     short = [PurePosixPath(source.file).with_suffix(".png").as_posix() for source in sources]
-    times = Counter(short)
-    return [
-        name if times[name] == 1 else f"{source.file}.png"
-        for name, source in zip(short, sources, strict=True)
-    ]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out Lightning's greeting and the warnings that say nothing here."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for message in EXPECTED_WARNINGS:
-                warnings.filterwarnings("ignore", message=message)
-            yield
-    finally:
-        log.setLevel(level)
+    return short if len({*short}) == len(short) else [f"{source.file}.png" for source in sources]
 
 
 def _run(photos: Photos, annotator: Annotator, writer: BatchWriter, options: Options) -> bool:
@@ -302,18 +257,28 @@ def _run(photos: Photos, annotator: Annotator, writer: BatchWriter, options: Opt
         alone = options.devices == 1 and options.num_nodes == 1
         return alone or getattr(rank_zero_only, "rank", 0) == 0
     workers = min(8, os.cpu_count() or 1) if options.num_workers is None else options.num_workers
-    with _quiet():
-        trainer = Trainer(
-            accelerator=options.accelerator,
-            devices=options.devices,
-            num_nodes=options.num_nodes,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            callbacks=[writer, TQDMProgressBar(refresh_rate=10)],
-        )
-        photos.at_least = trainer.world_size
-        loader = DataLoader(photos, batch_size=options.batch_size, num_workers=workers, collate_fn=as_list)
-        trainer.predict(annotator, loader, return_predictions=False)
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)  # without the greeting
+    try:
+        with warnings.catch_warnings():
+            for message in EXPECTED_WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
+            trainer = Trainer(
+                accelerator=options.accelerator,
+                devices=options.devices,
+                num_nodes=options.num_nodes,
+                logger=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                callbacks=[writer, TQDMProgressBar(refresh_rate=10)],
+            )
+            photos.at_least = trainer.world_size
+            loader = DataLoader(
+                photos, batch_size=options.batch_size, num_workers=workers, collate_fn=as_list
+            )
+            trainer.predict(annotator, loader, return_predictions=False)
+    finally:
+        log.setLevel(level)
     trainer.strategy.barrier()
     return trainer.is_global_zero

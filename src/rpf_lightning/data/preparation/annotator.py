@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from rpf_lightning.data.image_files import read_mask, read_photo
-from rpf_lightning.data.pairing import POINTS, grey_thumbnail
+from rpf_lightning.data.pairing import grey_thumbnail
 from rpf_lightning.data.preparation.options import MaskModel
 from rpf_lightning.data.preparation.prepared_folder import pack_mask
 from rpf_lightning.data.preparation.sources import Source
@@ -34,10 +34,9 @@ from rpf_lightning.faces.landmarks import LandmarkModel, landmark_model
 from rpf_lightning.faces.parsing import BiSeNetParser, hull_mask, template_mask
 from rpf_lightning.files import write_atomically
 
-logger = logging.getLogger(__name__)
-
 MISALIGNED = 0.25  # of the side; two detectors' points of one face differ by less
 SECOND_FACE = 0.25  # a face of at least this share of the main face's area makes "several faces"
+Known = TypeVar("Known")
 
 
 @dataclass(frozen=True)
@@ -48,19 +47,19 @@ class Annotated:
         index: Position in the list of sources.
         sha256: Of the photo's file, or of the pixels of a face that is aligned here; "" if unreadable.
         reason: Why the photo is rejected; "" while it is not.
-        image: (H, H, 3) uint8 RGB, dropped before storing.
+        image: (H, H, 3) uint8 RGB, dropped before storing; empty if unreadable.
         landmarks: (68, 2) in pixels of `image`.
         mask: (h, h) uint8 of 0 and 1.
-        embedding: (D,) float32.
+        embedding: (D,) float32; D is 0 without embeddings.
     """
 
     index: int
     sha256: str = ""
     reason: str = ""
-    image: NDArray[np.uint8] | None = None
+    image: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0, 3), np.uint8))
     landmarks: NDArray[np.float64] | None = None
     mask: NDArray[np.uint8] | None = None
-    embedding: NDArray[np.float32] | None = None
+    embedding: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 class Photos(Dataset[Annotated]):
@@ -80,8 +79,7 @@ class Photos(Dataset[Annotated]):
         self, sources: Sequence[Source], todo: Sequence[int], label_scheme: str | None, square: bool
     ) -> None:
         self.sources, self.todo = sources, todo
-        self.label_scheme = label_scheme
-        self.square = square
+        self.label_scheme, self.square = label_scheme, square
         self.at_least = 0
 
     def __len__(self) -> int:
@@ -124,7 +122,7 @@ class Annotator(LightningModule):
     """Adds what the photos of a batch lack.
 
     Args:
-        landmark_spec: "face-alignment" or "onnx:PATH"; None leaves photos without landmarks rejected.
+        landmark_spec: As `landmark_model` takes it; None leaves photos without landmarks rejected.
         mask_model: Where masks without a parsing map come from; None: every photo has a parsing map.
         side: Side of the aligned faces; None: the photos are aligned.
         pack: insightface pack of the detector and of the embeddings; None as in `insightface_pack`.
@@ -140,8 +138,8 @@ class Annotator(LightningModule):
         side: int | None,
         pack: str | None,
         embed: bool,
-        missing_landmarks: str = "no landmarks",
-        missing_mask: str = "no mask",
+        missing_landmarks: str,
+        missing_mask: str,
     ) -> None:
         super().__init__()
         self.landmark_spec, self.mask_model, self.side = landmark_spec, mask_model, side
@@ -185,26 +183,22 @@ class Annotator(LightningModule):
 
     def _align(self, batch: list[Annotated]) -> list[Annotated]:
         """Cut aligned faces out of photos of any kind."""
-        if self.side is None:
-            return batch
-        return [self._align_one(item) for item in batch]
+        return [self._aligned(item, self.side) for item in batch] if self.side else batch
 
-    def _align_one(self, item: Annotated) -> Annotated:
-        assert self.side is not None
+    def _aligned(self, item: Annotated, side: int) -> Annotated:
         points = item.landmarks
-        if points is None and self.detector is None:
-            return replace(item, reason=self.missing_landmarks)
         if points is None:
-            assert self.detector is not None
-            faces = self.detector.detect(_image(item))
+            if self.detector is None:
+                return replace(item, reason=self.missing_landmarks)
+            faces = self.detector.detect(item.image)
             if reason := face_count_problem(faces):
                 return replace(item, reason=reason)
             points = faces[0].points
         try:
-            image = align_face(_image(item), points, self.side)
+            image = align_face(item.image, points, side)
         except ValueError as error:  # eyes and mouth in one point place no square
             return replace(item, reason=f"cannot be aligned: {error}")
-        landmarks = None if item.landmarks is None else aligned_points(item.landmarks, points, self.side)
+        landmarks = None if item.landmarks is None else aligned_points(item.landmarks, points, side)
         return replace(item, image=image, landmarks=landmarks)
 
     def _landmarks(self, batch: list[Annotated]) -> list[Annotated]:
@@ -213,15 +207,17 @@ class Annotator(LightningModule):
             return [replace(item, reason=self.missing_landmarks) for item in lacking]
         if not lacking:
             return []
-        found = self.find_landmarks([_image(item) for item in lacking])
         done = []
+        found = self.find_landmarks([item.image for item in lacking])
         for item, result in zip(lacking, found, strict=True):
-            reason = face_count_problem(result.faces)
-            if not reason and (result.landmarks is None or not np.isfinite(result.landmarks).all()):
+            points, reason = result.landmarks, face_count_problem(result.faces)
+            if reason:
+                points = None
+            elif points is None or not np.isfinite(points).all():
                 reason = "the landmark network gave no landmarks"
-            elif not reason and self.side and not _is_aligned(result.landmarks, self.side):
+            elif self.side and not _is_aligned(points, self.side):
                 reason = "the detector and the landmark network found different faces"
-            done.append(replace(item, reason=reason, landmarks=None if reason else result.landmarks))
+            done.append(replace(item, reason=reason, landmarks=points))
         return done
 
     def _plausible(self, batch: list[Annotated]) -> list[Annotated]:
@@ -230,36 +226,35 @@ class Annotator(LightningModule):
         for item in batch:
             if item.landmarks is None:
                 continue
-            points = item.landmarks / _image(item).shape[1::-1]
-            line = np.linalg.matrix_rank(points - points.mean(0), tol=1e-3) < 2
-            reason = "the landmarks are all on one line" if line else ""
-            if not reason and not ((points > -0.5) & (points < 1.5)).all():
-                reason = f"landmarks lie far outside of the photo of {_image(item).shape[1]} pixels"
+            points = item.landmarks / item.image.shape[1::-1]
+            reason = ""
+            if np.linalg.matrix_rank(points - points.mean(0), tol=1e-3) < 2:
+                reason = "the landmarks are all on one line"
+            elif not ((points > -0.5) & (points < 1.5)).all():
+                reason = f"landmarks lie far outside of the photo of {item.image.shape[1]} pixels"
             done.append(replace(item, reason=reason))
         return done
 
     def _masks(self, batch: list[Annotated]) -> list[Annotated]:
         lacking = [item for item in batch if item.mask is None]
         if self.parser is not None and lacking:
-            masks = self.parser([_image(item) for item in lacking])
+            masks = self.parser([item.image for item in lacking])
         elif self.mask_model == "hull":
-            masks = [hull_mask(_fractions(item), 512) for item in lacking]
+            masks = [hull_mask(_known(item.landmarks) / item.image.shape[1], 512) for item in lacking]
         elif self.mask_model == "template":
             masks = [template_mask(512)] * len(lacking)
         else:
             return [replace(item, reason=self.missing_mask) for item in lacking]
-        done = []
-        for item, mask in zip(lacking, masks, strict=True):
-            done.append(
-                replace(item, mask=mask, reason="" if mask.any() else "the mask is empty: no face found")
-            )
-        return done
+        return [
+            replace(item, mask=mask, reason="" if mask.any() else "the mask is empty: no face found")
+            for item, mask in zip(lacking, masks, strict=True)
+        ]
 
     def _embeddings(self, batch: list[Annotated]) -> list[Annotated]:
         if self.arcface is None or not batch:
             return batch
         # photos differ in size, their crops do not
-        crops = [crop_face(self._tensor(_image(item))) for item in batch]
+        crops = [crop_face(self._tensor(item.image)) for item in batch]
         embeddings = self.arcface.features(torch.cat(crops)).float().cpu().numpy()
         return [replace(item, embedding=row) for item, row in zip(batch, embeddings, strict=True)]
 
@@ -274,19 +269,22 @@ def face_count_problem(faces: Sequence[Face]) -> str:
     """
     if not faces:
         return "no face found"
-    areas = [float(np.prod(face.box[2:] - face.box[:2])) for face in faces]
-    count = sum(area >= SECOND_FACE * areas[0] for area in areas)
+    count = sum(face.area >= SECOND_FACE * faces[0].area for face in faces)
     return "" if count == 1 else f"{count} faces found; expected one person"
 
 
-def _is_aligned(landmarks: NDArray[np.float64] | None, side: int) -> bool:
+def _is_aligned(landmarks: NDArray[np.float64], side: int) -> bool:
     """Tell whether landmarks found in an aligned picture would align it as it is, roughly."""
-    assert landmarks is not None
     try:
         matrix = alignment_matrix(landmarks) / side
     except ValueError:  # no face has its eyes and mouth in one point
         return False
     return bool(np.abs(matrix - np.eye(2, 3)).max() < MISALIGNED)
+
+
+def _known(annotation: Known | None) -> Known:
+    assert annotation is not None
+    return annotation
 
 
 class BatchWriter(BasePredictionWriter):
@@ -302,130 +300,73 @@ class BatchWriter(BasePredictionWriter):
         self.folder, self.faces = folder, faces
 
     def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: list[Annotated],
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, prediction: list[Annotated], *_: Any
     ) -> None:
         """Write one batch."""
-        prediction = [item for item in prediction if item.index >= 0]
-        if not prediction:
-            return
-        if self.faces is not None:
-            prediction = [self._write_face(item) for item in prediction]
-        # every photo is in one batch only, so its index names the file, on whatever process
-        write_atomically(self.folder / f"{prediction[0].index:08d}.npz", _encode(prediction))
+        batch = [self._with_face(item) for item in prediction if item.index >= 0]
+        if batch:
+            # every photo is in one batch only, so its index names the file, on whatever process
+            write_atomically(self.folder / f"{batch[0].index:08d}.npz", _encode(batch))
 
-    def _write_face(self, item: Annotated) -> Annotated:
-        assert self.faces is not None
-        if item.reason:
+    def _with_face(self, item: Annotated) -> Annotated:
+        """Write an aligned face and take the hash of its pixels."""
+        if self.faces is None or item.reason:
             return item
         buffer = io.BytesIO()
-        Image.fromarray(_image(item)).save(buffer, "PNG")
+        Image.fromarray(item.image).save(buffer, "PNG")
         path = self.faces[item.index]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, buffer.getvalue())
-        return replace(item, sha256=hashlib.sha256(_image(item).tobytes()).hexdigest())
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What is kept of a photo, see `Annotated`; its mask stays in the file until `stored_masks` reads it.
-
-    Attributes:
-        index: Position in the list of sources.
-        reason: Why it is rejected, or ""; a rejected photo has no fields below.
-        sha256: Of the photo's file.
-        side: Width and height in pixels.
-        landmarks: (68, 2) in pixels, to 0.01.
-        thumbnail: (32, 32) uint8.
-        embedding: (D,) float32; D is 0 without embeddings.
-        batch: File of its batch.
-        row: Its row there.
-    """
-
-    index: int
-    reason: str
-    sha256: str
-    side: int
-    landmarks: NDArray[np.float64]
-    thumbnail: NDArray[np.uint8]
-    embedding: NDArray[np.float32]
-    batch: Path
-    row: int
+        return replace(item, sha256=hashlib.sha256(item.image.tobytes()).hexdigest())
 
 
 def _encode(batch: Sequence[Annotated]) -> bytes:
     kept = [item for item in batch if not item.reason]
+    # networks' last digits differ between processors, and nobody sees them
+    landmarks = np.rint(np.array([_known(item.landmarks) for item in kept], np.float64) * 100) / 100
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
         index=[item.index for item in batch],
         sha256=np.array([item.sha256 for item in batch], dtype=str),
         reason=np.array([item.reason for item in batch], dtype=str),
-        side=np.array([_image(item).shape[0] for item in kept], dtype=np.int64),
-        landmarks=np.array([_rounded(item) for item in kept], dtype=np.float64).reshape(-1, POINTS, 2),
-        mask=np.array([_packed(item) for item in kept], dtype=np.uint8),
-        thumbnail=np.array([grey_thumbnail(_image(item)) for item in kept], dtype=np.uint8),
-        embedding=np.array([_embedding(item) for item in kept], dtype=np.float32),
+        side=np.array([len(item.image) for item in kept], dtype=np.int64),
+        landmarks=landmarks,
+        mask=np.array([pack_mask(_known(item.mask)) for item in kept], dtype=np.uint8),
+        thumbnail=np.array([grey_thumbnail(item.image) for item in kept], dtype=np.uint8),
+        embedding=np.array([item.embedding for item in kept], dtype=np.float32),
     )
     return buffer.getvalue()
 
 
-def read_batch(path: Path) -> list[Stored]:
-    """Read what `BatchWriter` stored, without the masks."""
-    with np.load(path, allow_pickle=False) as content:
-        fields = {name: content[name] for name in content.files if name != "mask"}
-    row, batch = 0, []
-    nothing: Any = np.zeros(0)
-    for index, sha256, reason in zip(fields["index"], fields["sha256"], fields["reason"], strict=True):
-        landmarks, thumbnail, embedding = (
-            nothing if reason else fields[name][row] for name in ("landmarks", "thumbnail", "embedding")
-        )
-        side = 0 if reason else int(fields["side"][row])
-        batch.append(
-            Stored(int(index), str(reason), str(sha256), side, landmarks, thumbnail, embedding, path, row)
-        )
-        row += not reason
-    return batch
+def read_batches(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
+    """Join what `BatchWriter` stored, in the order of the sources; masks stay where they are.
+
+    Returns:
+        Of the N photos that are usable: `index` in the list of sources, `sha256` as in `Annotated`, `side` in
+        pixels, `landmarks` (N, 68, 2) in pixels to 0.01, `thumbnail` (N, 32, 32) uint8, `embedding` (N, D)
+        float32; {} without any. And index -> reason of those that are rejected.
+    """
+    reasons: dict[int, str] = {}
+    parts: dict[str, list[NDArray[Any]]] = defaultdict(list)
+    for path in sorted(folder.glob("*.npz")):
+        with np.load(path, allow_pickle=False) as content:
+            fields = {name: content[name] for name in content.files if name != "mask"}
+        reason, index = fields.pop("reason"), fields["index"]
+        kept = reason == ""
+        reasons.update(zip(index[~kept].tolist(), reason[~kept].tolist(), strict=True))
+        if kept.any():
+            for name, values in fields.items():
+                parts[name].append(values[kept] if name in ("index", "sha256") else values)
+    joined = {name: np.concatenate(values) for name, values in parts.items()}
+    order = np.unique(joined["index"], return_index=True)[1] if joined else slice(None)
+    return {name: values[order] for name, values in joined.items()}, reasons
 
 
-def stored_masks(stored: Sequence[Stored]) -> Iterator[NDArray[np.uint8]]:
-    """Read the packed masks (512, 64) of photos that are in the order of their batches."""
-    path, masks = None, np.zeros(0, np.uint8)
-    for item in stored:
-        if item.batch != path:
-            path = item.batch
-            with np.load(path, allow_pickle=False) as content:
-                masks = content["mask"]
-        yield masks[item.row]
-
-
-def _image(item: Annotated) -> NDArray[np.uint8]:
-    assert item.image is not None
-    return item.image
-
-
-def _fractions(item: Annotated) -> NDArray[np.float64]:
-    """Landmarks as fractions of the side."""
-    assert item.landmarks is not None
-    return item.landmarks / _image(item).shape[1]
-
-
-def _rounded(item: Annotated) -> NDArray[np.float64]:
-    """Landmarks to 0.01 px: networks' last digits differ between processors, and nobody sees them."""
-    assert item.landmarks is not None
-    return np.rint(item.landmarks * 100) / 100
-
-
-def _packed(item: Annotated) -> NDArray[np.uint8]:
-    assert item.mask is not None
-    return pack_mask(item.mask)
-
-
-def _embedding(item: Annotated) -> NDArray[np.float32]:
-    return np.zeros(0, np.float32) if item.embedding is None else item.embedding
+def fill_masks(folder: Path, index: NDArray[np.int64], masks: NDArray[np.uint8]) -> None:
+    """Put the packed masks of the photos `index`, ascending, into `masks` (N, 512, 64)."""
+    for path in folder.glob("*.npz"):
+        with np.load(path, allow_pickle=False) as content:
+            kept = content["index"][content["reason"] == ""]
+            if len(kept):
+                masks[np.searchsorted(index, kept)] = content["mask"]

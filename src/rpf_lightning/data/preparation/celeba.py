@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-
-logger = logging.getLogger(__name__)
 
 IMAGES = 30_000  # rows of the released mapping
 CELEBA = 202_599  # rows of the released identity and partition files
@@ -19,7 +16,11 @@ EXPECTED = {
     "identities": 6_217, "images_with_partner": 28_299, "paper train": 27_294, "paper test": 987,
     "disjoint train": 22_820, "disjoint val": 2_834, "disjoint test": 2_645,
 }  # fmt: skip
-PARTITIONS = ("train", "val", "test")  # CelebA's 0, 1, 2
+PARTITIONS = {"0": "train", "1": "val", "2": "test"}
+# What the rows of the three files are.
+MAPPING = "rows `idx orig_idx orig_file` of the CelebA-HQ release"
+IDENTITIES = "rows `orig_file identity` of CelebA"
+PARTITION = "rows `orig_file 0|1|2` of CelebA"
 
 Key = TypeVar("Key", int, str)
 
@@ -65,22 +66,10 @@ def read_metadata(
         ValueError: If a row is wrong or an index or file is listed twice; names the line.
     """
     warnings: list[str] = []
-    originals = _read(
-        Path(mapping),
-        "rows `idx orig_idx orig_file` of the CelebA-HQ release",
-        IMAGES,
-        warnings,
-        _mapping_row,
-    )
-    people = _read(
-        Path(identities),
-        "rows `orig_file identity` of CelebA",
-        CELEBA,
-        warnings,
-        lambda w: (w[0], _number(w[1])),
-    )
+    originals = _read(mapping, IMAGES, MAPPING, _mapping_row, warnings)
+    people = _read(identities, CELEBA, IDENTITIES, lambda row: (row[0], str(int(row[1]))), warnings)
     parts = partition and _read(
-        Path(partition), "rows `orig_file 0|1|2` of CelebA", CELEBA, warnings, lambda w: (w[0], _part(w[1]))
+        partition, CELEBA, PARTITION, lambda row: (row[0], PARTITIONS[row[1]]), warnings
     )
     nowhere = {
         index: name
@@ -110,7 +99,7 @@ def split_indices(metadata: Metadata) -> dict[str, tuple[list[int], list[int]]]:
         "paper_test": ([index for index in everyone if index < PAPER_TEST], everyone),
     }
     if metadata.partition is not None:
-        for name in PARTITIONS:
+        for name in PARTITIONS.values():
             members = [index for index in everyone if metadata.partition[index] == name]
             parts[f"disjoint_{name}"] = (members, members)
     return parts
@@ -138,7 +127,6 @@ def counts(metadata: Metadata) -> dict[str, Any]:
 
 def describe(metadata: Metadata, photos: int) -> list[str]:
     """Say how the counts compare with those of the released files and of the paper."""
-    found = counts(metadata)
     lines = [f"warning: {warning}" for warning in metadata.warnings]
     lines += [
         f"warning: index {index} points to {name}, which has no identity or partition there"
@@ -146,13 +134,12 @@ def describe(metadata: Metadata, photos: int) -> list[str]:
     ]
     if len(metadata.nowhere) > 10:
         lines.append(f"warning: and {len(metadata.nowhere) - 10:,} more such rows")
-    flat = {name: value for name, value in found.items() if not isinstance(value, dict)}
-    for scheme, parts in found.items():
-        if isinstance(parts, dict):
-            flat |= {f"{scheme} {part}": value for part, value in parts.items()}
-    lines += [f"{name}: {value:,} (released files: {EXPECTED[name]:,})" for name, value in flat.items()]
-    lines.append(f"photos: {photos:,} (the release has {IMAGES:,})")
-    return lines
+    for name, found in counts(metadata).items():
+        parts = (
+            {f"{name} {part}": n for part, n in found.items()} if isinstance(found, dict) else {name: found}
+        )
+        lines += [f"{part}: {n:,} (released files: {EXPECTED[part]:,})" for part, n in parts.items()]
+    return [*lines, f"photos: {photos:,} (the release has {IMAGES:,})"]
 
 
 def _with_partner(gts: Sequence[int], candidates: Sequence[int], identities: dict[int, str]) -> int:
@@ -162,23 +149,28 @@ def _with_partner(gts: Sequence[int], candidates: Sequence[int], identities: dic
 
 
 def _read(
-    path: Path,
-    content: str,
+    file: str | Path,
     rows: int,
-    warnings: list[str],
+    content: str,
     parse: Callable[[list[str]], tuple[Key, str]],
+    warnings: list[str],
 ) -> dict[Key, str]:
     """Read a table of words; a first line that `parse` refuses may be a header."""
+    path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; it should hold {rows:,} {content}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8: {error}") from error
     table: dict[Key, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
         if not words:
             continue
         try:
             key, value = parse(words)
-        except (ValueError, IndexError):
+        except (ValueError, LookupError):
             if not table and number <= 2:  # `list_attr`-like files begin with a count and a header
                 continue
             raise ValueError(f"{path}, line {number}: expected {content}, got {line!r}") from None
@@ -195,11 +187,3 @@ def _read(
 def _mapping_row(words: list[str]) -> tuple[int, str]:
     index, _, name = int(words[0]), int(words[1]), words[2]
     return index, name
-
-
-def _number(word: str) -> str:
-    return str(int(word))
-
-
-def _part(word: str) -> str:
-    return PARTITIONS[("0", "1", "2").index(word)]

@@ -8,32 +8,25 @@ import hashlib
 import io
 import json
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 
 from rpf_lightning.data.pairing import Pair, near_duplicates, nearest_references, split_by_identity
-from rpf_lightning.data.preparation import celeba, prepared_folder, sheets
-from rpf_lightning.data.preparation.annotating import (
-    WORK,
-    Annotations,
-    Say,
-    annotate,
-    refuse_changes,
-)
-from rpf_lightning.data.preparation.annotator import stored_masks
+from rpf_lightning.data.preparation import celeba, sheets
+from rpf_lightning.data.preparation import prepared_folder as tables
+from rpf_lightning.data.preparation.annotating import WORK, Annotations, Say, annotate, refuse_changes
+from rpf_lightning.data.preparation.annotator import fill_masks
 from rpf_lightning.data.preparation.options import Options
 from rpf_lightning.data.preparation.sources import (
     Source,
-    composed,
     identities_from_csv,
     identities_from_folders,
+    label_maps,
     list_photos,
     refuse_strangers,
 )
@@ -42,6 +35,8 @@ from rpf_lightning.files import write_atomically
 PAIRING = ("identities", "mapping", "partition", "val_fraction", "seed", "references")
 PACKAGES = ("rpf-lightning", "torch", "lightning", "numpy", "pillow", "pyarrow")
 Twins = list[tuple[int, int]]
+Splits = dict[str, list[Pair]]
+Pairing = Callable[[Annotations], tuple[Twins, Splits, Splits]]
 
 
 class NothingUsableError(RuntimeError):
@@ -65,7 +60,7 @@ def prepare_faces(
 ) -> dict[str, Any]:
     """Prepare any folder of photos: an album, FFHQ, people in folders.
 
-    Writes the files of `tables` into `out`. The same call continues after a kill.
+    Writes the files of `prepared_folder` into `out`. The same call continues after a kill.
 
     Args:
         images: Folder with the photos (PNG, JPEG, WebP), searched with its subfolders.
@@ -107,14 +102,9 @@ def prepare_faces(
         "seed": seed,
     }
     sources = [Source(file, path, people.get(file, "")) for file, path in photos.items()]
-    job = _Job(Path(images), Path(out), arguments, options, say)
-    with job.guarded():
-        if (before := job.finished(sources)) is not None:
-            return before
-        faces = job.annotate(sources, absent)
-        if faces is None:
-            return {}
-        twins = near_duplicates(faces.fractions, faces.thumbnails)
+
+    def pairing(faces: Annotations) -> tuple[Twins, Splits, Splits]:
+        twins = near_duplicates(faces.fractions, faces.stored["thumbnail"])
         held_out: set[int] = set()
         if val_fraction is not None:
             paired = nearest_references(faces.identities, faces.fractions, twins)
@@ -122,7 +112,7 @@ def prepare_faces(
             names = [name if name in usable else "" for name in faces.identities]
             held_out = set(split_by_identity(names, val_fraction, seed)[1]) if usable else set()
 
-        def split(duplicates: Twins) -> dict[str, list[Pair]]:
+        def split(duplicates: Twins) -> Splits:
             pairs = nearest_references(faces.identities, faces.fractions, duplicates, options.references)
             if val_fraction is None:
                 return {"all": pairs}
@@ -131,7 +121,10 @@ def prepare_faces(
                 "val": [pair for pair in pairs if pair.gt in held_out],
             }
 
-        return job.finish(faces, split([]), split(twins), twins)
+        return twins, split([]), split(twins)
+
+    say = rank_zero_only(say)
+    return _prepare(sources, absent, Path(images), Path(out), arguments, options, say, pairing)
 
 
 def prepare_celeba_hq(
@@ -152,18 +145,8 @@ def prepare_celeba_hq(
         identities: `identity_CelebA.txt`.
         out: Prepared folder.
         partition: `list_eval_partition.txt`; writes `pairs_disjoint_train`, `_val` and `_test` as well.
-        options: Annotation and pairing.
+        options: As in `prepare_faces`, like `say`, what is returned and what is raised.
         say: Takes the lines of the summary.
-
-    Returns:
-        The contents of `prepare.json`; {} on all but the first of several processes.
-
-    Raises:
-        FileNotFoundError: If a folder, a file or weights are missing.
-        ValueError: If a file is wrong, or `out` was begun with other arguments.
-        NothingUsableError: If no photo is left.
-        DiskFullError: If the disk is full.
-        StoppedError: If it was stopped by Ctrl-C.
     """
     options = options or Options()
     metadata = celeba.read_metadata(mapping, identities, partition)
@@ -180,30 +163,20 @@ def prepare_celeba_hq(
             by_index[index] = Source(file, path, metadata.identities[index])
     if not by_index:
         raise FileNotFoundError(f"{images}: no photo there is named by an index of {mapping}, such as 0.jpg")
-    arguments = {
-        "command": "celeba-hq",
-        **{
-            name: _fingerprint(file)
-            for name, file in (("mapping", mapping), ("identities", identities), ("partition", partition))
-        },
-    }
-    job = _Job(Path(images), Path(out), arguments, options, say)
+    files = {"mapping": mapping, "identities": identities, "partition": partition}
+    arguments = {"command": "celeba-hq", **{name: _fingerprint(file) for name, file in files.items()}}
+    say = rank_zero_only(say)
     for line in celeba.describe(metadata, len(by_index)):
-        job.say(line)
-    with job.guarded():
-        indices = sorted(by_index)
-        sources = [by_index[index] for index in indices]
-        if (before := job.finished(sources)) is not None:
-            return before
-        faces = job.annotate(sources, absent)
-        if faces is None:
-            return {}
-        index_of = [indices[item.index] for item in faces.stored]
+        say(line)
+    indices = sorted(by_index)
+
+    def pairing(faces: Annotations) -> tuple[Twins, Splits, Splits]:
+        index_of = [indices[place] for place in faces.stored["index"]]
         place = {index: position for position, index in enumerate(index_of)}
         known = [(place[a], place[b]) for a, b in celeba.KNOWN_DUPLICATES if a in place and b in place]
-        twins = sorted({*near_duplicates(faces.fractions, faces.thumbnails), *known})
+        twins = sorted({*near_duplicates(faces.fractions, faces.stored["thumbnail"]), *known})
 
-        def split(duplicates: Twins) -> dict[str, list[Pair]]:
+        def split(duplicates: Twins) -> Splits:
             parts = {}
             for name, (gts, candidates) in celeba.split_indices(metadata).items():
                 wanted, allowed = set(gts), set(candidates)
@@ -215,151 +188,152 @@ def prepare_celeba_hq(
                 parts[name] = [pair for pair in pairs if index_of[pair.gt] in wanted]
             return parts
 
-        return job.finish(faces, split([]), split(twins), twins)
+        return twins, split([]), split(twins)
+
+    sources = [by_index[index] for index in indices]
+    return _prepare(sources, absent, Path(images), Path(out), arguments, options, say, pairing)
 
 
-class _Job:
-    """One call: where from, where to, how."""
+def _prepare(
+    sources: Sequence[Source],
+    absent: dict[str, str],
+    images: Path,
+    out: Path,
+    arguments: dict[str, Any],
+    options: Options,
+    say: Say,
+    pairing: Pairing,
+) -> dict[str, Any]:
+    """Annotate, pair and write, or return what an earlier call of the same arguments made.
 
-    def __init__(
-        self, images: Path, out: Path, arguments: dict[str, Any], options: Options, say: Say
-    ) -> None:
-        self.images, self.out, self.options = images, out, options
-        self.say: Say = rank_zero_only(say)  # every process gets here, one speaks
-        self.photos = self.absent = 0
-        # where things lie does not decide what comes out
-        landmark_model, _, network = options.landmark_model.partition(":")
-        named = {
-            "landmarks": _fingerprint(options.landmarks),
-            "labels": _labels(options.labels),
-            "landmark_model": f"{landmark_model}:{_fingerprint(network)}" if network else landmark_model,
-        }
-        self.arguments = {**arguments, **options.deciding(), **named}
-
-    @contextmanager
-    def guarded(self) -> Iterator[None]:
-        """Turn "no space left" into a message that says what to do."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise DiskFullError(
-                f"{self.out}: the disk is full. What was finished is kept; the same command continues there "
-                "when there is room"
-            ) from error
-
-    def finished(self, sources: Sequence[Source]) -> dict[str, Any] | None:
-        """Return what an earlier call of the same arguments made, if it was finished."""
-        self.photos = len(sources)
-        self.arguments["photos"] = _listing({source.file: source.path for source in sources})
-        if not (self.out / prepared_folder.SUMMARY).is_file():
-            return None
-        before = prepared_folder.read_summary(self.out)
-        refuse_changes(self.out, before["arguments"], json.loads(json.dumps(self.arguments)))
-        self.say(f"{self.out} was prepared before; sha256 {before['sha256']}")
-        return before
-
-    def annotate(self, sources: Sequence[Source], absent: dict[str, str]) -> Annotations | None:
-        """Annotate, write `rejected.csv`, and fail if nothing is left."""
-        self.out.mkdir(parents=True, exist_ok=True)
+    Args are those of the commands, and: `absent`, name -> why it is in `rejected.csv`, though it is no photo of
+    `sources`; `pairing`, which gives near-duplicates, the pairs without the rule about them, and the pairs.
+    """
+    # where things lie does not decide what comes out
+    landmark_model, _, network = options.landmark_model.partition(":")
+    arguments = {
+        **arguments,
+        **options.deciding(),
+        "landmarks": _fingerprint(options.landmarks),
+        "labels": options.labels and _listing(label_maps(Path(options.labels))),
+        "landmark_model": f"{landmark_model}:{_fingerprint(network)}" if network else landmark_model,
+        "photos": _listing({source.file: source.path for source in sources}),
+    }
+    try:
+        if (out / tables.SUMMARY).is_file():
+            before = tables.read_summary(out)
+            refuse_changes(out, before["arguments"], arguments)
+            say(f"{out} was prepared before; sha256 {before['sha256']}")
+            return before
+        out.mkdir(parents=True, exist_ok=True)
         # people and pairs come after the pass: other ones may go on with its batches
-        claimed = {name: value for name, value in self.arguments.items() if name not in PAIRING}
-        faces = annotate(sources, self.out, claimed, self.options, self.say)
+        claimed = {name: value for name, value in arguments.items() if name not in PAIRING}
+        faces = annotate(sources, out, claimed, options, say)
         if faces is None:
-            return None
-        self.absent = len(absent)
-        faces.rejected.update(absent)
-        _write_csv(self.out / "rejected.csv", ["file", "reason"], faces.rejected.items())
+            return {}
+        rejected = {**faces.rejected, **absent}
+        _write_csv(out / "rejected.csv", ["file", "reason"], rejected.items())
         if not faces.files:
-            some = Counter(faces.rejected.values()).most_common(3)
+            some = Counter(rejected.values()).most_common(3)
             raise NothingUsableError(
-                f"{self.images}: none of {len(sources)} photos can be used: "
+                f"{images}: none of {len(sources)} photos can be used: "
                 + "; ".join(f"{reason} ({count})" for reason, count in some)
-                + f"; all in {self.out / 'rejected.csv'}"
+                + f"; all in {out / 'rejected.csv'}"
             )
-        return faces
-
-    def finish(
-        self, faces: Annotations, before: dict[str, list[Pair]], splits: dict[str, list[Pair]], twins: Twins
-    ) -> dict[str, Any]:
-        """Write all files, `prepare.json` last, and the pictures for a person to look at."""
-        out, files = self.out, faces.files
-        prepared_folder.write_table(
-            out / prepared_folder.IMAGES,
-            {
-                "file": files,
-                "identity": faces.identities,
-                "width": [item.side for item in faces.stored],
-                "height": [item.side for item in faces.stored],
-                "sha256": [item.sha256 for item in faces.stored],
-            },
-        )
-        prepared_folder.write_landmarks(
-            out / prepared_folder.LANDMARKS, files, np.stack([i.landmarks for i in faces.stored])
-        )
-        with prepared_folder.array_file(
-            out / prepared_folder.MASKS,
-            (len(files), prepared_folder.MASK_SIDE, prepared_folder.MASK_SIDE // 8),
-        ) as masks:
-            for row, mask in enumerate(stored_masks(faces.stored)):
-                masks[row] = mask
-        with prepared_folder.array_file(out / prepared_folder.THUMBNAILS, (len(files), 32, 32)) as thumbnails:
-            thumbnails[:] = np.stack(faces.thumbnails)
-        if faces.has_embeddings:
-            embeddings = np.stack([item.embedding for item in faces.stored])
-            with prepared_folder.array_file(
-                out / prepared_folder.EMBEDDINGS, embeddings.shape, "float32"
-            ) as array:
-                array[:] = embeddings
-        for name, pairs in splits.items():
-            prepared_folder.write_pairs(out / prepared_folder.pairs_file(name), pairs, files)
-        names = [(faces.identities[a], faces.identities[b]) for a, b in twins]
-        kinds = ["unknown" if "" in pair else "one" if pair[0] == pair[1] else "two" for pair in names]
-        found = [(files[a], files[b], kind) for (a, b), kind in zip(twins, kinds, strict=True)]
-        _write_csv(out / prepared_folder.DUPLICATES, ["file", "other", "people"], found)
-        photos_of = Counter(name for name in faces.identities if name)
+        twins, before_the_rule, splits = pairing(faces)
+        _write(out, faces, twins, splits)
         summary = {
-            "format": prepared_folder.FORMAT,
-            "sha256": prepared_folder.content_hash(out, list(splits)),
+            "format": tables.FORMAT,
+            "sha256": tables.content_hash(out, list(splits)),
             "splits": list(splits),
-            "arguments": self.arguments,
+            "arguments": arguments,
             "counts": {
-                "photos": self.photos,
-                "kept": len(files),
-                "rejected": len(faces.rejected) - self.absent,
-                "listed_without_use": self.absent,
-                "identities": len(photos_of),
-                "identities_with_one_photo": sum(count == 1 for count in photos_of.values()),
-                "without_identity": sum(not name for name in faces.identities),
-                "near_duplicates": {
-                    "one_identity": kinds.count("one"),
-                    "two_identities": kinds.count("two"),
-                    "all": len(twins),
-                },
-                "pairs": {name: len(pairs) for name, pairs in splits.items()},
-                "pairs_with_duplicates": {name: len(pairs) for name, pairs in before.items()},
-                "changed_by_the_rule": {
-                    name: _changed(before[name], pairs) for name, pairs in splits.items()
-                },
+                "photos": len(sources),
+                "kept": len(faces.files),
+                "rejected": len(faces.rejected),
+                "listed_without_use": len(absent),
+                **_counts(faces, twins, before_the_rule, splits),
             },
             "versions": {package: version(package) for package in PACKAGES},
-            "images": prepared_folder.ALIGNED if faces.aligned else str(self.images.resolve()),
+            "images": tables.ALIGNED if faces.aligned else str(images.resolve()),
         }
-        write_atomically(
-            out / prepared_folder.SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode()
-        )
+        text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(out / tables.SUMMARY, text.encode())
         try:
-            sheets.draw(out, self.images if not faces.aligned else faces.root, faces, splits)
+            sheets.draw(out, out / tables.ALIGNED if faces.aligned else images, faces, splits)
         except (OSError, ValueError) as error:  # pictures for people do not decide whether the data exist
-            self.say(f"warning: {sheets.SHEET} and {sheets.HISTOGRAM} could not be drawn: {error}")
+            say(f"warning: {sheets.SHEET} and {sheets.HISTOGRAM} could not be drawn: {error}")
         shutil.rmtree(out / WORK, ignore_errors=True)
-        for name, pairs in splits.items():
-            if not pairs:
-                self.say(f"warning: pairs_{name} is empty: too few people have two photos that can be used")
-        for line in sheets.lines(out, summary, faces.rejected, [row[:2] for row in found if row[2] == "two"]):
-            self.say(line)
-        return summary
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFullError(
+            f"{out}: the disk is full. What was finished is kept; the same command continues there when there is room"
+        ) from error
+    for name, pairs in splits.items():
+        if not pairs:
+            say(f"warning: pairs_{name} is empty: too few people have two photos that can be used")
+    leaks = [(faces.files[a], faces.files[b]) for a, b in twins if _people(faces, a, b) == "two"]
+    for line in sheets.lines(out, summary, rejected, leaks):
+        say(line)
+    return summary
+
+
+def _write(out: Path, faces: Annotations, twins: Twins, splits: Splits) -> None:
+    """Write all tables and arrays."""
+    files, stored = faces.files, faces.stored
+    side, sha256 = stored["side"].tolist(), stored["sha256"].tolist()
+    columns = {"file": files, "identity": faces.identities, "width": side, "height": side, "sha256": sha256}
+    tables.write_table(out / tables.IMAGES, columns)
+    tables.write_landmarks(out / tables.LANDMARKS, files, stored["landmarks"])
+    shape = (len(files), tables.MASK_SIDE, tables.MASK_SIDE // 8)
+    with tables.array_file(out / tables.MASKS, shape) as masks:
+        fill_masks(out / WORK, stored["index"], masks)
+    with tables.array_file(out / tables.THUMBNAILS, stored["thumbnail"].shape) as thumbnails:
+        thumbnails[:] = stored["thumbnail"]
+    if faces.has_embeddings:
+        with tables.array_file(out / tables.EMBEDDINGS, stored["embedding"].shape, "float32") as embeddings:
+            embeddings[:] = stored["embedding"]
+    for name, pairs in splits.items():
+        tables.write_pairs(out / tables.pairs_file(name), pairs, files)
+    found = [(files[a], files[b], _people(faces, a, b)) for a, b in twins]
+    _write_csv(out / tables.DUPLICATES, ["file", "other", "people"], found)
+
+
+def _people(faces: Annotations, a: int, b: int) -> str:
+    """Say whether two photos carry "one" name, "two", or "unknown" ones."""
+    names = faces.identities[a], faces.identities[b]
+    return "unknown" if "" in names else "one" if names[0] == names[1] else "two"
+
+
+def _counts(faces: Annotations, twins: Twins, before: Splits, splits: Splits) -> dict[str, Any]:
+    """Count people, near-duplicates and pairs."""
+    photos_of = Counter(name for name in faces.identities if name)
+    kinds = Counter(_people(faces, a, b) for a, b in twins)
+    changed = {}
+    for name, pairs in splits.items():
+        references, now = _references(before[name]), _references(pairs)
+        changed[name] = sum(now.get(gt) != others for gt, others in references.items())
+    return {
+        "identities": len(photos_of),
+        "identities_with_one_photo": sum(count == 1 for count in photos_of.values()),
+        "without_identity": faces.identities.count(""),
+        "near_duplicates": {
+            "one_identity": kinds["one"],
+            "two_identities": kinds["two"],
+            "all": len(twins),
+        },
+        "pairs": {name: len(pairs) for name, pairs in splits.items()},
+        "pairs_with_duplicates": {name: len(pairs) for name, pairs in before.items()},
+        "changed_by_the_rule": changed,
+    }
+
+
+def _references(pairs: Sequence[Pair]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = defaultdict(list)
+    for pair in pairs:
+        found[pair.gt].append(pair.reference)
+    return found
 
 
 def check_celeba_hq(out: str | Path, **files: str | Path | None) -> None:
@@ -373,20 +347,9 @@ def check_celeba_hq(out: str | Path, **files: str | Path | None) -> None:
         FileNotFoundError: If the folder is no prepared one.
         ValueError: Naming the differences.
     """
-    before = prepared_folder.read_summary(Path(out))["arguments"]
+    before = tables.read_summary(Path(out))["arguments"]
     given = {name: _fingerprint(file) for name, file in files.items() if file is not None}
     refuse_changes(Path(out), {name: before.get(name) for name in given}, given)
-
-
-def _changed(before: Sequence[Pair], after: Sequence[Pair]) -> int:
-    """Count the GTs whose references differ."""
-    sets: list[dict[int, list[int]]] = []
-    for pairs in (before, after):
-        references: dict[int, list[int]] = {}
-        for pair in pairs:
-            references.setdefault(pair.gt, []).append(pair.reference)
-        sets.append(references)
-    return sum(sets[1].get(gt) != references for gt, references in sets[0].items())
 
 
 def _fingerprint(file: str | Path | None) -> str | None:
@@ -394,20 +357,13 @@ def _fingerprint(file: str | Path | None) -> str | None:
     if file is None:
         return None
     path = Path(file)
-    return f"{path.name} {prepared_folder.file_hash(path)[:16]}" if path.is_file() else path.name
+    return f"{path.name} {tables.file_hash(path)[:16]}" if path.is_file() else path.name
 
 
 def _listing(files: dict[str, Path]) -> str:
     """Name a list of files by their number, names and sizes: another list must not pass for this one."""
     text = "".join(f"{name}\0{path.stat().st_size}\n" for name, path in sorted(files.items()))
     return f"{len(files)} files {hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def _labels(folder: str | None) -> str | None:
-    if folder is None:
-        return None
-    root = Path(folder)
-    return _listing({composed(path.relative_to(root).as_posix()): path for path in root.rglob("*.png")})
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Any) -> None:

@@ -19,11 +19,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +92,14 @@ def pairs_file(split: str) -> str:
 
 def write_pairs(path: Path, pairs: Sequence[Pair], files: Sequence[str]) -> None:
     """Write pairs, ordered by GT and then by distance."""
-    ranks: list[int] = []
-    for previous, pair in zip([None, *pairs], pairs, strict=False):
-        ranks.append(ranks[-1] + 1 if previous is not None and previous.gt == pair.gt else 0)
-    write_table(
-        path,
-        {
-            "gt": [files[pair.gt] for pair in pairs],
-            "reference": [files[pair.reference] for pair in pairs],
-            "rank": ranks,
-            "distance": [pair.distance for pair in pairs],
-        },
-    )
+    ranks = [rank for _, of_one in groupby(pairs, lambda pair: pair.gt) for rank, _ in enumerate(of_one)]
+    columns: dict[str, Sequence[Any]] = {
+        "gt": [files[pair.gt] for pair in pairs],
+        "reference": [files[pair.reference] for pair in pairs],
+        "rank": ranks,
+        "distance": [pair.distance for pair in pairs],
+    }
+    write_table(path, columns)
 
 
 @contextmanager
@@ -117,8 +113,7 @@ def array_file(path: Path, shape: tuple[int, ...], dtype: str = "uint8") -> Iter
     try:
         array = new_array(temporary, shape, dtype)
         yield array
-        if array.size:
-            array.flush()  # type: ignore[attr-defined]
+        array.flush()  # type: ignore[attr-defined]  # a memmap
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -129,21 +124,15 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[A
 
     A mapped file has no space of its own before it is written, and a full disk would then end the process.
     """
-    header = io.BytesIO()
-    fields = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(header, fields)
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    with path.open("wb") as file:
-        file.write(header.getvalue())
-        file.flush()
-        if size and hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), len(header.getvalue()), size)
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    with path.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
         else:
-            for start in range(0, size, CHUNK):
-                file.write(bytes(min(CHUNK, size - start)))
-    if not size:
-        return np.zeros(shape, dtype)
-    return np.load(path, mmap_mode="r+")
+            file.seek(array.offset)
+            for start in range(0, array.nbytes, CHUNK):
+                file.write(bytes(min(CHUNK, array.nbytes - start)))
+    return array
 
 
 def pack_mask(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:

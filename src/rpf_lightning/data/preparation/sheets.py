@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from rpf_lightning.data.image_files import read_photo
 from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.preparation import prepared_folder as tables
 from rpf_lightning.data.preparation.annotating import Annotations
-from rpf_lightning.data.preparation.annotator import stored_masks
 from rpf_lightning.data.preparation.sources import PICTURES
 from rpf_lightning.data.sample import make_sample
 from rpf_lightning.drawing import Cell, Row, cell, draw_rows
@@ -39,9 +39,7 @@ def draw(out: Path, root: Path, faces: Annotations, splits: Mapping[str, Sequenc
         splits: Pairs of every split.
     """
     nearest = {
-        name: [
-            pair for previous, pair in zip([None, *pairs], pairs, strict=False) if _is_first(previous, pair)
-        ]
+        name: [next(of_one) for _, of_one in groupby(pairs, lambda pair: pair.gt)]
         for name, pairs in splits.items()
     }
     pairs = sorted({pair for part in nearest.values() for pair in part}, key=lambda pair: pair.distance)
@@ -51,11 +49,7 @@ def draw(out: Path, root: Path, faces: Annotations, splits: Mapping[str, Sequenc
     # from the nearest to the farthest pair, which is where something would look wrong
     rows = min(ROWS, len(pairs))
     shown = [pairs[i * (len(pairs) - 1) // max(rows - 1, 1)] for i in range(rows)]
-    write_atomically(out / SHEET, _sheet(root, faces, shown))
-
-
-def _is_first(previous: Pair | None, pair: Pair) -> bool:
-    return previous is None or previous.gt != pair.gt
+    write_atomically(out / SHEET, _sheet(out, root, faces, shown))
 
 
 def _histogram(distances: Mapping[str, Sequence[float]]) -> bytes:
@@ -77,21 +71,19 @@ def _histogram(distances: Mapping[str, Sequence[float]]) -> bytes:
     return buffer.getvalue()
 
 
-def _sheet(root: Path, faces: Annotations, pairs: Sequence[Pair]) -> bytes:
+def _sheet(out: Path, root: Path, faces: Annotations, pairs: Sequence[Pair]) -> bytes:
     """Draw a row per pair: GT, GT in its mask, reference, masked reference, its thin-plate warp."""
-    wanted = sorted({index for pair in pairs for index in pair[:2]})
-    masks = dict(zip(wanted, stored_masks([faces.stored[index] for index in wanted]), strict=True))
+    masks = tables.read_array(out / tables.MASKS)
     rows = []
     for pair in pairs:
         gt, reference = (_photo(root, faces, index, masks[index]) for index in pair[:2])
         sample = make_sample(gt, reference, lr_size=TILE // 2, size=2 * TILE, side=TILE, warped=True)
         assert sample.warped_reference is not None
+        small = Image.fromarray(reference.image).resize((TILE, TILE), Image.Resampling.BICUBIC)
         cells = {
             "GT": cell(sample.gt),
             "GT in its mask": cell(sample.gt * sample.gt_mask),
-            "reference": Cell(
-                np.asarray(Image.fromarray(reference.image).resize((TILE, TILE), Image.Resampling.BICUBIC))
-            ),
+            "reference": Cell(np.asarray(small)),
             "masked reference": cell(sample.reference),
             "TPS warp": cell(sample.warped_reference),
         }
@@ -102,13 +94,12 @@ def _sheet(root: Path, faces: Annotations, pairs: Sequence[Pair]) -> bytes:
 
 
 def _photo(root: Path, faces: Annotations, index: int, mask: NDArray[np.uint8]) -> Photo:
-    path = tables.find_file(root, faces.files[index])
+    name = faces.files[index]
+    path = tables.find_file(root, name)
     if path is None:
-        raise FileNotFoundError(f"{root / faces.files[index]}: is missing now")
-    return Photo(
-        faces.files[index], faces.identities[index], read_photo(path), faces.stored[index].landmarks,
-        tables.unpack_mask(mask),
-    )  # fmt: skip
+        raise FileNotFoundError(f"{root / name}: is missing now")
+    landmarks = faces.stored["landmarks"][index]
+    return Photo(name, faces.identities[index], read_photo(path), landmarks, tables.unpack_mask(mask))
 
 
 def lines(

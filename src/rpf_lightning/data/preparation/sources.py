@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -133,6 +134,11 @@ def refuse_strangers(path: str | Path, listed: Collection[str], photos: Collecti
         )
 
 
+def label_maps(root: Path) -> dict[str, Path]:
+    """List the parsing maps in a folder and below, by name."""
+    return {composed(path.relative_to(root).as_posix()): path for path in root.rglob("*.png")}
+
+
 def label_files(folder: str | Path, files: Iterable[str]) -> dict[str, Path]:
     """Find the parsing map of every photo: the photo's name with `.png`, photos without one are left out.
 
@@ -143,7 +149,7 @@ def label_files(folder: str | Path, files: Iterable[str]) -> dict[str, Path]:
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; expected parsing maps <name of the photo>.png")
-    present = {composed(path.relative_to(root).as_posix()): path for path in root.rglob("*.png")}
+    present = label_maps(root)
     wanted = {file: PurePosixPath(file).with_suffix(".png").as_posix() for file in files}
     twice = [label for label, times in Counter(wanted.values()).items() if times > 1 and label in present]
     if twice:
@@ -162,22 +168,24 @@ def _rows(path: Path, columns: list[str]) -> list[tuple[str, int, dict[str, str]
             f"{path}: no such file; expected a CSV file with the columns {_short(columns)}"
         )
     rows: dict[str, tuple[str, int, dict[str, str]]] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in columns if column not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(
-                f"{path}: the header lacks {_short(missing)}; expected the columns {_short(columns)}, "
-                f"found {_short(list(reader.fieldnames or []))}"
-            )
-        for row in reader:
-            short = [column for column in columns if row[column] is None]
-            if short:
-                raise ValueError(f"{path}, line {reader.line_num}: no value for {_short(short)}")
-            name = composed(row["file"])
-            if name in rows:
-                raise ValueError(f"{path}, line {reader.line_num}: {name!r} is listed twice")
-            rows[name] = (name, reader.line_num, row)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8: {error}") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    found = list(reader.fieldnames or [])
+    if missing := [column for column in columns if column not in found]:
+        raise ValueError(
+            f"{path}: the header lacks {_short(missing)}; expected the columns {_short(columns)}, "
+            f"found {_short(found)}"
+        )
+    for row in reader:
+        if short := [column for column in columns if row[column] is None]:
+            raise ValueError(f"{path}, line {reader.line_num}: no value for {_short(short)}")
+        name = composed(row["file"])
+        if name in rows:
+            raise ValueError(f"{path}, line {reader.line_num}: {name!r} is listed twice")
+        rows[name] = (name, reader.line_num, row)
     return list(rows.values())
 
 
