@@ -6,7 +6,7 @@ import numpy as np
 
 from rpf_lightning.drawn_faces.canvas import CLOTH, EARRING, GLASSES, HAT, NECKLACE, Canvas
 from rpf_lightning.drawn_faces.colours import SHADE, WHITE, mix
-from rpf_lightning.drawn_faces.geometry import Array, circle, mirror, smooth, xy
+from rpf_lightning.drawn_faces.geometry import Array, both_sides, circle, mirror, smooth, xy
 from rpf_lightning.drawn_faces.head import Head
 from rpf_lightning.drawn_faces.person import Person, Shot
 
@@ -63,9 +63,7 @@ def glasses(person: Person, canvas: Canvas, head: Head) -> None:
         lens = head.put(mirror(rim, sign), 0.03)
         edge = 0.5 * person.frame_width
         normal = (lens - lens.mean(0)) / np.linalg.norm(lens - lens.mean(0), axis=1, keepdims=True)
-        # a ring as one polygon: outer edge, then the inner edge backwards
-        ring = np.concatenate([lens + edge * normal, (lens - edge * normal)[::-1]])
-        canvas.fill(ring, person.frame, GLASSES)
+        canvas.band(lens + edge * normal, lens - edge * normal, person.frame, GLASSES)  # a ring
         temple = mirror([(person.eye_x * 1.03 + 0.08, -0.04), (0.25, -0.045), (0.283, -0.04)], sign)
         canvas.stroke(
             head.put(temple, [0.03, 0.015, 0.0]), person.frame_width * 0.9, person.frame, GLASSES, ends=0.9
@@ -91,27 +89,23 @@ def hat(shot: Shot, canvas: Canvas, head: Head) -> None:
 
     line = level(low, 0.11)
     dome = head.outline[head.outline[:, 1] < low - 0.03] * 1.14
-    crown = smooth(
-        np.concatenate(
-            [line[:1], head.rim(np.concatenate([mirror(dome, -1.0), dome[-2::-1]]), 0.05), line[-1:]]
-        )
-    )
-    canvas.fill(np.concatenate([crown, smooth(line)[::-1]]), colour, HAT)
+    crown = smooth(np.concatenate([line[:1], head.rim(both_sides(dome), 0.05), line[-1:]]))
+    canvas.band(crown, smooth(line), colour, HAT)
     if shot.hat == "beanie":
         high = level(low - 0.085, 0.14, 0.02)
-        canvas.fill(np.concatenate([smooth(line), smooth(high)[::-1]]), colour * 0.82, HAT)
+        canvas.band(smooth(line), smooth(high), colour * 0.82, HAT)
         for i in range(1, 14):
             canvas.stroke(np.linspace(line[i], high[i], 4), 0.006, colour * 0.65, ends=0.8)
     elif shot.hat == "cap":
         flat = xy(x * 0.25, low + 0.02 - 0.4 * bend)
         peak, root = smooth(head.put(flat, 0.16 * (1 - x**2))), smooth(head.put(flat - (0, 0.045), 0.02))
-        canvas.fill(np.concatenate([root, peak[::-1]]), colour * 0.75, HAT)
+        canvas.band(root, peak, colour * 0.75, HAT)
         canvas.stroke(root, 0.006, colour * 0.55)
     else:
-        canvas.fill(np.concatenate([smooth(line), smooth(level(low - 0.06, 0.12))[::-1]]), colour * 0.5, HAT)
+        canvas.band(smooth(line), smooth(level(low - 0.06, 0.12)), colour * 0.5, HAT)
         brim = np.column_stack([0.48 * x, low - 0.03 + 0.05 * np.cos(1.5 * x), np.full(15, 0.1)])
         edge = smooth(head.project(brim))
         # a head that is bent back shows no forehead between crown and brim
-        canvas.fill(np.concatenate([smooth(line), edge[::-1]]), colour * 0.5, HAT)
-        canvas.fill(np.concatenate([edge, (edge - (0, 0.05))[::-1]]), colour * 0.86, HAT)
+        canvas.band(smooth(line), edge, colour * 0.5, HAT)
+        canvas.band(edge, edge - (0, 0.05), colour * 0.86, HAT)
     head.spots(xy(0.25 * x[2:-2:2], low + 0.03), (0.04, 0.022), 0.14 * SHADE)

@@ -48,6 +48,10 @@ class Canvas:
         if label is not None:
             self._draw_labels.polygon(vertices, fill=label)
 
+    def band(self, first: Array, second: Array, colour: Array, label: int | None = None) -> None:
+        """Fills between two lines, (n, 2) and (m, 2), that run the same way."""
+        self.fill(np.concatenate([first, second[::-1]]), colour, label)
+
     def stroke(
         self, points: Array, width: float, colour: Array, label: int | None = None, ends: float = 0.1
     ) -> None:
@@ -58,4 +62,4 @@ class Canvas:
         profile = ends + (1 - ends) * _taper(len(points))
         profile *= 0.5 * width / (np.hypot(tangent[:, 0], tangent[:, 1]) + 1e-9)
         offset = tangent[:, ::-1] * NORMAL * profile[:, None]
-        self.fill(np.concatenate([points + offset, (points - offset)[::-1]]), colour, label)
+        self.band(points + offset, points - offset, colour, label)

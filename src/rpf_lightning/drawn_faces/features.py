@@ -34,10 +34,9 @@ def eye(person: Person, shot: Shot, canvas: Canvas, head: Head, sign: float) -> 
     t = ALONG_LID
     top, bottom = upper(t), lower(t)
     upper_edge = lid(t, top)
-    almond = np.concatenate([upper_edge, lid(t, bottom)[::-1]])
-    canvas.fill(almond, np.array([240.0, 236, 232]), label)
-    shadow = np.concatenate([upper_edge, lid(t, np.minimum(top + 0.010, bottom))[::-1]])
-    canvas.fill(shadow, np.array([196.0, 188, 186]))
+    canvas.band(upper_edge, lid(t, bottom), np.array([240.0, 236, 232]), label)
+    shadow = lid(t, np.minimum(top + 0.010, bottom))
+    canvas.band(upper_edge, shadow, np.array([196.0, 188, 186]))
     corner = np.array([-0.99, -0.8]) if sign > 0 else np.array([0.8, 0.99])
     duct = np.concatenate([lid(corner, upper(corner)), lid(corner[::-1], lower(corner[::-1]))])
     canvas.fill(duct, np.array([214.0, 150, 142]))
@@ -181,8 +180,8 @@ def mouth(person: Person, shot: Shot, canvas: Canvas, head: Head) -> Array:
             tongue = circle(0.0, float(open_bottom[2]) - 0.1 * gap, 0.5 * width, 0.28 * gap)
             tongue[:, 1] = np.minimum(tongue[:, 1], np.interp(tongue[:, 0] / width, inner, open_bottom))
             canvas.fill(head.put(tongue, 0.012), np.array([176.0, 78, 80]), MOUTH)
-    canvas.fill(np.concatenate([upper_edge, inner_top[::-1]]), person.lip * 0.88, U_LIP)
-    canvas.fill(np.concatenate([lower_edge, inner_bottom[::-1]]), person.lip, L_LIP)
+    canvas.band(upper_edge, inner_top, person.lip * 0.88, U_LIP)
+    canvas.band(lower_edge, inner_bottom, person.lip, L_LIP)
     dark = person.lip * 0.45
     canvas.stroke(inner_top, 0.007 if gap == 0 else 0.004, dark)
     if gap > 0:

@@ -25,6 +25,11 @@ def mirror(points: ArrayLike, sign: float) -> Array:
     return np.asarray(points, dtype=np.float64) * (sign, 1.0)
 
 
+def both_sides(half: Array) -> Array:
+    """(n, 2) points of the right side up to the middle -> (2n - 1, 2) from the left side to the right."""
+    return np.concatenate([mirror(half, -1.0), half[-2::-1]])
+
+
 @lru_cache(maxsize=64)
 def _unit_circle(count: int) -> tuple[Array, Array]:
     angle = np.linspace(0, 2 * np.pi, count, endpoint=False)

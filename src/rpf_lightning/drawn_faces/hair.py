@@ -8,7 +8,7 @@ import numpy as np
 
 from rpf_lightning.drawn_faces.canvas import HAIR, SKIN, Canvas
 from rpf_lightning.drawn_faces.colours import BROWN, WHITE, mix
-from rpf_lightning.drawn_faces.geometry import Array, circle, mirror, resample, smooth, xy
+from rpf_lightning.drawn_faces.geometry import Array, both_sides, circle, mirror, resample, smooth, xy
 from rpf_lightning.drawn_faces.head import EAR, Head
 from rpf_lightning.drawn_faces.person import Person, Shot
 
@@ -80,7 +80,7 @@ def front_hair(person: Person, shot: Shot, canvas: Canvas, head: Head, rng: np.r
         outer = outer + (outer - outer.mean(0)) * (0.03 * np.abs(np.sin(angle / 2)))[:, None]
         outer += rng.uniform(-0.004, 0.004, outer.shape)
     inner = resample(hairline, len(outer))
-    canvas.fill(np.concatenate([outer, inner[::-1]]), colour, HAIR)
+    canvas.band(outer, inner, colour, HAIR)
     if shot.style == "curly":
         _curls(canvas, outer, inner, colour, rng)
     else:
@@ -115,9 +115,7 @@ def beard(person: Person, shot: Shot, canvas: Canvas, head: Head) -> None:
         rim = np.concatenate([head.rim(outside), head.rim(mirror(head.outline[: EAR + 1], -1.0))])
         rim[:, 1] += 0.006  # below the jaw, so that no skin shines through
         canvas.fill(np.concatenate([smooth(edge), smooth(rim)]), tone, SKIN)
-        _single_hairs(
-            canvas, head, person, smooth(np.concatenate([mirror(inside, -1.0), inside[-2::-1]])), tone
-        )
+        _single_hairs(canvas, head, person, smooth(both_sides(inside)), tone)
     if person.beard in ("goatee", "full"):
         wide = 0.62 if person.beard == "goatee" else 0.9
         patch = np.array(
@@ -150,7 +148,7 @@ def _upper_rim(head: Head, grow: float) -> Array:
     """(n, 2) frontal outline over the skull from the left ear to the right, ``grow`` larger."""
     half = head.outline[EAR:] * (1 + grow)
     half[0, 1] = 0.06
-    return np.concatenate([mirror(half, -1.0), half[-2::-1]])
+    return both_sides(half)
 
 
 def _strands(
@@ -189,7 +187,7 @@ def _locks(shot: Shot, canvas: Canvas, head: Head, colour: Array, rng: np.random
         near[0], far[0] = (0.8 * side, -0.22), (1.0 * side, -0.26)
         lock_in = smooth(head.rim(mirror(near, sign), back=0.0))
         lock_out = smooth(head.rim(mirror(far, sign), back=0.07))
-        canvas.fill(np.concatenate([lock_in, lock_out[::-1]]), colour, HAIR)
+        canvas.band(lock_in, lock_out, colour, HAIR)
         _strands(canvas, lock_in, lock_out, 14, colour, rng)
 
 

@@ -6,7 +6,6 @@ import unicodedata
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from rpf_lightning.cli import main
 from rpf_lightning.data.pairing import Pair
@@ -105,42 +104,30 @@ def test_space_is_taken_before_an_array_is_filled(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
 
-def test_verify_finds_every_change(prepared, folder, tmp_path):
+def test_verify_finds_every_change(prepared, folder, tmp_path, capsys):
+    def refused(message, *words):
+        with pytest.raises(SystemExit, match="2"):
+            main(["prepare", "verify", *map(str, words)])
+        assert message in capsys.readouterr().err
+
     assert verify(prepared) == []
-    photo = folder / "images" / "0-0.png"
+    moved = (folder / "images").rename(tmp_path / "moved")
+    refused(f"{folder / 'images' / '0-0.png'}: is missing", prepared)
+    main(["prepare", "verify", str(prepared), "--images", str(moved)])
+    said = "18 photos, their people, landmarks, masks and pairs are as prepared; sha256"
+    assert said in capsys.readouterr().out
+    photo = moved / "0-0.png"
     content = photo.read_bytes()
     photo.write_bytes(content + b"x")
-    assert verify(prepared) == [f"{photo}: is not the photo that was prepared"]
-    photo.unlink()
-    assert verify(prepared) == [f"{photo}: is missing"]
+    assert verify(prepared, moved) == [f"{photo}: is not the photo that was prepared"]
     photo.write_bytes(content)
     masks = np.load(prepared / tables.MASKS)
     masks[3, 100, 30] ^= 1
     np.save(prepared / tables.MASKS, masks)
-    (problem,) = verify(prepared)
-    assert "SHA-256" in problem
+    refused(f"{prepared}: the tables' SHA-256 is ", prepared, "--images", moved)
     (prepared / tables.LANDMARKS).unlink()
-    (problem,) = verify(prepared)
-    assert "landmarks.parquet: no such file" in problem
-
-
-def test_verify_on_the_command_line(prepared, folder, tmp_path, capsys):
-    def refused(message, *words):
-        with pytest.raises(SystemExit, match="2"):
-            main(["prepare", "verify", *words])
-        assert message in capsys.readouterr().err
-
-    main(["prepare", "verify", str(prepared)])
-    assert (
-        "18 photos, their people, landmarks, masks and pairs are as prepared; sha256"
-        in capsys.readouterr().out
-    )
-    moved = (folder / "images").rename(tmp_path / "moved")
-    refused("is missing", str(prepared))
-    main(["prepare", "verify", str(prepared), "--images", str(moved)])
-    Image.new("RGB", (64, 64)).save(moved / "0-0.png")
-    refused("is not the photo that was prepared", str(prepared), "--images", str(moved))
-    refused("prepare.json: no such file", str(tmp_path))
+    refused("landmarks.parquet: no such file", prepared)
+    refused("prepare.json: no such file", tmp_path)
 
 
 def test_names_are_found_in_any_mixture_of_unicode_forms(tmp_path):

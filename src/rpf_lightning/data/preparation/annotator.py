@@ -291,7 +291,7 @@ class BatchWriter(BasePredictionWriter):
     """Stores every annotated batch as one file, and aligned faces as PNG.
 
     Args:
-        folder: Where the batches go; made if it is missing.
+        folder: Where the batches go.
         faces: Aligned face of every source, or None where photos are aligned already.
     """
 

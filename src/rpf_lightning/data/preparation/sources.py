@@ -6,7 +6,7 @@ import csv
 import io
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -161,13 +161,12 @@ def label_files(folder: str | Path, files: Iterable[str]) -> dict[str, Path]:
     return found
 
 
-def _rows(path: Path, columns: list[str]) -> list[tuple[str, int, dict[str, str]]]:
+def _rows(path: Path, columns: list[str]) -> Iterator[tuple[str, int, dict[str, str]]]:
     """Read a CSV file with a header as (file, line number, row), checking columns and names."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file; expected a CSV file with the columns {_short(columns)}"
         )
-    rows: dict[str, tuple[str, int, dict[str, str]]] = {}
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -179,14 +178,15 @@ def _rows(path: Path, columns: list[str]) -> list[tuple[str, int, dict[str, str]
             f"{path}: the header lacks {_short(missing)}; expected the columns {_short(columns)}, "
             f"found {_short(found)}"
         )
+    names: set[str] = set()
     for row in reader:
         if short := [column for column in columns if row[column] is None]:
             raise ValueError(f"{path}, line {reader.line_num}: no value for {_short(short)}")
         name = composed(row["file"])
-        if name in rows:
+        if name in names:
             raise ValueError(f"{path}, line {reader.line_num}: {name!r} is listed twice")
-        rows[name] = (name, reader.line_num, row)
-    return list(rows.values())
+        names.add(name)
+        yield name, reader.line_num, row
 
 
 def _short(names: list[str]) -> str:
