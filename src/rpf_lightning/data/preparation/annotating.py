@@ -77,13 +77,6 @@ def annotate(
 ) -> Annotations | None:
     """Annotate all photos; continues where an earlier call of the same arguments was stopped.
 
-    Args:
-        sources: The photos.
-        out: Prepared folder.
-        arguments: What an earlier call must have had in common.
-        options: How.
-        say: Takes lines about what is missing.
-
     Returns:
         The annotations; None on all but the first of several processes.
 

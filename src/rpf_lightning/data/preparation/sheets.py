@@ -30,14 +30,7 @@ TILE = 128
 
 
 def draw(out: Path, root: Path, faces: Annotations, splits: Mapping[str, Sequence[Pair]]) -> None:
-    """Draw `distances.png` and `contact_sheet.png`; without a pair there is nothing to draw.
-
-    Args:
-        out: Prepared folder.
-        root: Where the photos lie.
-        faces: The photos.
-        splits: Pairs of every split.
-    """
+    """Draw `distances.png` and `contact_sheet.png`, from photos in `root`; without a pair there is nothing to draw."""
     nearest = {
         name: [next(of_one) for _, of_one in groupby(pairs, lambda pair: pair.gt)]
         for name, pairs in splits.items()
