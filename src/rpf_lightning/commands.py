@@ -144,8 +144,9 @@ def enhance(
     face: int | None = None,
     aligned: bool = False,
     csv: str | None = None,
-    mask_model: Literal["bisenet", "hull", "template"] = "bisenet",
-    landmark_model: str = "face-alignment",
+    mask_model: Literal["auto", "bisenet", "hull", "template"] = "auto",
+    landmark_model: str | None = None,
+    face_models: Literal["auto", "insightface", "dlib"] = "auto",
     pack: str | None = None,
     force: bool = False,
     batch_size: int = 8,
@@ -162,9 +163,10 @@ def enhance(
         face: Which face of the photo; 0 is the largest.
         aligned: Photo and reference are aligned squares: detect nothing.
         csv: With --aligned: a list in place of photo and references; columns lr, and as needed reference, mask, name.
-        mask_model: What masks the reference.
-        landmark_model: For --mask_model hull: face-alignment, onnx:PATH or my_module.MyLandmarks.
-        pack: insightface pack of the detector and of ArcFace.
+        mask_model: What masks the reference; auto is bisenet where its weights are found, else hull.
+        landmark_model: For --mask_model hull: dlib (when left out), face-alignment, onnx:PATH or my_module.MyLandmarks.
+        face_models: What finds and compares faces; auto is insightface where a pack is found or named, else dlib.
+        pack: insightface pack.
         force: Enhance also with a reference of another person.
         batch_size: Of --csv: faces per step.
         num_workers: Of --csv: processes that load.
@@ -177,8 +179,11 @@ def enhance(
     if csv is not None:
         if not aligned or photo is not None or references or face is not None:
             raise ValueError("--csv: expected --aligned with it, and no photo, --reference or --face")
-        if mask_model != "bisenet" or landmark_model != "face-alignment" or pack is not None or force:
-            raise ValueError("--csv: expected none of --mask_model, --landmark_model, --pack, --force")
+        given = [mask_model != "auto", landmark_model, face_models != "auto", pack, force]
+        if any(value not in (None, False) for value in given):
+            raise ValueError(
+                "--csv: expected none of --mask_model, --landmark_model, --face_models, --pack, --force"
+            )
         from rpf_lightning.predicting import predict_list, read_list
 
         predict_list(model_dir, read_list(csv), out, batch_size, num_workers, device)
@@ -193,7 +198,8 @@ def enhance(
 
     outputs.check_places(out, [photo, *references])  # before anything is computed
     place = place_of(device)
-    networks = FaceNetworks(pack, mask_model, landmark_model, place)
+    networks = FaceNetworks(pack, mask_model, landmark_model, place, face_models)
+    print(networks.said, file=sys.stderr)  # results go to stdout
     model = RPFModel.from_pretrained(model_dir).to(place)
     if aligned:
         result = enhance_aligned(photo, references[0], model, networks, force)

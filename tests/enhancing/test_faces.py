@@ -56,9 +56,11 @@ def test_four_times_beside_a_large_face(drawn: Draw, networks: Any, monkeypatch:
 class Reducing:
     """Sees photos at up to 1920 pixels only, as the real detector; boxes and points are as coarse."""
 
+    smallest_face = 20
+
     def __init__(self, detector: Any, longest: int = 1920) -> None:
         self.detector = detector
-        self.longest = longest
+        self.longest = self.max_input_side = longest
         self.largest = 0
 
     def detect(self, image: NDArray[np.uint8]) -> list[Face]:
@@ -109,11 +111,8 @@ def test_photos_beyond_every_limit_are_searched_reduced(
     np.testing.assert_allclose(coarse.box, [1001, 1003, 1152, 1154], atol=2)
 
 
-def test_panoramas_are_searched_at_their_own_size_too(
-    drawn: Draw, networks: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_panoramas_are_searched_at_their_own_size_too(drawn: Draw, networks: Any) -> None:
     """A face too large for the overlap of the enlargement's tiles is tiny in the reduced photo."""
-    monkeypatch.setattr(faces, "MAX_INPUT_SIDE", 640)
     detector = Reducing(networks.detector, 640)
     # tiles of the enlargement reach from 0 to 320 and from 240 to 560; an eighth of 82 is too few
     photo = drawn(4600, 200, (239, 100, 82, 0))
@@ -138,11 +137,11 @@ def test_tiles_lose_nothing_and_cut_nothing(drawn: Draw, networks: Any, seed: in
 
 @pytest.mark.parametrize("left", [228, 300])  # tiles reach from 0 to 320 and from 240 to 560
 def test_cut_faces_do_not_count_however_sure_the_detector_is(drawn: Draw, networks: Any, left: int) -> None:
-    class SureOfParts:
+    class SureOfParts(type(networks.detector)):
         def detect(self, image: NDArray[np.uint8]) -> list[Face]:
             return [
                 replace(face, score=1 - face.box[2:].max() / 1e4 + (face.box[0] <= 0) + (face.area < 3000))
-                for face in networks.detector.detect(image)
+                for face in super().detect(image)
             ]
 
     assert boxes(find_faces(drawn(810, 300, (left, 80, 30, 0)), SureOfParts())) == [
@@ -150,10 +149,12 @@ def test_cut_faces_do_not_count_however_sure_the_detector_is(drawn: Draw, networ
     ]
 
 
-def test_small_and_huge_photos_are_not_enlarged(drawn: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_and_huge_photos_are_not_enlarged(
+    drawn: Draw, networks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shapes = []
 
-    class Nothing:
+    class Nothing(type(networks.detector)):
         def detect(self, image: NDArray[np.uint8]) -> list[Face]:
             shapes.append(image.shape[:2])
             return []
@@ -194,10 +195,11 @@ def test_features_are_those_of_arcface_and_computed_once(
 ) -> None:
     make_pack()
     networks = FaceNetworks()
+    assert networks.models.kind == "insightface"
     face = AlignedFace.whole(drawn(40, 40, (5, 5, 20, 99)), "")
     features = networks.features(face)
     pixels = torch.tensor(face.image).permute(2, 0, 1)[None] / 255
-    wanted = torch.nn.functional.normalize(networks.arcface(pixels)[0], dim=0)
+    wanted = torch.nn.functional.normalize(networks.recogniser(pixels)[0], dim=0)
     torch.testing.assert_close(features, wanted)
     monkeypatch.setattr(networks, "_compute", None)
     assert networks.features(face) is features
@@ -208,10 +210,14 @@ def test_masks(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     np.testing.assert_array_equal(FaceNetworks(mask_model="template").mask(face), template_mask(64))
     monkeypatch.setenv("RPF_WEIGHTS_DIR", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"parsing_bisenet\.pth.*--mask-model hull.*template"):
-        FaceNetworks().mask(face)
-    with pytest.raises(FileNotFoundError, match=r"s3fd.*--landmark-model onnx:PATH.*--mask-model template"):
-        FaceNetworks(mask_model="hull").mask(face)
-    with pytest.raises(ValueError, match="mask_model: expected bisenet or hull or template, got 'oval'"):
+        FaceNetworks(mask_model="bisenet").mask(face)
+    with pytest.raises(
+        FileNotFoundError, match=r"s3fd.*--landmark-model dlib or onnx.*--mask-model template"
+    ):
+        FaceNetworks(mask_model="hull", landmarks="face-alignment").mask(face)
+    with pytest.raises(
+        ValueError, match="mask_model: expected auto or bisenet or hull or template, got 'oval'"
+    ):
         FaceNetworks(mask_model="oval")
 
 
@@ -220,7 +226,7 @@ def test_masks_of_networks() -> None:
     face = np.zeros((64, 64, 3), np.uint8)
     half = np.zeros((512, 512), np.uint8)
     half[:, 200:] = 1
-    networks = FaceNetworks()
+    networks = FaceNetworks(mask_model="bisenet")
     networks.__dict__["_parser"] = lambda images: [half for _ in images]  # a cached property
     np.testing.assert_array_equal(networks.mask(face), np.repeat(half[:1, 4::8], 64, 0))
     half[:] = 0

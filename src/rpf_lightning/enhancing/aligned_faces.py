@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import get_args
+from typing import Literal, get_args
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from rpf_lightning.data.preparation.options import MaskModel
+from rpf_lightning.faces import dlib_models
 from rpf_lightning.faces.alignment import align_face, aligned_points, alignment_matrix, check_photo
-from rpf_lightning.faces.arcface import ArcFace
-from rpf_lightning.faces.detection import INPUT_SIDES, MAX_INPUT_SIDE, Face, FaceDetector
+from rpf_lightning.faces.detection import INPUT_SIDES, Detector, Face
+from rpf_lightning.faces.face_models import FaceModels, Recogniser, Wanted, face_models
 from rpf_lightning.faces.landmarks import LandmarkModel, landmark_model
 from rpf_lightning.faces.parsing import BiSeNetParser, hull_mask, template_mask
+from rpf_lightning.faces.weights import WEIGHTS, is_here
 from rpf_lightning.pictures import to_tensor
 
 TILE = 640  # of the enlarged photo: the detector's own input side
@@ -35,9 +36,10 @@ MAX_PIXELS = {
 MAX_PIXELS_OF_NOTHING = 64e6  # the same at the scale 4 where no face was found
 CUT = 160  # least side of what a face is found again in: at the detector's input side, it is enlarged by 4
 SAME_FACE = 0.5  # two boxes that share this much of the smaller one are one face, or a face and a part of it
-FEATURE_SIDE = 512  # ArcFace sees 112 pixels of a crop; larger ones only cost time
+FEATURE_SIDE = 512  # the recognisers see 112 or 150 pixels of a crop; larger ones only cost time
 
 
+MaskModel = Literal["auto", "bisenet", "hull", "template"]
 MaskOf = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
@@ -131,18 +133,19 @@ class Search:
         return f"not searched: {what}; cut the photo to the surroundings of a tiny face that was missed"
 
 
-def find_faces(image: NDArray[np.uint8], detector: FaceDetector) -> list[Face]:
+def find_faces(image: NDArray[np.uint8], detector: Detector) -> list[Face]:
     """Find the faces of a photo, see `search_faces`: largest box first, in pixels of the photo."""
     return list(search_faces(image, detector).faces)
 
 
-def search_faces(image: NDArray[np.uint8], detector: FaceDetector) -> Search:
+def search_faces(image: NDArray[np.uint8], detector: Detector) -> Search:
     """Find faces in a photo and in its enlargements: tiny faces are missed otherwise.
 
-    The detector sees a photo at up to 1920 pixels. Beside that, these are searched, in tiles: the enlargement by 2
-    up to 64 million pixels (of the enlargement), else the photo at its own size up to 256 million; the enlargement by
-    4 up to 16 million pixels, and where no face was found up to 64 million. Of several finds of one face the one with
-    the highest score is kept; a face that was found in the reduced photo is found again in a cut around it.
+    The detector sees a photo at up to its `max_input_side`. Beside that, these are searched, in tiles: the enlargement
+    by 2 up to 64 million pixels (of the enlargement), else, and where the reduced photo leaves a gap, the photo at its
+    own size up to 256 million; the enlargement by 4 up to 16 million pixels, and where no face was found up to 64
+    million. Of several finds of one face the one with the highest score is kept; a face that was found in the reduced
+    photo is found again in a cut around it.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -154,7 +157,7 @@ def search_faces(image: NDArray[np.uint8], detector: FaceDetector) -> Search:
     check_photo(image)
     height, width = image.shape[:2]
     longest, area = max(height, width), height * width
-    own_size = longest <= MAX_INPUT_SIDE
+    own_size = longest <= detector.max_input_side
     found = detector.detect(image)
     if not own_size:
         found = [_again(image, face, detector) for face in found]
@@ -170,7 +173,8 @@ def search_faces(image: NDArray[np.uint8], detector: FaceDetector) -> Search:
         found += _in_tiles(image, detector, scale)
     # at its own size where it is too large to be enlarged, or so long that faces too large for the tiles of the
     # enlargement are tiny in the reduced photo
-    if not own_size and (2 in left_out or longest > 4 * MAX_INPUT_SIDE):
+    smallest = detector.smallest_face * longest / detector.max_input_side
+    if not own_size and (2 in left_out or smallest > OVERLAP / 2):
         if area > MAX_PIXELS[1]:
             left_out.insert(0, 1)
         else:
@@ -183,7 +187,7 @@ def search_faces(image: NDArray[np.uint8], detector: FaceDetector) -> Search:
     return Search(tuple(sorted(kept, key=lambda face: -face.area)), tuple(scales), tuple(left_out))
 
 
-def _again(image: NDArray[np.uint8], face: Face, detector: FaceDetector) -> Face:
+def _again(image: NDArray[np.uint8], face: Face, detector: Detector) -> Face:
     """Find a face of a reduced photo again in a cut of the photo itself, so that its points are exact."""
     height, width = image.shape[:2]
     middle, size = (face.box[:2] + face.box[2:]) / 2, face.box[2:] - face.box[:2]
@@ -203,7 +207,7 @@ def _again(image: NDArray[np.uint8], face: Face, detector: FaceDetector) -> Face
     return max(finds, key=lambda other: _shared(face, other, whole=True), default=face)
 
 
-def _in_tiles(image: NDArray[np.uint8], detector: FaceDetector, scale: int) -> Iterator[Face]:
+def _in_tiles(image: NDArray[np.uint8], detector: Detector, scale: int) -> Iterator[Face]:
     height, width = image.shape[:2]
     tile = TILE // scale
     for top in _starts(height, tile, scale):
@@ -238,41 +242,60 @@ class FaceNetworks:
     """The pretrained networks around the model, each loaded when it is first needed.
 
     Args:
-        pack: insightface pack of the detector and of ArcFace; None as in `insightface_pack`.
-        mask_model: Where the reference's mask comes from: "bisenet" (facexlib), "hull" (of 68 landmarks) or
-            "template" (the mean mask of aligned faces).
-        landmarks: For "hull", as `landmark_model` takes it.
+        pack: insightface pack; None as in `insightface_pack`.
+        mask_model: Where the reference's mask comes from: "bisenet" (facexlib), "hull" (of 68 landmarks), "template"
+            (the mean mask of aligned faces), or "auto": "bisenet" where its weights are found, else "hull" where dlib
+            is installed, else "bisenet" after all.
+        landmarks: For "hull", as `landmark_model` takes it; None: dlib's where they are installed, else face-alignment.
         device: Of BiSeNet, ArcFace and face-alignment.
+        models: What finds and compares faces, as `face_models` takes it.
 
     Raises:
-        ValueError: If `mask_model` is another one.
+        ValueError: If `mask_model` or `models` is another one, or a pack is named for dlib's models.
     """
 
     def __init__(
         self,
         pack: str | None = None,
-        mask_model: MaskModel = "bisenet",
-        landmarks: str = "face-alignment",
+        mask_model: MaskModel = "auto",
+        landmarks: str | None = None,
         device: str | torch.device = "cpu",
+        models: Wanted = "auto",
     ) -> None:
         if mask_model not in get_args(MaskModel):
             raise ValueError(f"mask_model: expected {' or '.join(get_args(MaskModel))}, got {mask_model!r}")
-        self.pack, self.mask_model, self.landmarks = pack, mask_model, landmarks
+        dlibs = dlib_models.is_installed()
+        if mask_model == "auto":
+            mask_model = "hull" if dlibs and not is_here("bisenet") else "bisenet"
+        self.pack, self.mask_model = pack, mask_model
+        self.landmarks = landmarks or ("dlib" if dlibs else "face-alignment")
         self.device = torch.device(device)
+        self.models: FaceModels = face_models(models, pack, self.device)
         self._features: WeakKeyDictionary[AlignedFace, Tensor] = WeakKeyDictionary()
 
-    @cached_property
-    def detector(self) -> FaceDetector:
-        """SCRFD; raises FileNotFoundError where its weights are missing."""
-        return FaceDetector(self.pack)
+    @property
+    def said(self) -> str:
+        """What is used, for people; loads nothing."""
+        landmarks = f"the hull of 68 landmarks ({self.landmarks})"
+        masks = {
+            "bisenet": f"facexlib's BiSeNet ({WEIGHTS['bisenet'].licence})",
+            "hull": landmarks,
+            "template": "the mean mask of aligned faces",
+        }
+        return f"faces: {self.models.said}; mask of the reference: {masks[self.mask_model]}"
 
-    @cached_property
-    def arcface(self) -> ArcFace:
-        """ArcFace; raises FileNotFoundError where its weights are missing."""
-        return ArcFace(self.pack).to(self.device)
+    @property
+    def detector(self) -> Detector:
+        """Finds faces; raises FileNotFoundError where its weights are missing."""
+        return self.models.detector
+
+    @property
+    def recogniser(self) -> Recogniser:
+        """Compares people; raises FileNotFoundError where its weights are missing."""
+        return self.models.recogniser
 
     def features(self, face: AlignedFace) -> Tensor:
-        """ArcFace features of a face at the resolution that it has, (D,) fp32 of unit length, on the CPU."""
+        """Features of a face at the resolution that it has, (D,) fp32 of unit length, on the CPU."""
         if face not in self._features:
             self._features[face] = self._compute(face)
         return self._features[face]
@@ -281,7 +304,7 @@ class FaceNetworks:
     def _compute(self, face: AlignedFace) -> Tensor:
         crop = face.crop(min(max(1, round(face.side)), FEATURE_SIDE))
         pixels = to_tensor(crop).to(self.device)
-        return torch.nn.functional.normalize(self.arcface(pixels)[0].float(), dim=0).cpu()
+        return torch.nn.functional.normalize(self.recogniser(pixels)[0].float(), dim=0).cpu()
 
     @cached_property
     def mask(self) -> MaskOf:
@@ -335,5 +358,5 @@ class FaceNetworks:
             return landmark_model(self.landmarks, self.device, self.pack)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{error}. Other landmarks: --landmark-model onnx:PATH; --mask-model template needs none"
+                f"{error}. Other landmarks: --landmark-model dlib or onnx:PATH; --mask-model template needs none"
             ) from error

@@ -15,7 +15,7 @@ from rpf_lightning.enhancing.aligned_faces import (
     Search,
     search_faces,
 )
-from rpf_lightning.enhancing.identity_check import SMALLEST_SIDE, Comparison, comparable, compare
+from rpf_lightning.enhancing.identity_check import Comparison, comparable, compare, limits_of
 
 
 def reference_face(image: NDArray[np.uint8], name: str, networks: FaceNetworks) -> AlignedFace:
@@ -49,7 +49,7 @@ def photo_face(
         name: Of the photo, for messages.
         index: Which face, 0 is the largest; None: the only one or the best match.
         references: Faces that one of several is compared with.
-        networks: The detector and ArcFace.
+        networks: The detector and the recogniser.
 
     Returns:
         Its index, the face, and how the photo was searched.
@@ -61,7 +61,8 @@ def photo_face(
     faces = [AlignedFace.found(image, face) for face in search.faces]
     if not faces:
         missed = f"; {search.hint}" if search.hint else ""
-        raise RefusedError(f"{name}: no face found; searched: {search.searched}{missed}")
+        smaller = "; --face-models insightface finds smaller ones" if networks.models.kind == "dlib" else ""
+        raise RefusedError(f"{name}: no face found; searched: {search.searched}{missed}{smaller}")
     if index is not None:
         if not 0 <= index < len(faces):
             raise RefusedError(f"{name}: --face {index} is not there. {_listed(faces, search)}")
@@ -70,13 +71,14 @@ def photo_face(
         return 0, faces[0], search
     best: dict[int, Comparison] = {}
     for place, face in enumerate(faces):
-        if comparable(face):
+        if comparable(face, networks):
             compared = [found for reference in references if (found := compare(face, reference, networks))]
             best |= {place: max(compared)} if compared else {}
     place = max(best, key=lambda place: best[place].cosine, default=-1)
     if place < 0 or not best[place].matches:
+        smallest = limits_of(networks).smallest_side
         raise RefusedError(
-            f"{name}: several faces, and none of those of at least {SMALLEST_SIDE} pixels is known to be the "
+            f"{name}: several faces, and none of those of at least {smallest} pixels is known to be the "
             f"reference's person: choose with --face. {_listed(faces, search, best)}"
         )
     return place, faces[place], search

@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 from rpf_lightning.enhancing.aligned_faces import AlignedFace, FaceNetworks, MaskOf, RefusedError
 from rpf_lightning.enhancing.choosing import nearest_reference, photo_face, reference_face
 from rpf_lightning.enhancing.identity_check import (
-    OTHER,
-    SAME,
-    SMALLEST_SIDE,
     Comparison,
-    comparable,
+    Limits,
     compare,
+    limits_of,
     not_measured,
 )
 from rpf_lightning.enhancing.inputs import read_srgb
@@ -85,7 +83,7 @@ def enhance_photo(
         references: One or more portraits of the person, one large face each. Of those that surely match, else of those
             that were compared, the one whose pose is nearest is used.
         model: On any device; it is put into eval mode.
-        networks: Detector, ArcFace and mask; None: `FaceNetworks()`.
+        networks: Detector, recogniser and mask; None: `FaceNetworks()`.
         face: Which face of the photo, 0 is the largest; None: the only one, or the one that the references match.
         force: Enhance although the references clearly show another person.
 
@@ -122,7 +120,8 @@ def enhance_photo(
         )
     compared = [compare(found, portrait, networks) for portrait in portraits]
     unknown = not_measured(networks) if any(compared) else ""
-    allowed = _same_person(compared, label, found, names, force, warnings, unknown, search.hint)
+    limits = limits_of(networks)
+    allowed = _same_person(compared, limits, label, found, names, force, warnings, unknown, search.hint)
     chosen = allowed[nearest_reference(found, [portraits[i] for i in allowed])]
     lr, sharp, reference, mask = _super_resolve(
         found, label, portraits[chosen], names[chosen], model, mask_of, warnings
@@ -153,7 +152,8 @@ def enhance_aligned(
         photo: Square, smaller than the model's output.
         reference: Square, of any size.
         model: On any device; it is put into eval mode.
-        networks: ArcFace and mask; None: `FaceNetworks()`. Without ArcFace's weights the identity is not compared.
+        networks: Recogniser and mask; None: `FaceNetworks()`. Without the recogniser's weights the identity is not
+            compared.
         force: Enhance although the reference clearly shows another person.
 
     Raises:
@@ -169,7 +169,7 @@ def enhance_aligned(
         for file, label in ((photo, name), (reference, reference_name))
     )
     _refuse_large(found, name, model)
-    mask_of = networks.mask  # before ArcFace's weights, which may be fetched
+    mask_of = networks.mask  # before the recogniser's weights, which may be fetched
     try:
         compared = compare(found, portrait, networks)
         unknown = not_measured(networks) if compared else ""
@@ -177,7 +177,8 @@ def enhance_aligned(
         compared = None
         warnings.append(f"whether {reference_name} shows the same person was not compared: {error}")
     else:
-        _same_person([compared], name, found, [reference_name], force, warnings, unknown)
+        limits = limits_of(networks)
+        _same_person([compared], limits, name, found, [reference_name], force, warnings, unknown)
     lr, sharp, square, mask = _super_resolve(found, name, portrait, reference_name, model, mask_of, warnings)
     matrix = np.array([[model.size, 0, 0], [0, model.size, 0]], np.float64)
     return Enhanced(
@@ -215,6 +216,7 @@ def _refuse_large(face: AlignedFace, label: str, model: RPFModel, hint: str = ""
 
 def _same_person(
     compared: Sequence[Comparison | None],
+    limits: Limits,
     label: str,
     face: AlignedFace,
     names: Sequence[str],
@@ -228,9 +230,9 @@ def _same_person(
     `unknown` is not empty where the limits were not measured for the network: then it is a warning and nothing is
     refused. `hint` ends a refusal.
     """
-    if not comparable(face):
+    if face.side < limits.smallest_side:
         warnings.append(
-            f"{label} has {face.side:.0f} pixels, too few to tell people apart (from {SMALLEST_SIDE} on): make "
+            f"{label} has {face.side:.0f} pixels, too few to tell people apart (from {limits.smallest_side} on): make "
             "sure yourself that the reference shows the same person"
         )
         return list(range(len(names)))
@@ -239,18 +241,20 @@ def _same_person(
     others = {}
     for place, found in enumerate(compared):
         if found is None:
-            warnings.append(f"{names[place]}: its face is below {SMALLEST_SIDE} pixels, too small to compare")
+            warnings.append(
+                f"{names[place]}: its face is below {limits.smallest_side} pixels, too small to compare"
+            )
         elif unknown:
             warnings.append(f"{names[place]} and {label}: their cosine is {found.cosine:.3f}")
         elif found.differs:
             others[place] = (
                 f"{names[place]} is clearly another person than {label}: their cosine is {found.cosine:.3f}, and that "
-                f"of two photos of one person hardly ever below {OTHER}"
+                f"of two photos of one person hardly ever below {limits.other}"
             )
         elif not found.matches:
             warnings.append(
                 f"{names[place]} may be another person than {label}: their cosine is {found.cosine:.3f}, a sure match "
-                f"has {SAME} or more"
+                f"has {limits.same} or more"
             )
     if len(others) == len(names) and not force:
         missed = f". {hint.capitalize()}" if hint else ""
