@@ -16,9 +16,11 @@ from rpf_lightning.cli import main
 from rpf_lightning.data import ReferencePairsDataModule
 from rpf_lightning.data.prepared_photos import PreparedPhotos
 from rpf_lightning.evaluation import evaluate
+from rpf_lightning.evaluation.chosen_metrics import choose_metrics
 from rpf_lightning.evaluation.evaluation_pairs import choose_pairs
 from rpf_lightning.evaluation.methods import Bicubic
 from rpf_lightning.evaluation.paper_tables import TABLE1, paper_latex
+from rpf_lightning.faces import dlib_models
 from rpf_lightning.faces.landmarks import Found
 from rpf_lightning.metrics import psnr
 from rpf_lightning.model import RPFModel
@@ -296,6 +298,15 @@ def test_landmark_distance_through_the_comparison(
     expected = [abs(images[n][..., 0].mean() - truth[n][..., 0].mean()) / 64 * 100 for n in rest]
     assert results["methods"]["p"]["landmark_distance"] == pytest.approx(np.mean(expected), rel=1e-3)
     assert results["counts"]["p"]["landmark_distance"] == len(rest)
+
+
+def test_the_files_of_dlibs_landmarks_are_recorded() -> None:
+    if not dlib_models.is_installed():
+        pytest.skip("dlib is not installed")
+    metrics, said = choose_metrics(False, False, None, "dlib", torch.device("cpu"))
+    assert "landmark_distance" in metrics
+    assert said["landmark_network"] == "dlib"
+    assert said["landmark_sha256"] == [dlib_models.SHA256[dlib_models.LANDMARKS]]
 
 
 @pytest.mark.parametrize("content", [b"", b'{"torn', b'{"a": 1}\n', b"[1]\n", b"no json\n"])

@@ -246,7 +246,7 @@ def test_the_chip_is_the_one_dlib_would_cut(shared: Path) -> None:
     own = torch.tensor(
         [list(network.compute_face_descriptor(x, points(x, detect(x)[0]), 0, 0.25)) for x in images]
     )
-    given = torch.stack([torch.from_numpy(x).permute(2, 0, 1) / 255 for x in images])
+    given = torch.stack([torch.tensor(x).permute(2, 0, 1) / 255 for x in images])
     found = DlibRecogniser()(given)
     assert (found - own).norm(dim=1).mean() < 0.2  # people are 0.8 apart
     centred = torch.nn.functional.normalize(found - found.mean(0))

@@ -31,8 +31,9 @@ LIMITS = {
     # at 32, 10 % of the pairs of one person are below `other`; about 0.1 % of the pairs of two people exceed `same`, at
     # every side from the smallest on; two thirds of them are below `other`, and 0 to 2.6 % of one person's
     "insightface": Limits("rec_mbf_128.onnx", 48, 0.36, 0.05),
-    # at 48, 14 % of the pairs of one person are no more alike than the 1 % of strangers that are most alike, at 56 9 %;
-    # `same` and `other` were chosen as above: 0 to 0.5 % of the pairs of one person are below `other`
+    # at 48, 14 % of the pairs of one person are no more alike than the 1 % of strangers that are most alike, at 56 9 %,
+    # as above; less than 0.1 % of the pairs of two people exceed `same`; below `other` are 66 % of them and more, and 0
+    # to 1.1 % of one person's
     "dlib": Limits("dlib_face_recognition_resnet_model_v1.dat", 56, 0.94, 0.87),
 }
 

@@ -119,11 +119,9 @@ def _from_hub(name: str) -> Path:
     # imported here: the network itself needs torch and safetensors only
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
     files = [CONFIG_FILE, WEIGHTS_FILE]
     try:
-        validate_repo_id(name)
         if not offline():  # results go to stdout
             told = f"asking the Hugging Face hub for {name}, a download unless it was fetched before; terms and sizes: "
             print(f"{told}https://huggingface.co/{name}", file=sys.stderr)
