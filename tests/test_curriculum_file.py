@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rpf_lightning.curriculum_file import choose, left_out, named, read_curriculum
-from small_fits import LISTED, entry, write_fit, write_listed
+from small_fits import LISTED, entry, write_listed
 
 
 def test_listed_fits_in_their_order(tmp_path: Path) -> None:
@@ -74,14 +74,6 @@ def test_one_form_or_the_other(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("fits:", "fit:"))
     with pytest.raises(ValueError, match=r"expected the keys \['model_dir', 'network', 'refinement'.*'fits'"):
         read_curriculum(path)
-
-
-def test_missing_file_of_a_listed_fit(tmp_path: Path) -> None:
-    path = write_listed(tmp_path, [{**entry("joint1-2"), "file": "other.yaml"}])
-    with pytest.raises(FileNotFoundError, match=r"joint names .*other\.yaml"):
-        read_curriculum(path)
-    write_fit(tmp_path / "other.yaml", "JointStage")
-    assert read_curriculum(path)[1][0].config == tmp_path / "other.yaml"
 
 
 @pytest.mark.parametrize(

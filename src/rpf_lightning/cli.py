@@ -129,19 +129,13 @@ def _list(words: list[str]) -> None:
         f"    {name.removeprefix(group):<18} {text}" for name, text in names.items() if name.startswith(group)
     ]
     if rest[:1] in (["--help"], ["-h"]):
-        options = "" if group else "\n\n    --version          print the version"
-        print(
-            f"usage: rpf {group}COMMAND ...\n\n"
-            + "\n".join(lines)
-            + options
-            + "\n\nrpf COMMAND --help has its options."
-        )
+        options = [] if group else ["", "    --version          print the version"]
+        head = [f"usage: rpf {group}COMMAND ...", ""]
+        print("\n".join([*head, *lines, *options, "", "rpf COMMAND --help has its options."]))
         return
     expected = ", ".join(name.removeprefix(group) for name in names if name.startswith(group))
-    _fail(
-        f"rpf {group}".strip(),
-        f"expected a command first, got {rest[0] if rest else 'none'}: one of {expected}",
-    )
+    got = rest[0] if rest else "none"
+    _fail(f"rpf {group}".strip(), f"expected a command first, got {got}: one of {expected}")
 
 
 def _fail(prog: str, message: str) -> NoReturn:
