@@ -96,8 +96,9 @@ def test_every_command_has_help_and_one_word_for_one_thing(capsys):
             plain = option.removeprefix("no_")
             spellings.setdefault(plain.replace("_", "").removesuffix("s"), set()).add(plain)
             words |= set(plain.split("_"))
-    # whether there is a reference, which ones, and how many
-    assert {key for key, given in spellings.items() if len(given) > 1} <= {"reference"}, spellings
+    # whether there is a reference, which ones and how many; where to run, on how many; what is shown, and a mapping
+    twice = {key for key, given in spellings.items() if len(given) > 1}
+    assert twice <= {"reference", "device", "metric"}, spellings
     assert all(re.fullmatch("[a-z0-9.]+", word) for word in words)
     for word, others in {
         "dir": "directory path checkpoint weights", "out": "output outputs", "num": "n number nr", "lr": "low input",

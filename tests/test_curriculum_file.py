@@ -91,6 +91,8 @@ def test_a_joint_fit_belongs_to_each_of_its_blocks(tmp_path: Path, name: str, me
     assert [fit.name for fit in named(plan, name)] == means
     assert [fit.name for fit in choose(plan, name, None)] == means
     assert choose(plan, None, name) == plan[LISTED.index(means[0]) :]
+    with pytest.raises(ValueError, match="no fit is left: only 'block1-warping', from 'block2"):
+        choose(plan, "block1-warping", "block2")
 
 
 def test_names_that_there_are_are_said(tmp_path: Path) -> None:

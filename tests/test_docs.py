@@ -56,7 +56,8 @@ def test_commands_take_their_options(words, monkeypatch):
         overlays = [word for overlay in own["configs"][1:] for word in ("--config", overlay)]
         for stage, fit in {fit.stage: fit for fit in plan}.items():
             more = options_of(stage, [*overlays, *options], (*STAGES, JOINT))
-            training.read_fit(["--config", str(fit.config), *fit.options, *more])
+            place = ["--model.init_args.model_dir", "here"]
+            training.read_fit(["--config", str(fit.config), *fit.options, *more, *place])
 
 
 def test_export_page(model_dir, tmp_path, monkeypatch, capsys):

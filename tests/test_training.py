@@ -60,7 +60,7 @@ def test_fit_writes_metrics_checkpoint_configuration_and_model(write: Write, tmp
         assert saved["model"]["init_args"]["learning_rate"] == 1e-2
         assert saved["data"]["init_args"]["people"] == 6
         assert saved["trainer"]["limit_train_batches"] == 2
-        assert saved["trainer"]["min_epochs"] is None
+    assert saved["trainer"]["min_epochs"] is None  # also what was not given
     assert [file.name for file in (run_dir(tmp_path) / "panels").iterdir()] == ["epoch0000.png"]
     checkpoint = torch.load(last(tmp_path), weights_only=True)
     assert checkpoint["generator_steps"] == 2

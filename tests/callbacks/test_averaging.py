@@ -182,8 +182,10 @@ def test_the_directory_gets_the_average(start: Start, model_dir: Path, tmp_path:
     ends = []
 
     look = call(on_train_end=lambda _, stage: ends.append(weights(stage, "model.blocks.0.synthesis.")))
-    run(start(), tmp_path, callbacks=[AveragedWeights(), look])
+    trainer = run(start(), tmp_path, callbacks=[AveragedWeights(), look])
     last = load(tmp_path / "last.ckpt")
+    trainer.save_checkpoint(tmp_path / "after.ckpt", weights_only=False)
+    assert equal(load(tmp_path / "after.ckpt")["state_dict"], last["state_dict"])
     for name, value in RPFModel.from_pretrained(model_dir).blocks[0].synthesis.state_dict().items():
         assert torch.equal(value, last["state_dict"][f"model.blocks.0.synthesis.{name}"])
         assert not torch.equal(value, ends[0][f"model.blocks.0.synthesis.{name}"])

@@ -150,19 +150,19 @@ def test_negative_number() -> None:
 def test_two_processes_write_one_file(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "import sys, time\n"
         "from pathlib import Path\n"
         "from test_checkpoints import fit\n"
         "if __name__ == '__main__':\n"
         "    ddp = {'strategy': 'ddp_find_unused_parameters_true', 'devices': 2}\n"
-        "    module = fit(Path(sys.argv[2]), 3, batches=14, accumulate=2, **ddp)\n"
-        "    seen = [Path(sys.argv[2]).with_name(f'seen{rank}') for rank in (0, 1)]\n"
+        "    module = fit(Path(sys.argv[1]), 3, batches=14, accumulate=2, **ddp)\n"
+        "    seen = [Path(sys.argv[1]).with_name(f'seen{rank}') for rank in (0, 1)]\n"
         "    seen[module.global_rank].write_text(str(module.seen))\n"
         # Lightning's first process takes the other with it when it ends
         "    while not seen[1].is_file(): time.sleep(0.1)\n"
     )
-    command = [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path / "out")]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, str(script), str(tmp_path / "out")]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr
     for rank in (0, 1):

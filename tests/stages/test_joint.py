@@ -19,7 +19,7 @@ from rpf_lightning.losses import masked_l1
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize, resize_mask
 from rpf_lightning.stages import WarpingStage
-from stage_fits import call, differing, faces, kill
+from stage_fits import call, differing, faces, fresh, kill
 from stage_fits import run as run_on
 
 Fit = Callable[..., Any]
@@ -78,22 +78,11 @@ def run(stage: JointStage, folder: Path, epochs: int = 1, **kwargs: Any) -> Trai
     return run_on(stage, data, folder, epochs, enable_checkpointing=kept, **kwargs)
 
 
-class Seen(Callback):
-    """What a stage generates in its training steps."""
-
-    def __init__(self) -> None:
-        self.outputs: list[dict[str, Tensor]] = []
-        self.batches: list[ReferenceBatch] = []
-
-    def on_fit_start(self, trainer: Trainer, stage: JointStage) -> None:
-        generate = stage.generate
-
-        def watch(batch: ReferenceBatch) -> dict[str, Tensor]:
-            self.batches.append(batch)
-            self.outputs.append(generate(batch))
-            return self.outputs[-1]
-
-        stage.generate = watch  # type: ignore[method-assign]
+def watch(stage: JointStage) -> list[dict[str, Tensor]]:
+    """What a stage generates in its steps."""
+    seen, generate = [], stage.generate
+    stage.generate = lambda batch: seen.append(generate(batch)) or seen[-1]
+    return seen
 
 
 # What is trained
@@ -129,12 +118,10 @@ def test_the_loss_at_the_last_side_alone_trains_the_first_flow(joint_dir: Path, 
 
 def test_resuming_within_an_epoch_equals_not_stopping(joint_dir: Path, tmp_path: Path) -> None:
     """With random references, several of them, flips and entries."""
-    start = (joint_dir / "model.safetensors").read_bytes()
+    start = fresh(joint_dir)
 
     def fit(name: str, *callbacks: Callback, ckpt_path: Path | None = None) -> JointStage:
-        (joint_dir / "model.safetensors").write_bytes(start)
-        torch.manual_seed(3)
-        stage = make(joint_dir, 1, 2, entry_fraction=0.5)
+        stage = start("joint", entry_fraction=0.5)
         kept = LastCheckpoint(tmp_path / name, every_n_batches=2)
         run(stage, tmp_path, 2, callbacks=[kept, *callbacks], ckpt_path=ckpt_path)
         return stage
@@ -142,11 +129,10 @@ def test_resuming_within_an_epoch_equals_not_stopping(joint_dir: Path, tmp_path:
     whole = fit("whole")
     with pytest.raises(KeyError, match="killed"):
         fit("begun", kill(7))
-    begun = torch.load(tmp_path / "begun" / "last.ckpt", weights_only=True)
-    assert (
-        4 < begun["generator_steps"] < whole.generator_steps == 8
-    )  # within the second epoch of four batches
-    rest = fit("begun", ckpt_path=tmp_path / "begun" / "last.ckpt")
+    last = tmp_path / "begun" / "last.ckpt"
+    # within the second epoch of four batches
+    assert 4 < torch.load(last, weights_only=True)["generator_steps"] < whole.generator_steps == 8
+    rest = fit("begun", ckpt_path=last)
     assert rest.generator_steps == 8
     assert not differing(whole.state_dict(), rest.state_dict())
 
@@ -155,9 +141,10 @@ def test_resuming_within_an_epoch_equals_not_stopping(joint_dir: Path, tmp_path:
 
 
 def test_terms_at_the_last_side_and_half_as_much_below(joint_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
-    batch, seen = batch_of(2), Seen()
-    trainer = fit(make(joint_dir), callbacks=[seen], batches=[batch])
-    out = seen.outputs[0]
+    batch, stage = batch_of(2), make(joint_dir)
+    seen = watch(stage)
+    trainer = fit(stage, batches=[batch])
+    out = seen[0]
 
     def by_hand(gt: Tensor, mask: Tensor, flow: Tensor, suffix: str = "") -> tuple[Tensor, Tensor, Tensor]:
         l1 = ((1 + mask) * (out[f"output{suffix}"] - gt).abs()).mean()
@@ -229,7 +216,8 @@ def test_the_gradient_is_clipped(joint_dir: Path, fit: Fit, batch_of: BatchOf, c
 def test_samples_enter_at_the_blocks_of_the_fit_with_a_sharp_input_and_no_flow(
     joint_dir: Path, fit: Fit
 ) -> None:
-    stage, seen = make(joint_dir, 2, 3, entry_fraction=1.0), Seen()
+    stage = make(joint_dir, 2, 3, entry_fraction=1.0)
+    seen = watch(stage)
     given: dict[int, list[tuple[Tensor, Tensor]]] = {2: [], 3: []}
     for n in (2, 3):
         stage.model.blocks[n - 1].register_forward_pre_hook(
@@ -237,10 +225,10 @@ def test_samples_enter_at_the_blocks_of_the_fit_with_a_sharp_input_and_no_flow(
                 (args[0].detach().clone(), torch.zeros(len(args[0]), 2, 1, 1) if args[2] is None else args[2])
             )
         )
-    fit(stage, callbacks=[seen], batches=[batch_at(128)] * 12)
-    sharp = {n: resize(seen.batches[0].gt, 16 * 2 ** (n - 1)).clamp(0, 1) for n in (2, 3)}
+    fit(stage, batches=[batch := batch_at(128)] * 12)
+    sharp = {n: resize(batch.gt, 16 * 2 ** (n - 1)).clamp(0, 1) for n in (2, 3)}
     entered = {2: 0, 3: 0}
-    for outputs in seen.outputs:
+    for outputs in seen:
         assert outputs["output"].shape == (2, 3, 128, 128)
         rows = outputs.get("rows_64", torch.zeros(0, dtype=torch.long))
         entered[2] += len(rows)
@@ -257,16 +245,15 @@ def test_samples_enter_at_the_blocks_of_the_fit_with_a_sharp_input_and_no_flow(
         mixed += len(set(is_sharp)) == 2
     assert mixed
     with torch.no_grad():  # in the order of the batch, whoever entered where
-        for outputs in seen.outputs:
-            assert (outputs["output"] - seen.batches[0].gt).abs().mean((1, 2, 3)).max() < 0.5
+        for outputs in seen:
+            assert (outputs["output"] - batch.gt).abs().mean((1, 2, 3)).max() < 0.5
 
 
 def test_outputs_are_in_the_order_of_the_batch(joint_dir: Path, fit: Fit, batch_of: BatchOf) -> None:
-    seen = Seen()
     torch.manual_seed(1)
     stage = make(joint_dir, 1, 2, entry_fraction=0.5, learning_rate=0.0)
-    fit(stage, callbacks=[seen], batches=[batch_of(2)] * 10)
-    batch = seen.batches[0]
+    seen = watch(stage)
+    fit(stage, batches=[batch := batch_of(2)] * 10)
     level = stage.model.pyramid(stage.references(batch), 2)
     with torch.no_grad():
         x, flow = stage.model.after(batch.lr, level[:1])
@@ -275,7 +262,7 @@ def test_outputs_are_in_the_order_of_the_batch(joint_dir: Path, fit: Fit, batch_
             resize(batch.gt, 32).clamp(0, 1), level[1], torch.zeros_like(flow)
         ).output
     ways = set()
-    for outputs in seen.outputs:
+    for outputs in seen:
         rows = outputs.get("rows_32", torch.zeros(0, dtype=torch.long)).tolist()
         for place in range(2):
             expected = through[place] if place in rows else enters[place]

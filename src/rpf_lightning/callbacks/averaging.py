@@ -79,12 +79,14 @@ class AveragedWeights(EMAWeightAveraging):
         if self._average_model is not None:
             self._swap()
 
-    def on_validation_epoch_end(self, *_: Any) -> None:
-        """Put the raw weights back, also where a validation broke off."""
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the raw weights back."""
         if self._swapped:
             self._swap()
 
-    on_exception = on_validation_epoch_end
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the raw weights back where a validation broke off."""
+        self.on_validation_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the raw weights: others write checkpoints now, and a fit with no batch left never comes here."""

@@ -56,8 +56,9 @@ class FaceMetrics(Callback):
             metric.reset()
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
         """Add a batch."""
         assert isinstance(pl_module, RPFStage)
         given = {"output": outputs["output"].clamp(0, 1), "gt": batch.gt, "seen": {}}

@@ -46,19 +46,10 @@ def open_model(model_dir: Path, network: RPFConfig | None) -> RPFModel:
 
 
 class DirectoryStage(LightningModule, ABC):
-    """Reads the model when it is made, and writes what it trained back when a fit has finished.
+    """Reads the model when it is made, and writes what it trained back when a fit has finished; see `RPFStage`.
 
     Checkpoints hold what is trained and its critic (``self.critic``), and a hash of what that was trained on:
     not a copy of the whole model.
-
-    Args:
-        model_dir: The model directory.
-        block: The last block that is trained, counted from 1.
-        network: The network's structure, for a directory that holds no model yet.
-
-    Raises:
-        FileNotFoundError: If the directory holds no model and `network` is None.
-        ValueError: If `block` is not one of the model's, or `network` differs from the model's.
     """
 
     role: Role
