@@ -205,9 +205,8 @@ def reduced(path: Path, folder: Path, root: Path) -> list[str]:
 
 
 def kind(path: Path) -> tuple[Any, ...]:
-    content = read(path)
-    model, data = content["model"], content["data"]["class_path"]
-    return model["class_path"], model["init_args"].get("input"), data, content["trainer"].get("precision")
+    model, trainer = read(path)["model"], read(path)["trainer"]
+    return model["class_path"], model["init_args"].get("input"), trainer.get("precision")
 
 
 @pytest.mark.parametrize("path", FITS, ids=name)
