@@ -16,6 +16,6 @@ def commands(*pages: Path) -> list[list[str]]:
         text = page.read_text().replace("\\\n", " ")
         for name, value in re.findall(r'^    ([A-Z]+)="([^"]+)"', text, re.MULTILINE):
             text = text.replace(f"${name}", " ".join(value.split()))
-        lines = re.findall(r"^    rpf (?!.*\.\.\.)(.+)", text, re.MULTILINE)
+        lines = re.findall(r"^ {4,}rpf (?!.*\.\.\.)(.+)", text, re.MULTILINE)
         found += [shlex.split(line, comments=True) for line in lines]
     return found
