@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from rpf_lightning.data.dataset import fingerprint
 from rpf_lightning.data.image_files import open_image, read_photo
 from rpf_lightning.data.sample import bicubic, mask_to
 from rpf_lightning.devices import place_of
@@ -203,16 +203,18 @@ def predict_list(
 def _origins(model: RPFModel, rows: Sequence[Row]) -> dict[str, str]:
     """Say for every result what it is made from: a SHA-256 over the model and over the images' files."""
     network = [asdict(model.config), weights_hash(model.state_dict())]
-    hashes: dict[Path, str] = {}  # a reference may serve many LRs
-    for path in (path for row in rows for path in (row.lr, row.reference, row.mask) if path is not None):
-        if path not in hashes:
-            with path.open("rb") as file:
-                hashes[path] = hashlib.file_digest(file, "sha256").hexdigest()
-    origins = {}
-    for row in rows:
-        images = [None if path is None else hashes[path] for path in (row.lr, row.reference, row.mask)]
-        origins[row.name] = hashlib.sha256(json.dumps([network, images]).encode()).hexdigest()
-    return origins
+
+    @cache  # a reference may serve many LRs
+    def content(path: Path | None) -> str | None:
+        if path is None:
+            return None
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return {
+        row.name: fingerprint(network, [content(path) for path in (row.lr, row.reference, row.mask)])
+        for row in rows
+    }
 
 
 def _origin_of(file: Path) -> str | None:

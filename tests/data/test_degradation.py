@@ -162,12 +162,8 @@ def test_parameters_fill_their_ranges(
 ) -> None:
     module = Degradation(kind)
     draws = [module.draw(f"photo {i}") for i in range(1000)]
-    for values, (low, high) in (
-        ([draw.sigma[0] for draw in draws], sigma),
-        ([draw.sigma[1] for draw in draws], sigma),
-        ([draw.delta for draw in draws], delta),
-        ([draw.quality for draw in draws], quality),
-    ):
+    columns = zip(*((*draw.sigma, draw.delta, draw.quality) for draw in draws), strict=True)
+    for values, (low, high) in zip(columns, (sigma, sigma, delta, quality), strict=True):
         margin = 0.02 * (high - low)
         assert low <= min(values) <= low + margin
         assert high - margin <= max(values) <= high

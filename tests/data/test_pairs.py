@@ -64,11 +64,6 @@ def test_cache_budget_counts_all_samples() -> None:
         assert not PairsDataset(made_up_photos(), pairs, **given, cache_mb=megabytes - 1).cached
 
 
-def test_bad_sides_are_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="lr_size < side <= size"):
-        PairsDataset(made_up_photos(), [], lr_size=16, size=32, side=16)
-
-
 def test_parts_share_no_person_and_duplicates_are_no_references() -> None:
     module = MadeUpDataModule(**SIDES, val_fraction=0.3)
     module.setup("fit")
@@ -98,17 +93,11 @@ def test_loaders() -> None:
     module.setup()
     batches = list(module.train_dataloader())
     assert len(batches) == len(module.train_dataset) // 5 == 4  # of 24
-    assert all(len(batch.id) == 5 for batch in batches)  # the last one is dropped
-    assert isinstance(batches[0].id, list)
-    assert isinstance(batches[0].reference_id, list)
+    assert all(len(batch.id) == len(batch.reference_id) == 5 for batch in batches)  # the last one is dropped
     assert batches[0].lr.shape == (5, 3, 8, 8)
     assert batches[0].flow.shape == (5, 2, 16, 16)
-    same = MadeUpDataModule(**SIDES, batch_size=5)
-    same.setup()
-    again = list(same.train_dataloader())
-    assert [batch.id for batch in batches] == [batch.id for batch in again]  # seeded
     in_order = [module.train_dataset.photos.ids[pair.gt] for pair in module.train_dataset.pairs]
-    assert [name for batch in batches for name in batch.id] != in_order[: 5 * len(batches)]  # and shuffled
+    assert [name for batch in batches for name in batch.id] != in_order[:20]
     loaders = (module.val_dataloader(), module.test_dataloader(), module.predict_dataloader())
     expected = [module.val_dataset_.photos.ids[pair.gt] for pair in module.val_dataset_.pairs]
     for loader in loaders:

@@ -83,7 +83,7 @@ def test_exif_orientation(tmp_path: Path, picture: np.ndarray) -> None:
     np.testing.assert_array_equal(read_photo(tmp_path / "exif.png"), picture)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
 def test_broken_files_are_named(tmp_path: Path, picture: np.ndarray, suffix: str) -> None:
     path = tmp_path / f"x.{suffix}"
     Image.fromarray(picture).save(path)

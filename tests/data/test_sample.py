@@ -185,8 +185,10 @@ def test_small_photos_are_enlarged() -> None:
 def test_bad_input_is_refused_by_name() -> None:
     good = made_up("good")
     sides = {"lr_size": 8, "size": 64, "side": 32}
-    with pytest.raises(ValueError, match="'blind' has no landmarks"):
-        make_sample(good, replace(made_up("blind"), landmarks=None), **sides)
+    blind = replace(made_up("blind"), landmarks=None)
+    for refused in (lambda: make_sample(good, blind, **sides), lambda: landmark_fractions(blind)):
+        with pytest.raises(ValueError, match="'blind' has no landmarks"):
+            refused()
     with pytest.raises(ValueError, match="'wide' must be square"):
         landmark_fractions(replace(good, id="wide", image=good.image[:50]))
     for wrong in ({"side": 48}, {"size": 96}, {"lr_size": 0}):

@@ -7,7 +7,6 @@ of any other. The rounding to 8 bit is 58.9 dB below full scale; evaluation does
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import shutil
@@ -84,11 +83,11 @@ class LevelCache:
     @property
     def path(self) -> Path:
         """Folder of this cache: its name depends on everything that its contents depend on."""
-        content = [
+        name = fingerprint(
             FORMAT, self.photos.sha256, self.lr_size, self.size, self.sides, self.mask_reference,
             self.indices, self.references,
-        ]  # fmt: skip
-        return self.folder / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        )  # fmt: skip
+        return self.folder / name[:16]
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name of an array -> shape and type; masks are bits."""
@@ -159,7 +158,7 @@ class LevelCache:
         arrays.clear()
         part.rename(self.path)
 
-    def _of_photo(self, row: int) -> dict[str, NDArray[np.uint8]]:
+    def _of_photo(self, row: Any) -> dict[str, NDArray[np.uint8]]:
         """Make everything that comes from one photo, which is read once."""
         # a cache of other photos would never be noticed
         photo = self.photos.photo(self.indices[row], check=True)

@@ -132,7 +132,7 @@ class LevelDataModule(LightningDataModule, ABC):
             **kwargs,
         )
 
-    def _level(self) -> dict[str, int]:
+    def _level(self) -> dict[str, Any]:
         """The three sides of the level."""
         return {name: self._side_of(name) for name in ("lr_size", "size", "side")}
 
@@ -340,11 +340,11 @@ class PairsDataModule(LevelDataModule):
         level = {"lr_size": lr_size, "size": size, "side": size if side is None else side}
         return self._from_photos(pairs, level, degrade=degrade, warped=warped)
 
-    def _dataset(self, pairs: Sequence[Pair], level: Mapping[str, int], **kwargs: Any) -> ReferenceDataset:
+    def _dataset(self, pairs: Sequence[Pair], level: Mapping[str, Any], **kwargs: Any) -> ReferenceDataset:
         """Make the samples from photos that lie in memory; overridden where they lie on a disk."""
         return self._from_photos(pairs, level, cache_mb=MEMORY_MB, **kwargs)
 
-    def _from_photos(self, pairs: Sequence[Pair], level: Mapping[str, int], **kwargs: Any) -> PairsDataset:
+    def _from_photos(self, pairs: Sequence[Pair], level: Mapping[str, Any], **kwargs: Any) -> PairsDataset:
         return PairsDataset(
             self.split_pairs().photos, pairs, **level, mask_reference=self.mask_reference,
             source_side=self._source_side(), flow_rest=self.flow_rest, **kwargs,

@@ -131,7 +131,7 @@ class ReferencePairsDataModule(PreparedDataModule, PairsDataModule):
             indices |= set(found.trained)
         return {"indices": sorted(indices), "mask_reference": self.mask_reference}
 
-    def _dataset(self, pairs: Sequence[Pair], level: Mapping[str, int], **kwargs: Any) -> ReferenceDataset:
+    def _dataset(self, pairs: Sequence[Pair], level: Mapping[str, Any], **kwargs: Any) -> ReferenceDataset:
         cache = self.built_cache()
         if cache is not None and all(index in cache.row_of for pair in pairs for index in pair[:2]):
             return CachedPairs(
