@@ -31,19 +31,18 @@ def read_photo(path: Path, content: bytes | None = None) -> NDArray[np.uint8]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no image or a broken one; the message names the file.
     """
-    with _open(path, content) as file:
+    with open_image(path, content) as file:
         try:
             image = ImageOps.exif_transpose(file)
-            if image.mode.startswith(("I", "F")):
-                return _from_deep_grey(np.asarray(image), path)
-            if image.has_transparency_data:
+            deep = image.mode.startswith(("I", "F"))
+            if image.has_transparency_data and not deep:
                 rgba = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            return np.array(image.convert("RGB"))
-        except (
-            Exception
-        ) as error:  # decoders and EXIF readers raise whatever a broken file makes them stumble over
+            pixels = np.array(image if deep else image.convert("RGB"))
+        except Exception as error:
+            # decoders and EXIF readers raise whatever a broken file makes them stumble over
             raise ValueError(f"{path}: cannot be decoded: {error}") from error
+    return _from_deep_grey(pixels, path) if deep else pixels
 
 
 def read_mask(path: Path, scheme: str) -> NDArray[np.uint8]:
@@ -60,7 +59,7 @@ def read_mask(path: Path, scheme: str) -> NDArray[np.uint8]:
         FileNotFoundError: If there is no such file.
         ValueError: If it cannot be read or holds other values than the scheme's labels.
     """
-    with _open(path) as file:
+    with open_image(path) as file:
         if file.mode not in ("L", "P"):
             raise ValueError(f"{path}: expected one 8-bit label per pixel (mode L or P), got {file.mode}")
         try:
@@ -90,8 +89,8 @@ def _from_deep_grey(values: NDArray[np.generic], path: Path) -> NDArray[np.uint8
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _open(path: Path, content: bytes | None = None) -> Image.Image:
-    """Open an image, naming the file if it is not one."""
+def open_image(path: Path, content: bytes | None = None) -> Image.Image:
+    """Open an image without decoding it; arguments and errors as in `read_photo`."""
     try:
         return Image.open(path if content is None else io.BytesIO(content))
     except FileNotFoundError:
