@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +18,9 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rpf_lightning.data.image_files import read_photo
+from rpf_lightning.data.image_files import open_image, read_photo
 from rpf_lightning.devices import place_of
-from rpf_lightning.files import write_atomically
+from rpf_lightning.files import read_utf8, write_atomically
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize, resize_mask
 from rpf_lightning.model.storage import weights_hash
@@ -27,6 +29,8 @@ from rpf_lightning.pictures import png, result_file, to_uint8
 COLUMNS = ("lr", "reference", "mask", "name")
 MADE_FROM = "rpf-lightning made from"
 """Key of the text in a PNG that says what it was made from, see `_origins`."""
+logger = logging.getLogger(__name__)
+
 Images = tuple[str, Tensor, Tensor | None, Tensor | None]
 
 
@@ -64,14 +68,13 @@ def read_list(path: str | Path) -> list[Row]:
         raise FileNotFoundError(
             f"{path}: no such file; expected a CSV file with the columns {', '.join(COLUMNS)}"
         )
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        if "lr" not in columns or set(columns) - set(COLUMNS):
-            raise ValueError(
-                f"{path}: expected the column lr and at most {', '.join(COLUMNS)}, got {', '.join(columns)}"
-            )
-        rows = [_row(path, number, line) for number, line in enumerate(reader, start=2)]
+    reader = csv.DictReader(io.StringIO(read_utf8(path), newline=""))
+    columns = reader.fieldnames or []
+    if "lr" not in columns or set(columns) - set(COLUMNS):
+        raise ValueError(
+            f"{path}: expected the column lr and at most {', '.join(COLUMNS)}, got {', '.join(columns)}"
+        )
+    rows = [_row(path, number, line) for number, line in enumerate(reader, start=2)]
     seen: dict[str, int] = {}
     for number, row in enumerate(rows, start=2):
         if row.name in seen:
@@ -151,11 +154,8 @@ def check_sides(rows: Sequence[Row], sides: Sequence[int]) -> None:
         ValueError: If one is no image, or has a side that the model does not take.
     """
     for path in dict.fromkeys(row.lr for row in rows):
-        try:
-            with Image.open(path) as file:
-                width, height = file.size
-        except OSError as error:  # also where it is no image
-            raise ValueError(f"{path}: cannot be read as an image: {error}") from error
+        with open_image(path) as file:
+            width, height = file.size
         if width != height:
             raise ValueError(f"{path}: expected a square image, got {width} x {height}")
         _check_side(path, width, sides)
@@ -167,7 +167,10 @@ def _check_side(path: Path, side: int, sides: Sequence[int]) -> None:
 
 
 def _square(path: Path) -> Tensor:
-    pixels = read_photo(path)
+    notes: list[str] = []
+    pixels = read_photo(path, notes=notes)
+    for note in notes:
+        logger.warning("warning: %s", note)
     if pixels.shape[0] != pixels.shape[1]:
         raise ValueError(f"{path}: expected a square image, got {pixels.shape[1]} x {pixels.shape[0]}")
     return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1).contiguous()
@@ -249,7 +252,7 @@ def _origins(model: RPFModel, rows: Sequence[Row]) -> dict[str, str]:
 def _origin_of(file: Path) -> str | None:
     """Read what a PNG was made from; None where there is none, or it is not one of ours."""
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=["PNG"]) as image:
             return image.info.get(MADE_FROM)
     except OSError:  # missing, or no image: it is made
         return None
