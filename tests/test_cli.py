@@ -1,5 +1,6 @@
 """The tree of commands: which words it takes and what it says of others; the commands have tests of their own."""
 
+import os
 import re
 import subprocess
 import sys
@@ -192,3 +193,20 @@ def test_a_curriculum_that_cannot_begin_says_so_in_a_line(tmp_path, capsys):
         assert said.startswith("rpf curriculum: error: ")
         assert message in said
         assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_consoles_that_lack_letters(encoding: str) -> None:
+    """What a console cannot show is escaped, on both streams."""
+    code = "from rpf_lightning.cli import main; import sys; main(['--version']); print('结果é'); "
+    code += "print('结果é', file=sys.stderr); main(['结果é'])"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+        check=False,
+    )
+    shown = "结果é".encode(encoding, "backslashreplace")
+    assert run.returncode == 2, run.stderr
+    assert run.stdout.splitlines()[-1] == shown
+    assert run.stderr.count(shown) == 2

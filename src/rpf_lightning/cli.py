@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import NamedTuple, NoReturn
 
 
@@ -84,6 +85,9 @@ def main(args: list[str] | None = None) -> None:
     Raises:
         SystemExit: After a message on stderr, if an argument is wrong or the command cannot do it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a console may lack letters of a file's name
+            stream.reconfigure(errors="backslashreplace")
     # in names of options - and _ are the same
     words = [
         re.sub("^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word)

@@ -95,7 +95,7 @@ def prepare_faces(
     """Turn any folder of photos into hashed reference pairs.
 
     Args:
-        images: Folder with the photos (PNG, JPEG, WebP), with its subfolders.
+        images: Folder with the photos (PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, HEIC), with its subfolders.
         out: Prepared folder.
         identities: CSV file with the columns file, identity.
         identities_from_folders: The folder that holds a photo names its person.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -22,7 +24,7 @@ from rpf_lightning.data.dataset import fingerprint
 from rpf_lightning.data.image_files import open_image, read_photo
 from rpf_lightning.data.sample import bicubic, mask_to
 from rpf_lightning.devices import place_of
-from rpf_lightning.files import write_atomically
+from rpf_lightning.files import read_utf8, write_atomically
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.storage import weights_hash
 from rpf_lightning.pictures import png, result_file, to_uint8
@@ -30,6 +32,8 @@ from rpf_lightning.pictures import png, result_file, to_uint8
 COLUMNS = ("lr", "reference", "mask", "name")
 MADE_FROM = "rpf-lightning made from"
 """Key of the text in a PNG that says what it was made from, see `_origins`."""
+logger = logging.getLogger(__name__)
+
 Images = tuple[str, Tensor, Tensor | None, Tensor | None]
 
 
@@ -67,14 +71,13 @@ def read_list(path: str | Path) -> list[Row]:
         raise FileNotFoundError(
             f"{path}: no such file; expected a CSV file with the columns {', '.join(COLUMNS)}"
         )
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        if "lr" not in columns or set(columns) - set(COLUMNS):
-            raise ValueError(
-                f"{path}: expected the column lr and at most {', '.join(COLUMNS)}, got {', '.join(columns)}"
-            )
-        rows = [_row(path, number, line) for number, line in enumerate(reader, start=2)]
+    reader = csv.DictReader(io.StringIO(read_utf8(path), newline=""))
+    columns = reader.fieldnames or []
+    if "lr" not in columns or set(columns) - set(COLUMNS):
+        raise ValueError(
+            f"{path}: expected the column lr and at most {', '.join(COLUMNS)}, got {', '.join(columns)}"
+        )
+    rows = [_row(path, number, line) for number, line in enumerate(reader, start=2)]
     seen: dict[str, int] = {}
     for number, row in enumerate(rows, start=2):
         if row.name in seen:
@@ -139,7 +142,10 @@ def check_sides(rows: Sequence[Row], sides: Sequence[int]) -> None:
 
 
 def _square(path: Path) -> Tensor:
-    pixels = read_photo(path)
+    notes: list[str] = []
+    pixels = read_photo(path, notes=notes)
+    for note in notes:
+        logger.warning("warning: %s", note)
     if pixels.shape[0] != pixels.shape[1]:
         raise ValueError(f"{path}: expected a square image, got {pixels.shape[1]} x {pixels.shape[0]}")
     return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1).contiguous()
@@ -220,7 +226,7 @@ def _origins(model: RPFModel, rows: Sequence[Row]) -> dict[str, str]:
 def _origin_of(file: Path) -> str | None:
     """Read what a PNG was made from; None where there is none, or it is not one of ours."""
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=["PNG"]) as image:
             return image.info.get(MADE_FROM)
     except (OSError, Image.DecompressionBombError):  # missing, or not one of ours: it is made
         return None

@@ -1,13 +1,16 @@
 """Photos of every mode and broken files."""
 
+import io
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rpf_lightning.data.image_files import read_mask, read_photo
+from rpf_lightning.data import image_files
+from rpf_lightning.data.image_files import open_image, read_mask, read_photo
 
 
 @pytest.fixture
@@ -119,3 +122,104 @@ def test_masks(tmp_path: Path) -> None:
     Image.fromarray(np.dstack([labels] * 3)).save(tmp_path / "label.png")
     with pytest.raises(ValueError, match=r"label.png: expected one 8-bit label per pixel"):
         read_mask(tmp_path / "label.png", "bisenet")
+
+
+def smooth(height: int = 480) -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (height // 20, 20, 3), np.uint8)
+    return Image.fromarray(noise).resize((320, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("lacking", [1, 2, 3, 40])
+def test_jpegs_that_lack_their_last_bytes(tmp_path: Path, lacking: int, progressive: bool) -> None:
+    path = tmp_path / "a.jpg"
+    smooth().save(path, quality=90, progressive=progressive)
+    whole = read_photo(path)
+    path.write_bytes(path.read_bytes()[:-lacking])
+    notes: list[str] = []
+    read = read_photo(path, notes=notes)
+    (note,) = notes
+    assert note.startswith(f"{path}: its last bytes are missing, ")
+    lost = int(note.split("missing, ")[1].split(" of 480 rows")[0])
+    assert (lost == 0) == (lacking <= 2)  # the end mark has two
+    assert lost <= 48
+    np.testing.assert_array_equal(read[: 480 - lost], whole[: 480 - lost])
+    content = path.read_bytes()
+    np.testing.assert_array_equal(read_photo(Path("elsewhere.jpg"), content), read)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_half_a_jpeg_is_no_photo(tmp_path: Path, progressive: bool) -> None:
+    path = tmp_path / "a.jpg"
+    smooth().save(path, quality=90, progressive=progressive)
+    content = path.read_bytes()
+    for share in (0.2, 0.5, 0.8):
+        path.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(ValueError, match=r"a\.jpg: cannot be decoded: .*truncated"):
+            read_photo(path)
+
+
+def test_only_documented_formats_are_opened(tmp_path: Path) -> None:
+    """PostScript would start Ghostscript."""
+    path = tmp_path / "a.jpg"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n")
+    assert Image.open(path).format == "EPS"
+    expected = (
+        r"a\.jpg: cannot be read: it is no image, expected PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF or HEIC"
+    )
+    with pytest.raises(ValueError, match=expected):
+        read_photo(path)
+    with pytest.raises(ValueError, match=expected):
+        open_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "tif", "bmp", "avif", "gif", "webp"])
+def test_kinds(tmp_path: Path, suffix: str) -> None:
+    smooth(320).save(tmp_path / f"a.{suffix}")
+    notes: list[str] = []
+    read = read_photo(tmp_path / f"a.{suffix}", notes=notes)
+    assert np.abs(read.astype(int) - np.asarray(smooth(320))).mean() < 12  # GIF has 256 colours
+    assert notes == []
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    notes: list[str] = []
+    np.testing.assert_allclose(read_photo(path, notes=notes)[4, 4], (255, 0, 0), atol=3)
+    (note,) = notes
+    assert note.startswith(f"{path}: the first of 3 pictures was taken")
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
+
+
+def test_heic_without_pillow_heif_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.heic").write_bytes(HEIC)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    image_files._formats.cache_clear()
+    try:
+        for content in (None, HEIC):
+            with pytest.raises(
+                ValueError, match=r"a\.heic: .* it is HEIC, which needs pillow-heif.* save it as JPEG"
+            ):
+                read_photo(tmp_path / "a.heic", content)
+    finally:
+        image_files._formats.cache_clear()
+
+
+def test_heic(tmp_path: Path) -> None:
+    """Upright: pillow-heif turns the picture and resets the tag."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = io.BytesIO()
+    pillow_heif.from_pillow(smooth()).save(content, quality=95, exif=exif.tobytes())
+    (tmp_path / "a.heic").write_bytes(content.getvalue())
+    notes: list[str] = []
+    read = read_photo(tmp_path / "a.heic", notes=notes)
+    assert read.shape == (320, 480, 3)
+    assert np.abs(read.astype(int) - np.rot90(smooth(), -1)).mean() < 12
+    assert notes == []

@@ -171,6 +171,9 @@ def test_faults_are_rejected_and_nothing_else_is_lost(prepare: Prepare, folder: 
     picture.save(images / "truncated.jpg")
     (images / "truncated.jpg").write_bytes((images / "truncated.jpg").read_bytes()[:500])
     (images / "text.jpg").write_text("no photo")
+    (images / "film.mov").write_text("no photo")
+    picture.save(images / "bitmap.bmp")
+    add(folder, "bitmap.bmp")
     picture.resize((64, 50)).save(images / "wide.png")
     for name in ("truncated.jpg", "text.jpg", "wide.png", "ghost.png"):
         add(folder, name)
@@ -183,18 +186,19 @@ def test_faults_are_rejected_and_nothing_else_is_lost(prepare: Prepare, folder: 
     summary = prepare()
     out = tmp_path / "prepared"
     reasons = rejected(out)
-    assert set(reasons) == {"truncated.jpg", "text.jpg", "wide.png", "ghost.png", "labelled.png"}
+    assert set(reasons) == {"truncated.jpg", "text.jpg", "wide.png", "ghost.png", "labelled.png", "film.mov"}
+    assert "no photo by its suffix" in reasons["film.mov"]
     assert "truncated" in reasons["truncated.jpg"]
     assert "no image" in reasons["text.jpg"]
     assert "not square (64 x 50)" in reasons["wide.png"]
     assert "not in" in reasons["ghost.png"]
     assert "labels" in reasons["labelled.png"]
     counts = summary["counts"]
-    assert (counts["photos"], counts["kept"], counts["rejected"]) == (28, 24, 4)
-    assert counts["listed_without_use"] == 1
+    assert (counts["photos"], counts["kept"], counts["rejected"]) == (29, 25, 4)
+    assert counts["listed_without_use"] == 2
     assert counts["identities_with_one_photo"] == 1
     photos = PreparedPhotos(out)
-    assert {*good, "exif.png", "alone.png"} <= set(photos.ids)
+    assert {*good, "exif.png", "alone.png", "bitmap.bmp"} <= set(photos.ids)
     np.testing.assert_array_equal(photos.photo(photos.ids.index("exif.png")).image, np.asarray(picture))
     assert photos.ids.index("alone.png") not in {pair.gt for pair in photos.pairs("all")}
 
@@ -264,9 +268,9 @@ def test_stopped_runs_continue(
             raise OSError(disk, "No space left on device") if disk else RuntimeError("killed")
         write_atomically(path, content)
 
-    def counting(path: Path, content: bytes) -> Any:
+    def counting(path: Path, content: bytes, notes: list[str]) -> Any:
         read.append(path.name)
-        return read_photo(path, content)
+        return read_photo(path, content, notes)
 
     monkeypatch.setattr(annotator, "write_atomically", stop)
     monkeypatch.setattr(annotator, "read_photo", counting)
@@ -501,11 +505,11 @@ def test_ctrl_c_keeps_what_was_done(
     whole, seen = prepare("whole"), []
     handler = signal.getsignal(signal.SIGINT)
 
-    def interrupted(path: Path, content: bytes) -> Any:
+    def interrupted(path: Path, content: bytes, notes: list[str]) -> Any:
         seen.append(path)
         if len(seen) == 9:
             raise KeyboardInterrupt
-        return read_photo(path, content)
+        return read_photo(path, content, notes)
 
     try:
         with monkeypatch.context() as patch:

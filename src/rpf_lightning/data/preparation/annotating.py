@@ -19,9 +19,9 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import DataLoader
 
+from rpf_lightning.data.image_files import open_image
 from rpf_lightning.data.preparation.annotator import (
     Annotator,
     BatchWriter,
@@ -172,9 +172,9 @@ def _is_album(sources: Sequence[Source]) -> bool:
 
 def _size(path: Path) -> tuple[int, int] | None:
     try:
-        with Image.open(path) as file:
+        with open_image(path) as file:
             return file.size
-    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, struct.error):
         return None  # the pass over the photos says why
 
 

@@ -121,7 +121,7 @@ def lines(
     twins = counts["near_duplicates"]
     text = [
         f"{counts['kept']:,} of {counts['photos']:,} photos kept, {counts['rejected']:,} rejected, "
-        f"{counts['listed_without_use']:,} names without a photo or an entry (rejected.csv)",
+        f"{counts['listed_without_use']:,} other files or names (rejected.csv)",
         *(
             f"  {reason}: {times:,}"
             for reason, times in Counter(map(_kind, rejected.values())).most_common(6)
