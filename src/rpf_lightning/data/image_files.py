@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -149,11 +148,10 @@ def open_image(path: Path, content: bytes | None = None) -> Image.Image:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except UnidentifiedImageError:
-        if _is_heic(path, content) and "HEIF" not in _formats():
-            raise ValueError(
-                f"{path}: cannot be read: it is HEIC, which needs pillow-heif (pip install 'rpf-lightning[heic]'); "
-                "or save it as JPEG"
-            ) from None
+        if _is_heic(path, content):
+            needs = "which needs pillow-heif (pip install 'rpf-lightning[heic]')"
+            why = "which pillow-heif cannot read" if "HEIF" in _formats() else needs
+            raise ValueError(f"{path}: cannot be read: it is HEIC, {why}; or save it as JPEG") from None
         raise ValueError(f"{path}: cannot be read: it is no image, expected {KINDS}") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: too large, cut or reduce it first: {error}") from error
@@ -162,7 +160,7 @@ def open_image(path: Path, content: bytes | None = None) -> Image.Image:
 
 
 @cache
-def _formats() -> Sequence[str]:
+def _formats() -> tuple[str, ...]:
     """What Pillow may open; HEIC where pillow-heif is installed."""
     try:
         from pillow_heif import register_heif_opener
