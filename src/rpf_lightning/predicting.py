@@ -27,7 +27,7 @@ from rpf_lightning.devices import place_of
 from rpf_lightning.files import read_utf8, write_atomically
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.storage import weights_hash
-from rpf_lightning.pictures import png, result_file, to_uint8
+from rpf_lightning.pictures import is_grey, png, result_file, to_grey, to_uint8
 
 COLUMNS = ("lr", "reference", "mask", "name")
 MADE_FROM = "rpf-lightning made from"
@@ -199,7 +199,9 @@ def predict_list(
         with torch.inference_mode():
             given = (None if tensor is None else tensor.to(chosen) for tensor in (reference, mask))
             output = model(lr.to(chosen), *given)
-        for name, image in zip(names, to_uint8(output), strict=True):
+        for name, image, small in zip(names, to_uint8(output), to_uint8(lr), strict=True):
+            if is_grey(small):
+                image = to_grey(image)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / name, png(image, {MADE_FROM: origins[name]}))
     say(f"{len(rows)} images in {out}, {len(todo)} of them new")

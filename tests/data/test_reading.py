@@ -210,6 +210,16 @@ def test_heic_without_pillow_heif_is_named(tmp_path: Path, monkeypatch: pytest.M
         image_files._formats.cache_clear()
 
 
+def test_broken_heic_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif")
+    (tmp_path / "a.heic").write_bytes(HEIC)
+    with pytest.raises(
+        ValueError,
+        match=r"a\.heic: cannot be read: it is HEIC, which pillow-heif cannot read; or save it as JPEG",
+    ):
+        read_photo(tmp_path / "a.heic")
+
+
 def test_heic(tmp_path: Path) -> None:
     """Upright: pillow-heif turns the picture and resets the tag."""
     pillow_heif = pytest.importorskip("pillow_heif")

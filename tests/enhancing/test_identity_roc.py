@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpf_lightning.enhancing.aligned_faces import MAX_PIXELS, MAX_PIXELS_OF_NOTHING
+from rpf_lightning.enhancing.aligned_faces import MAX_PIXELS, SMALLEST
+from rpf_lightning.enhancing.enhance import MOST_PIXELS
 from rpf_lightning.enhancing.identity_check import MEASURED, OTHER, SAME, SMALLEST_SIDE
+from rpf_lightning.enhancing.paste import MAX_PIXELS as LARGEST
 from rpf_lightning.faces.detection import Face
 
 ROOT = Path(__file__).parents[2]
@@ -113,10 +115,11 @@ def test_the_page_states_the_constants() -> None:
     assert f"`{MEASURED}`" in page
     itself, twice, four_times = (int(MAX_PIXELS[scale] / 1e6) for scale in (1, 2, 4))
     flat = " ".join(page.split())
-    assert f"enlargement by 2 (of up to {twice} million pixels, photos of {twice // 4} million)" in flat
-    assert f"else the photo itself (up to {itself} million;" in flat
-    nothing = int(MAX_PIXELS_OF_NOTHING / 1e6)
-    line = (
-        f"the enlargement by 4 (up to {four_times} million, {nothing} million where no face was found so far)"
-    )
-    assert line in flat
+    for line in (
+        f"| {four_times // 16} million | enlarged by 4 | {SMALLEST // 4} pixels |",
+        f"| {twice // 4} million | enlarged by 2 | {SMALLEST // 2} pixels |",
+        f"| {itself} million | as it is | {SMALLEST} pixels |",
+        f"| {int(MOST_PIXELS / 1e6)} million | reduced by 2 | {2 * SMALLEST} pixels |",
+        f"up to {int(LARGEST / 1e6)} million pixels",
+    ):
+        assert line in flat

@@ -147,11 +147,10 @@ def open_image(path: Path, content: bytes | None = None) -> Image.Image:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except UnidentifiedImageError:
-        if _is_heic(path, content) and "HEIF" not in _formats():
-            raise ValueError(
-                f"{path}: cannot be read: it is HEIC, which needs pillow-heif (pip install 'rpf-lightning[heic]'); "
-                "or save it as JPEG"
-            ) from None
+        if _is_heic(path, content):
+            needs = "which needs pillow-heif (pip install 'rpf-lightning[heic]')"
+            why = "which pillow-heif cannot read" if "HEIF" in _formats() else needs
+            raise ValueError(f"{path}: cannot be read: it is HEIC, {why}; or save it as JPEG") from None
         raise ValueError(f"{path}: cannot be read: it is no image, expected {KINDS}") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: too large, cut or reduce it first: {error}") from error

@@ -61,7 +61,7 @@ def photo_face(
     faces = [AlignedFace.found(image, face) for face in search.faces]
     if not faces:
         missed = f"; {search.hint}" if search.hint else ""
-        raise RefusedError(f"{name}: no face found; searched: {search.searched}{missed}")
+        raise RefusedError(f"{name}: no face found, sought from {search.smallest} pixels on{missed}")
     if index is not None:
         if not 0 <= index < len(faces):
             raise RefusedError(f"{name}: --face {index} is not there. {_listed(faces, search)}")

@@ -31,7 +31,7 @@ def enlargement(image: NDArray[np.uint8], face_side: float, size: int) -> tuple[
         size: S, side of the super-resolved face.
 
     Returns:
-        The least whole factor, and whether it had to be less to keep the photo below 100 million pixels.
+        The least whole factor, 1 at least, and whether it had to be less to keep the photo below 100 million pixels.
     """
     wanted = max(1, ceil(size / face_side))
     height, width = image.shape[:2]
@@ -98,6 +98,8 @@ def corrected(
     if matrix is None:
         return to_uint8(back_project(to_tensor(image), to_tensor(photo))[0])
     factor = len(image) // len(photo)
+    if factor == 1:
+        return image  # to agree with the photo's pixels would be to keep them
     height, width = photo.shape[:2]
     corners = matrix @ CORNERS / factor
     left, top = (np.floor(corners.min(1)).astype(int) - MARGIN).clip(0, (width, height))
