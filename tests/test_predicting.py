@@ -268,3 +268,13 @@ def test_missing_list_and_bad_images_are_named(
         with pytest.raises(SystemExit):
             main(enhance(path, model_dir, tmp_path / "out"))
         assert message in capsys.readouterr().err
+
+
+def test_grey_faces_stay_grey(album: Path, model_dir: Path, tmp_path: Path) -> None:
+    with Image.open(album / "lr0.png") as lr:
+        lr.convert("L").save(album / "lr0.png")
+    listed = write(album, "lr,reference", "lr0.png,photos/ref0.png", "lr1.png,photos/ref0.png")
+    main(enhance(listed, model_dir, tmp_path / "out"))
+    grey, coloured = (np.asarray(Image.open(tmp_path / "out" / f"lr{n}.png")).astype(int) for n in range(2))
+    assert np.ptp(grey, axis=2).max() == 0
+    assert np.ptp(coloured, axis=2).max() > 20

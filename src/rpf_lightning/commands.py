@@ -214,6 +214,7 @@ def enhance(
         result = enhance_aligned(photo, references[0], model, networks, force)
     else:
         result = enhance_photo(photo, references, model, networks, face, force, scale)
+    del networks, model  # writing a large photo needs their memory
     files = write_enhanced(result, out, strip_metadata, quality)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -15,7 +15,7 @@ from PIL import Image
 from rpf_lightning.drawing import Cell, Row, draw_rows
 from rpf_lightning.enhancing.enhance import Enhanced
 from rpf_lightning.enhancing.inputs import Metadata, from_srgb
-from rpf_lightning.enhancing.paste import enlarge
+from rpf_lightning.enhancing.paste import box_around, enlarge
 from rpf_lightning.files import write_atomically
 from rpf_lightning.pictures import JPEG, png
 
@@ -84,10 +84,12 @@ def _in_own_colours(result: Enhanced) -> NDArray[np.uint8]:
     """The result in the colours of the photo's profile; around the face those that sRGB lacks are there again."""
     if result.metadata.own is None:
         return result.image
-    image = enlarge(result.metadata.own, result.factor).copy()
-    changed = (result.image != result.before).any(2)
+    image = enlarge(result.metadata.own, result.factor)
+    left, top, right, bottom = box_around(result.matrix, image)
+    box = slice(top, bottom), slice(left, right)
+    changed = (result.image[box] != result.before[box]).any(2)
     if changed.any():
-        image[changed] = from_srgb(result.image[changed][None], result.metadata.profile)[0]
+        image[box][changed] = from_srgb(result.image[box][changed][None], result.metadata.profile)[0]
     return image
 
 

@@ -154,7 +154,9 @@ def test_duplicates_are_no_references_and_leaks_are_reported(
     ]  # fmt: skip
 
 
-def test_faults_are_rejected_and_nothing_else_is_lost(prepare: Prepare, folder: Path, tmp_path: Path) -> None:
+def test_faults_are_rejected_and_nothing_else_is_lost(
+    prepare: Prepare, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     images = folder / "images"
     picture = Image.open(images / "0-0.png").convert("RGB")
     good = {"grey.png": picture.convert("L"), "rgba.png": picture.convert("RGBA")}
@@ -172,6 +174,9 @@ def test_faults_are_rejected_and_nothing_else_is_lost(prepare: Prepare, folder: 
     (images / "truncated.jpg").write_bytes((images / "truncated.jpg").read_bytes()[:500])
     (images / "text.jpg").write_text("no photo")
     (images / "film.mov").write_text("no photo")
+    picture.save(images / "cut.jpg")
+    (images / "cut.jpg").write_bytes((images / "cut.jpg").read_bytes()[:-2])
+    add(folder, "cut.jpg")
     picture.save(images / "bitmap.bmp")
     add(folder, "bitmap.bmp")
     picture.resize((64, 50)).save(images / "wide.png")
@@ -193,12 +198,14 @@ def test_faults_are_rejected_and_nothing_else_is_lost(prepare: Prepare, folder: 
     assert "not square (64 x 50)" in reasons["wide.png"]
     assert "not in" in reasons["ghost.png"]
     assert "labels" in reasons["labelled.png"]
+    cut = images / "cut.jpg"
+    assert f"warning: {cut}: its last bytes are missing, 0 of 64 rows may be wrong" in caplog.messages
     counts = summary["counts"]
-    assert (counts["photos"], counts["kept"], counts["rejected"]) == (29, 25, 4)
+    assert (counts["photos"], counts["kept"], counts["rejected"]) == (30, 26, 4)
     assert counts["listed_without_use"] == 2
     assert counts["identities_with_one_photo"] == 1
     photos = PreparedPhotos(out)
-    assert {*good, "exif.png", "alone.png", "bitmap.bmp"} <= set(photos.ids)
+    assert {*good, "exif.png", "alone.png", "bitmap.bmp", "cut.jpg"} <= set(photos.ids)
     np.testing.assert_array_equal(photos.photo(photos.ids.index("exif.png")).image, np.asarray(picture))
     assert photos.ids.index("alone.png") not in {pair.gt for pair in photos.pairs("all")}
 
