@@ -125,8 +125,6 @@ def reconstruct(
         if chosen is not None:
             one = chosen[0] if len(chosen) == 1 else chosen
             arguments = (reference[:, one].float() / 255, mask[:, one].float())
-        elif model.config.synthesis_copy:
-            arguments = (torch.zeros(reference[:, 0].shape), torch.zeros(mask[:, 0].shape))
         else:
             arguments = (None, None)
         output, blocks = model(lr, *arguments, return_intermediates=True, size=side)
