@@ -195,6 +195,7 @@ def reduced(path: Path, folder: Path, root: Path) -> list[str]:
     options = {
         "trainer.accelerator": "cpu", "trainer.enable_progress_bar": "false",
         "trainer.log_every_n_steps": "1", "trainer.limit_train_batches": "1",
+        "model.init_args.gradient_norms_every": "1",
         "model.init_args.model_dir": str(folder / "model"), "model.init_args.block": "2",
         "model.init_args.network": json.dumps(network), "data.init_args.batch_size": "2",
         "data.init_args.val_fraction": "0.34", "data.init_args.num_workers": "0",
@@ -206,7 +207,8 @@ def reduced(path: Path, folder: Path, root: Path) -> list[str]:
 
 def kind(path: Path) -> tuple[Any, ...]:
     model, trainer = read(path)["model"], read(path)["trainer"]
-    return model["class_path"], model["init_args"].get("input"), trainer.get("precision")
+    copies = read(path.parent / "curriculum.yaml")["network"].get("synthesis_copy")
+    return model["class_path"], model["init_args"].get("input"), trainer.get("precision"), copies
 
 
 @pytest.mark.parametrize("path", FITS, ids=name)
