@@ -391,6 +391,29 @@ def test_held_out_people_have_pairs(prepare: Prepare, folder: Path, tmp_path: Pa
     assert any("warning: pairs_train is empty: too few people" in line for line in lines)
 
 
+def test_aligned_faces_replace_no_photo_and_no_other_face(
+    prepare: Prepare, folder: Path, tmp_path: Path
+) -> None:
+    options = {"labels": None, "label_scheme": None, "mask_model": "hull", "align": "always", "side": 64}
+    photo = folder / "images" / "0-0.png"
+    before = photo.read_bytes()
+    for out in ("folder", "folder/images"):  # `folder/images/0-0.png` would be the face's name too
+        with pytest.raises(ValueError, match=f"{out}: holds photos; give another --out for the aligned"):
+            prepare(out, **options)
+    assert photo.read_bytes() == before
+    content = rows(folder, "landmarks.csv")
+    for name, like in (("0-0.webp", "1-0.png"), ("0-0.png.png", "2-0.png")):  # one name in all, if shortened
+        Image.open(folder / "images" / like).save(folder / "images" / name, lossless=True)
+        content.append([name, *next(row for row in content if row[0] == like)[1:]])
+    write(folder, "landmarks.csv", content)
+    assert prepare(**options)["counts"]["kept"] == 20
+    photos = PreparedPhotos(tmp_path / "prepared")
+    for name, person in (("0-0.png.png", 0), ("0-0.webp.png", 1), ("0-0.png.png.png", 2)):
+        drawn = render_photo(person, 0, 64)
+        expected = align_face(drawn.image, drawn.landmarks.round(3), 64)
+        np.testing.assert_array_equal(photos.photo(photos.ids.index(name)).image, expected)
+
+
 def test_landmarks_that_place_no_square_are_rejected(prepare: Prepare, folder: Path, tmp_path: Path) -> None:
     """Eyes and mouth in one point, though not all points are on one line. Given landmarks need no detector."""
     content = rows(folder, "landmarks.csv")

@@ -7,7 +7,6 @@ import logging
 import os
 import struct
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -115,7 +114,7 @@ def annotate(
         say(
             "most photos are not square: faces are found and aligned (--align never takes photos as they are)"
         )
-    if aligned and out.resolve() in {source.path.resolve().parent for source in sources}:
+    if aligned and any(source.path.resolve().is_relative_to(out.resolve()) for source in sources):
         raise ValueError(f"{out}: holds photos; give another --out for the aligned faces")
     annotator, problems = _annotator(sources, aligned, options)
     for problem in problems:
@@ -272,13 +271,9 @@ def refuse_changes(out: Path, before: dict[str, Any], now: dict[str, Any]) -> No
 
 
 def _face_names(sources: Sequence[Source]) -> list[str]:
-    """Name the aligned faces after their photos, `.png`; photos that differ in the suffix only keep it."""
+    """Name the aligned faces after their photos, `.png`; where some differ in the suffix only, all keep it."""
     short = [PurePosixPath(source.file).with_suffix(".png").as_posix() for source in sources]
-    times = Counter(short)
-    return [
-        name if times[name] == 1 else f"{source.file}.png"
-        for name, source in zip(short, sources, strict=True)
-    ]
+    return short if len({*short}) == len(short) else [f"{source.file}.png" for source in sources]
 
 
 @contextmanager
