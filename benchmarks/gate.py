@@ -125,8 +125,6 @@ def reconstruct(
         if chosen is not None:
             one = chosen[0] if len(chosen) == 1 else chosen
             arguments = (reference[:, one].float() / 255, mask[:, one].float())
-        elif model.config.synthesis_copy:
-            arguments = (torch.zeros(reference[:, 0].shape), torch.zeros(mask[:, 0].shape))
         else:
             arguments = (None, None)
         output, blocks = model(lr, *arguments, return_intermediates=True, size=side)
@@ -237,10 +235,7 @@ def differences(rows: dict[str, Values], other: Values, people: Sequence[str]) -
 
 def options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, RPFModel]]:
     """Read the command line and the models; what does not fit is refused before anything is measured."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("prepared", help="a prepared folder")
+    parser = measure.parser(__doc__)
     parser.add_argument("--models", nargs="+", default=["celeba-hq-16to128"], metavar="MODEL")
     parser.add_argument("--side", type=int, default=64, help="the block whose output is looked at")
     parser.add_argument("--entry", type=int, help="side of the LR; the models' own unless given")
@@ -252,8 +247,6 @@ def options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[s
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     parser.add_argument("--against", type=Path, metavar="FILE.json", help="what another run has written")
     known = parser.parse_args(arguments)
-    if not (Path(known.prepared) / "prepare.json").is_file():
-        parser.error(f"{known.prepared} is no prepared folder: it has no prepare.json")
     if known.references is not None and known.references < 2:
         parser.error(f"--references: expected at least 2, got {known.references}")
     models = {name: RPFModel.from_pretrained(name) for name in known.models}

@@ -208,6 +208,12 @@ def make_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return make
 
 
+@pytest.fixture
+def made_up_weights(alexnet_state: dict[str, Tensor], make_pack: Callable[..., Path]) -> None:
+    """AlexNet's and an insightface pack's."""
+    torch.save(alexnet_state, make_pack().parents[3] / "alexnet_features.pth")
+
+
 # A folder of drawn photos with every annotation, as people would have one, and its prepared form.
 
 PEOPLE, EACH, SIDE = 6, 3, 64

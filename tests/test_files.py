@@ -7,7 +7,27 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
-from rpf_lightning.files import locked
+from rpf_lightning.files import locked, read_utf8
+
+
+def test_texts_of_other_encodings_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    text = "lr\nJosé.png\n"
+    for encoding in ("utf-8", "utf-8-sig"):
+        path.write_bytes(text.encode(encoding))
+        assert read_utf8(path) == text
+    for encoding, found in (
+        ("cp1252", "byte 0xe9 in line 2"),
+        ("utf-16", "it looks like UTF-16"),
+        ("utf-16-be", "byte 0xe9 in line 2"),
+        ("utf-16-le", "byte 0xe9 in line 2"),
+    ):
+        path.write_bytes(text.encode(encoding))
+        with pytest.raises(ValueError, match=f"list.csv: expected text in UTF-8, {found}; save it as UTF-8"):
+            read_utf8(path)
+    path.write_bytes(b"l\0r\0\n\0")
+    with pytest.raises(ValueError, match="it looks like UTF-16"):
+        read_utf8(path)
 
 
 def test_a_lock_keeps_others_out_and_is_given_back(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import NamedTuple, NoReturn
 
 
@@ -84,6 +85,9 @@ def main(args: list[str] | None = None) -> None:
     Raises:
         SystemExit: After a message on stderr, if an argument is wrong or the command cannot do it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a console may lack letters of a file's name
+            stream.reconfigure(errors="backslashreplace")
     # in names of options - and _ are the same
     words = [
         re.sub("^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word)
@@ -129,19 +133,13 @@ def _list(words: list[str]) -> None:
         f"    {name.removeprefix(group):<18} {text}" for name, text in names.items() if name.startswith(group)
     ]
     if rest[:1] in (["--help"], ["-h"]):
-        options = "" if group else "\n\n    --version          print the version"
-        print(
-            f"usage: rpf {group}COMMAND ...\n\n"
-            + "\n".join(lines)
-            + options
-            + "\n\nrpf COMMAND --help has its options."
-        )
+        options = [] if group else ["", "    --version          print the version"]
+        head = [f"usage: rpf {group}COMMAND ...", ""]
+        print("\n".join([*head, *lines, *options, "", "rpf COMMAND --help has its options."]))
         return
     expected = ", ".join(name.removeprefix(group) for name in names if name.startswith(group))
-    _fail(
-        f"rpf {group}".strip(),
-        f"expected a command first, got {rest[0] if rest else 'none'}: one of {expected}",
-    )
+    got = rest[0] if rest else "none"
+    _fail(f"rpf {group}".strip(), f"expected a command first, got {got}: one of {expected}")
 
 
 def _fail(prog: str, message: str) -> NoReturn:

@@ -52,11 +52,8 @@ def parser_of(function: Callable[..., Any], prog: str, description: str, config:
     parser = ArgumentParser(prog=prog, description=description, formatter_class=OptionLines)
     if config:
         parser.add_argument("--config", action=ConfigFile, help="a YAML file with options of this command")
-    optional = [
-        name
-        for name, parameter in signature(function).parameters.items()
-        if parameter.kind is Parameter.POSITIONAL_OR_KEYWORD and parameter.default is not Parameter.empty
-    ]
+    places = [p for p in signature(function).parameters.values() if p.kind is Parameter.POSITIONAL_OR_KEYWORD]
+    optional = [place.name for place in places if place.default is not Parameter.empty]
     if optional:  # jsonargparse would make options of them; it has read their help
         options = ArgumentParser()
         options.add_function_arguments(function, as_group=False)
@@ -69,10 +66,8 @@ def parser_of(function: Callable[..., Any], prog: str, description: str, config:
             action.option_strings = [f"--{action.dest[:-1]}"]
             action.metavar = action.dest[:-1].upper()
             parser._option_string_actions[action.option_strings[0]] = action
-    places = [
-        f"[{action.dest}]" if action.nargs else action.dest for action in parser._get_positional_actions()
-    ]
-    parser.usage = " ".join([prog, *places, "[options]"])
+    shown = [f"[{place.name}]" if place.name in optional else place.name for place in places]
+    parser.usage = " ".join([prog, *shown, "[options]"])
     return parser
 
 

@@ -95,7 +95,7 @@ def prepare_faces(
     """Turn any folder of photos into hashed reference pairs.
 
     Args:
-        images: Folder with the photos (PNG, JPEG, WebP), with its subfolders.
+        images: Folder with the photos (PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, HEIC), with its subfolders.
         out: Prepared folder.
         identities: CSV file with the columns file, identity.
         identities_from_folders: The folder that holds a photo names its person.
@@ -149,6 +149,10 @@ def enhance(
     face_models: Literal["auto", "insightface", "dlib"] = "auto",
     pack: str | None = None,
     force: bool = False,
+    scale: int | None = None,
+    keep_size: bool = False,
+    quality: int = 95,
+    strip_metadata: bool = False,
     batch_size: int = 8,
     num_workers: int = 0,
     device: str = "auto",
@@ -157,7 +161,7 @@ def enhance(
 
     Args:
         photo: A photo with a small face; with --aligned an aligned square crop.
-        out: The PNG, beside it NAME_side_by_side.png; with --csv the folder of the PNGs.
+        out: NAME.png, .jpg or .webp, beside it NAME_side_by_side.png; with --csv the folder of the PNGs.
         references: One large face of the same person; of several, the one whose pose is nearest, matches first.
         model_dir: A model directory, the name of a packaged model, or a repository of the Hugging Face hub.
         face: Which face of the photo; 0 is the largest.
@@ -168,6 +172,10 @@ def enhance(
         face_models: What finds and compares faces; auto is insightface where a pack is found or named, else dlib.
         pack: insightface pack.
         force: Enhance also with a reference of another person.
+        scale: How many times the photo is enlarged; left out: as the face needs it.
+        keep_size: The photo keeps its size, as --scale 1.
+        quality: Of JPEG and WebP, 1 to 100.
+        strip_metadata: Keep neither EXIF nor colour profile.
         batch_size: Of --csv: faces per step.
         num_workers: Of --csv: processes that load.
         device: A torch device, such as cuda:1; auto is the GPU where there is one.
@@ -184,6 +192,8 @@ def enhance(
             raise ValueError(
                 "--csv: expected none of --mask_model, --landmark_model, --face_models, --pack, --force"
             )
+        if scale is not None or keep_size or quality != 95 or strip_metadata:
+            raise ValueError("--csv: expected none of --scale, --keep_size, --quality, --strip_metadata")
         from rpf_lightning.predicting import predict_list, read_list
 
         predict_list(model_dir, read_list(csv), out, batch_size, num_workers, device)
@@ -192,11 +202,16 @@ def enhance(
         raise ValueError("expected a photo and --reference, or --aligned --csv LIST")
     if aligned and (face is not None or len(references) > 1):
         raise ValueError("--aligned: expected one --reference and no --face, since nothing is detected")
+    if (keep_size and scale is not None) or (aligned and (keep_size or scale is not None)):
+        raise ValueError("--scale, --keep_size: expected one of them, and none with --aligned")
+    scale = 1 if keep_size else scale
     from rpf_lightning.devices import place_of
     from rpf_lightning.enhancing import FaceNetworks, enhance_aligned, enhance_photo, outputs, write_enhanced
+    from rpf_lightning.enhancing.enhance import check_size
     from rpf_lightning.model import RPFModel
 
-    outputs.check_places(out, [photo, *references])  # before anything is computed
+    outputs.check_places(out, [photo, *references], quality)  # before anything is computed
+    check_size(photo, scale)  # and before networks are loaded
     place = place_of(device)
     networks = FaceNetworks(pack, mask_model, landmark_model, place, face_models)
     print(networks.said, file=sys.stderr)  # results go to stdout
@@ -204,11 +219,14 @@ def enhance(
     if aligned:
         result = enhance_aligned(photo, references[0], model, networks, force)
     else:
-        result = enhance_photo(photo, references, model, networks, face, force)
-    files = write_enhanced(result, out)
+        result = enhance_photo(photo, references, model, networks, face, force, scale)
+    del networks, model  # writing a large photo needs their memory
+    files = write_enhanced(result, out, strip_metadata, quality)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{outputs.summary(result)}; reference {references[result.reference_index]}")
+    if result.sought:
+        print(f"faces were sought from {result.sought} pixels on")
     print(" and ".join(map(str, files)))
 
 

@@ -103,9 +103,7 @@ def run_curriculum(
             except ValueError as error:
                 raise ValueError(f"{fit.name}, {fit.config} with the options given: {error}") from error
             _refuse_changes(fit, state, parsed[fit.name], directory)
-            if (
-                curriculum.fits is not None
-            ):  # else the fits of a block may run in any order, at one's own risk
+            if curriculum.fits is not None:  # else a block's fits may run in any order, at one's own risk
                 _refuse_repeat(fit, plan, state, directory)
     if missing := [fit.name for fit in left_out(plan, chosen, start) if fit.name not in state["finished"]]:
         say(f"not finished, their modules are taken as they are in {directory}: {', '.join(missing)}")
@@ -140,7 +138,8 @@ def run_curriculum(
         state["finished"][fit.name] = done
         _note(directory, state, "finished", fit.name, done)
     if all(fit.name in state["finished"] for fit in plan):
-        _remove_cache(directory)
+        # x^(n) of the last block: nothing is left that would read it
+        rank_zero_only(shutil.rmtree)(directory / "cache", ignore_errors=True)
     return directory
 
 
@@ -153,7 +152,7 @@ def _refusing() -> Iterator[None]:
 
 
 def _open(directory: Path, curriculum: Curriculum, state: State) -> None:
-    """Make the model where there is none, and note where its weights come from."""
+    """Make the model where there is none, and note where its weights come from; see `_refuse_model`."""
     with locked(directory / LOCK):  # of several processes that start at once, one makes it
         noted = _read_state(directory)
         if (directory / CONFIG_FILE).is_file():
@@ -172,11 +171,7 @@ def _open(directory: Path, curriculum: Curriculum, state: State) -> None:
 
 
 def _initial_model(name: str, network: dict[str, Any]) -> RPFModel:
-    """Read the weights to start from.
-
-    Raises:
-        ValueError: If they are of a model with arguments that the curriculum does not name.
-    """
+    """Read the weights to start from; raise a ValueError if the curriculum names not all of their arguments."""
     model = RPFModel.from_pretrained(name, **network)
     differing = model.config.differences(RPFConfig(**network))
     if other := {name: there for name, (there, _) in differing.items()}:
@@ -217,7 +212,6 @@ def _last(directory: Path, fit: Fit) -> Path:
 
 
 def _read_state(directory: Path) -> State:
-    """Settings of the finished fits and of those that were started and not finished."""
     path = directory / STATE_FILE
     if not path.is_file():
         return {"finished": {}, "started": {}}
@@ -240,7 +234,7 @@ def _read_state(directory: Path) -> State:
 def _note(
     directory: Path, state: State, kind: Literal["finished", "started"], name: str, settings: Settings | None
 ) -> None:
-    """Write down that a fit was started or is finished; what another command noted meanwhile stays."""
+    """Write down that a fit was started or is finished, or None: neither; what others noted meanwhile stays."""
     with locked(directory / LOCK):
         there = _read_state(directory) if (directory / STATE_FILE).is_file() else state
         there["started"].pop(name, None)
@@ -262,17 +256,15 @@ def _clean(directory: Path, fit: Fit) -> None:
                 file.unlink(missing_ok=True)
 
 
-@rank_zero_only
-def _remove_cache(directory: Path) -> None:
-    """Remove x^(n) of the last block: nothing is left that would read it."""
-    shutil.rmtree(directory / "cache", ignore_errors=True)
+def _begun(fit: Fit, state: State, directory: Path) -> bool:
+    return fit.name in state["started"] and _last(directory, fit).is_file()
 
 
 def _refuse_changes(fit: Fit, state: State, parsed: dict[str, Any], directory: Path) -> None:
     if fit.name in state["finished"]:
         before, what = state["finished"][fit.name], "was finished"
         remedy = "Use another --model_dir, or put the settings back"
-    elif fit.name in state["started"] and _last(directory, fit).is_file():  # else it starts anew
+    elif _begun(fit, state, directory):  # else it starts anew
         before, what = state["started"][fit.name], "was interrupted, and had been started"
         folder = directory / "runs" / fit.name
         remedy = f"Delete {folder} to train it from its beginning, or put the settings back"
@@ -287,16 +279,10 @@ def _refuse_repeat(fit: Fit, plan: list[Fit], state: State, directory: Path) -> 
     """Refuse to train what later fits were trained on."""
     if fit.name in state["finished"]:
         return
-    later = [
-        other.name
-        for other in plan[plan.index(fit) + 1 :]
-        if other.rests_on(fit)
-        and (
-            other.name in state["finished"]
-            or (other.name in state["started"] and _last(directory, other).is_file())
-        )
-    ]
-    if later:
+    resting = [other for other in plan[plan.index(fit) + 1 :] if other.rests_on(fit)]
+    if later := [
+        other.name for other in resting if other.name in state["finished"] or _begun(other, state, directory)
+    ]:
         raise ValueError(
             f"{fit.name} is not finished in {directory}, but what rests on it is finished or has begun there: "
             f"{', '.join(later)}. Training {fit.name} now would change it under them. To train them all anew, delete "

@@ -24,6 +24,27 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def read_utf8(path: Path) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: If it is in another encoding, as spreadsheets may save it; the message says what to do.
+    """
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+        if "\0" not in text:
+            return text
+        found = "it looks like UTF-16"
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        found = "it looks like UTF-16" if utf16 else f"byte {content[error.start]:#04x} in line {line}"
+    raise ValueError(
+        f"{path}: expected text in UTF-8, {found}; save it as UTF-8 (in a spreadsheet: 'CSV UTF-8')"
+    )
+
+
 @contextmanager
 def locked(path: Path, blocking: bool = True) -> Iterator[None]:
     """Hold a lock file, whose folder is made; the lock of a process that was killed is open.

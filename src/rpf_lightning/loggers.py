@@ -66,23 +66,18 @@ class WandbRun(WandbLogger):
             config: The whole configuration in plain types.
             command: ``"fit"``; other commands have runs of their own, without an artifact.
         """
-        fit = stage.fit_name
-        name = fit if command == "fit" else f"{fit}-{command}"
+        fits, fit, given = command == "fit", stage.fit_name, self._wandb_init
+        name = fit if fits else f"{fit}-{command}"
         group = run_group(stage.model_dir)
-        given = self._wandb_init
         tags = [f"block{stage.block}", f"side{stage.side}", *(given.get("tags") or ())]
         folder = given.get("dir") or environ.get("WANDB_DIR") or str(stage.run_dir)
         Path(folder).mkdir(parents=True, exist_ok=True)  # W&B would go elsewhere without a word
-        described = {
-            "name": name,
-            "group": group,
-            "job_type": stage.name if command == "fit" else command,
-            "id": f"{group}-{name}",
-        }
+        described = {"name": name, "group": group, "id": f"{group}-{name}"}
+        described["job_type"] = stage.name if fits else command
         given.update({key: value for key, value in described.items() if given.get(key) is None})
         given.update(tags=tags, dir=folder, config={**config, **(given.get("config") or {})})
         self._name, self._id, self._save_dir = given["name"], given["id"], folder
-        self._model_dir = stage.model_dir if command == "fit" else None
+        self._model_dir = stage.model_dir if fits else None
         self._artifact = (f"rpf-{group}", fit)
 
     @rank_zero_only
@@ -139,9 +134,6 @@ def run_group(model_dir: Path) -> str:
 
     It is drawn once and kept in `runs/group.txt`, so that it stays when the directory is moved, and another
     directory of the same name has another one.
-
-    Args:
-        model_dir: The model directory.
     """
     path = model_dir / GROUP_FILE
     if not path.is_file():

@@ -13,7 +13,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+GREY = 4  # levels
+JPEG = frozenset({".jpg", ".jpeg", ".jfif"})
+IMAGES = JPEG | {".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif"}
 """Suffixes of names of photos, in lower case."""
 
 
@@ -33,6 +35,20 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
 def to_tensor(image: NDArray[np.uint8]) -> Tensor:
     """(H, W, 3) in 8 bit -> (1, 3, H, W) in [0, 1], fp32."""
     return torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None]
+
+
+def is_grey(image: NDArray[np.uint8]) -> bool:
+    """Whether an (H, W, 3) image has no colours: its channels differ by four levels at most, as a scan's may."""
+    few = image[::8, ::8].astype(np.int16)  # tells of nearly all coloured images, fast
+    if np.ptp(few, axis=2).max() > GREY:
+        return False
+    red, green, blue = (image[..., channel].astype(np.int16) for channel in range(3))
+    return all(int(np.abs(a - b).max()) <= GREY for a, b in ((red, green), (green, blue), (red, blue)))
+
+
+def to_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 3) -> the same with three equal channels, the luma of ITU-R BT.601."""
+    return np.asarray(Image.fromarray(image).convert("L").convert("RGB"))
 
 
 def png(image: NDArray[np.uint8] | Image.Image, texts: Mapping[str, str] | None = None) -> bytes:

@@ -29,7 +29,7 @@ def plan_lines(
     ArcFace, validation. Not subtracted: what a kept x^(n) saves, and samples that enter at a later block.
 
     Args:
-        network: Arguments of `RPFModel`.
+        network: Arguments of `RPFConfig`.
         fits: The fits.
         parsed: Their configurations by their names, as `read_fit` gives them.
         finished: Names of those that are finished.

@@ -62,21 +62,14 @@ class RPFCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None) -> None:
         super().__init__(
-            RPFStage,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            args=args,
-        )
+            RPFStage, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True, args=args,
+            seed_everything_default=0, save_config_callback=SaveConfig, save_config_kwargs={"save_to_log_dir": False},
+        )  # fmt: skip
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Lightning's parser, whose `--config` knows presets."""
-        parser = LightningArgumentParser(
-            dump_header=[f"lightning.pytorch=={lightning.__version__}"], **kwargs
-        )
+        header = [f"lightning.pytorch=={lightning.__version__}"]
+        parser = LightningArgumentParser(dump_header=header, **kwargs)
         parser.add_argument("-c", "--config", action=ConfigFile, help="a file or a preset (`rpf presets`)")
         return parser
 
@@ -106,16 +99,10 @@ class RPFCLI(LightningCLI):
             folder = stage.run_dir / "checkpoints"
             if validating:  # or there is no score, and it would warn of that
                 monitor, mode = stage.monitor
-                callbacks.append(
-                    ModelCheckpoint(
-                        folder,
-                        filename="best",
-                        monitor=monitor,
-                        mode=mode,
-                        save_top_k=1,
-                        enable_version_counter=False,  # or a second fit would leave the first one's
-                    )
+                best = ModelCheckpoint(
+                    folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False
                 )
+                callbacks.append(best)  # with a version counter a second fit would leave the first one's
             callbacks.append(LastCheckpoint(folder))  # after the best, so that it knows its score
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter())

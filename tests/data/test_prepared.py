@@ -90,21 +90,15 @@ def test_people_held_out_are_not_trained_on_by_photos_without_a_pair(
 def test_stage_one_sees_unknown_people_and_nobody_held_out(
     prepare: Prepare, folder: Path, tmp_path: Path
 ) -> None:
-    text = (
-        (folder / "identities.csv")
-        .read_text()
-        .replace("0-2.png,p0", "0-2.png,")
-        .replace("5-0.png,p5", "5-0.png,")
-    )
+    text = (folder / "identities.csv").read_text()
+    text = text.replace("0-2.png,p0", "0-2.png,").replace("5-0.png,p5", "5-0.png,")
     (folder / "identities.csv").write_text(text)
     prepare()
     photos = PreparedPhotos(tmp_path / "prepared")
     parts = Parts(photos, "", 0.34, seed=0)
-    train = {photos.ids[i] for i in parts.photos["train"]}
-    assert {"0-2.png", "5-0.png"} <= train
-    assert not {photos.identities[i] for i in parts.photos["val"]} & {
-        photos.identities[i] for i in parts.photos["train"]
-    }
+    assert {"0-2.png", "5-0.png"} <= {photos.ids[i] for i in parts.photos["train"]}
+    people = [{photos.identities[i] for i in parts.photos[part]} for part in ("train", "val")]
+    assert not people[0] & people[1]
     assert len(parts.photos["train"]) + len(parts.photos["val"]) == 18
 
 
@@ -135,7 +129,6 @@ def test_the_papers_split_shares_people_but_no_test_photo(prepared: Path) -> Non
     assert held_out
     trained = {photos.ids[i] for i in parts.photos["train"]}
     assert not {"0-0.png", "1-0.png"} & trained
-    assert {photos.identities[i] for i in parts.photos["train"]} == {f"p{i}" for i in range(6)} - held_out
-    assert {photos.identities[pair.gt] for pair in parts.pairs["train"]} == {
-        f"p{i}" for i in range(6)
-    } - held_out
+    others = {f"p{i}" for i in range(6)} - held_out
+    assert {photos.identities[i] for i in parts.photos["train"]} == others
+    assert {photos.identities[pair.gt] for pair in parts.pairs["train"]} == others

@@ -23,26 +23,19 @@ def pixels_near(photo, point, radius):
     return photo.parsing[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
 
 
-def test_same_seeds_give_the_same_photo():
-    first, second = render_photo(3, 1, 64), render_photo(3, 1, 64)
-    assert (first.id, first.identity) == ("id00003_001", "id00003")
-    assert np.array_equal(first.image, second.image)
-    assert np.array_equal(first.parsing, second.parsing)
-    assert np.array_equal(first.landmarks, second.landmarks)
-
-
-@pytest.mark.parametrize("side", [32, 45, 64, 100, 256, 1024])
+@pytest.mark.parametrize("side", [32, 45, 1024])
 def test_shapes_and_types(side):
-    photo = render_photo(0, 0, side)
-    assert photo.image.shape == (side, side, 3)
-    assert photo.image.dtype == np.uint8
-    assert photo.parsing.shape == (side, side)
-    assert photo.parsing.dtype == np.uint8
-    assert photo.landmarks.shape == (68, 2)
-    assert photo.landmarks.dtype == np.float64
+    photo, again = render_photo(3, 1, side), render_photo(3, 1, side)
+    assert (photo.id, photo.identity) == ("id00003_001", "id00003")
+    for name, shape, dtype in (
+        ("image", (side, side, 3), np.uint8), ("parsing", (side, side), np.uint8), ("landmarks", (68, 2), float),
+    ):  # fmt: skip
+        array = getattr(photo, name)
+        assert (array.shape, array.dtype) == (shape, dtype)
+        assert np.array_equal(array, getattr(again, name))
 
 
-@pytest.mark.parametrize(("identity", "photo"), [(0, 0), (2, 1), (8, 2), (11, 0)])
+@pytest.mark.parametrize(("identity", "photo"), [(2, 1), (8, 2)])
 def test_the_picture_does_not_depend_on_the_side(identity, photo):
     small, large = render_photo(identity, photo, 64), render_photo(identity, photo, 256)
     reduced = large.image.reshape(64, 4, 64, 4, 3).mean((1, 3))
@@ -78,18 +71,10 @@ def test_labels_are_complete_for_every_face():
         labels = set(np.unique(render_photo(identity, photo, 128).parsing).tolist())
         assert labels <= set(range(19))
         seen |= labels
-        missing = {
-            LABEL[n] for n in ("skin", "l_eye", "r_eye", "nose", "u_lip", "l_lip", "neck", "cloth")
-        } - labels
+        always = ("skin", "l_eye", "r_eye", "nose", "u_lip", "l_lip", "neck", "cloth")
+        missing = {LABEL[name] for name in always} - labels
         assert not missing, (identity, photo, missing)
     assert {LABEL[n] for n in ("eye_g", "l_ear", "r_ear", "ear_r", "mouth", "neck_l", "hair", "hat")} <= seen
-
-
-def test_left_labels_are_on_the_left_of_the_image():
-    parsing = render_photo(2, 0, 128).parsing
-    for part in ("brow", "eye"):
-        left, right = (np.nonzero(parsing == LABEL[f"{side}_{part}"])[1].mean() for side in "lr")
-        assert left < right
 
 
 def test_landmarks_lie_on_their_features():
@@ -136,7 +121,7 @@ def test_faces_are_framed_like_an_aligned_crop():
     assert points[8, 1] == pytest.approx(0.92, abs=0.025)
 
 
-@pytest.mark.parametrize("identity", range(8))
+@pytest.mark.parametrize("identity", range(4))
 def test_marks_vanish_at_16_and_stay_at_64(identity):
     photo, plain = _render(identity, 0, 256), _render(identity, 0, 256, marks=False)
     face = facial_mask(photo.parsing, "bisenet").reshape(16, 16, 16, 16).mean((1, 3)) > 0.5
@@ -145,23 +130,6 @@ def test_marks_vanish_at_16_and_stay_at_64(identity):
     assert hidden.max() < 12
     small, small_plain = (_render(identity, 0, 64, marks).image.astype(float) for marks in (True, False))
     assert np.abs(small - small_plain).max() > 40
-
-
-def test_marks_stay_on_the_face_of_their_person():
-    """Marks keep their places relative to the landmarks."""
-    places = []
-    for number in range(3):
-        photo, plain = (_render(12, number, 256, marks) for marks in (True, False))
-        points = photo.landmarks
-        gone = (plain.image.astype(float) - photo.image).sum(-1) > 90
-        y, x = np.nonzero(gone)
-        frame = np.column_stack([points[45] - points[36], points[8] - points[27]])
-        places.append(np.linalg.solve(frame, np.column_stack([x, y]).T + 0.5 - points[27][:, None]).T)
-    grid = [np.histogram2d(*p.T, bins=6, range=[(-1, 1), (-0.6, 1.2)])[0].ravel() for p in places]
-    assert all(g.sum() > 20 for g in grid)
-    for first in range(3):
-        for second in range(first):
-            assert np.corrcoef(grid[first], grid[second])[0, 1] > 0.5
 
 
 def test_photos_of_one_person_differ_in_pose_and_expression():

@@ -24,8 +24,12 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     networks = FaceNetworks()
     assert (networks.models.kind, networks.mask_model, networks.landmarks) == ("dlib", "hull", "dlib")
     assert networks.said.startswith("faces: dlib's detector (Boost licence), descriptor (CC0)")
-    assert networks.said.endswith("; mask of the reference: the hull of 68 landmarks (dlib)")
-    assert FaceNetworks(mask_model="hull", landmarks="onnx:a").said.endswith("68 landmarks (onnx:a)")
+    assert networks.said.endswith(
+        "\nmask of the reference: the hull of 68 landmarks of dlib (CC0, trained on iBUG 300-W: non-commercial use)"
+    )
+    assert FaceNetworks(mask_model="hull", landmarks="onnx:a").said.endswith("68 landmarks of onnx:a")
+    other = FaceNetworks(mask_model="hull", landmarks="face-alignment").said
+    assert "68 landmarks of face-alignment (BSD-3-Clause" in other
     monkeypatch.setenv("RPF_WEIGHTS_DIR", str(tmp_path))
     (tmp_path / "parsing_bisenet.pth").touch()
     assert FaceNetworks().mask_model == "bisenet"
@@ -63,7 +67,7 @@ class Coarse:
     """Sees faces of 80 pixels and more in photos of up to 3840, as dlib's detector does."""
 
     pack = "coarse"
-    smallest_face, max_input_side = 80, 3840
+    smallest_face, smallest_square, input_side, max_input_side = 80, 192, 1280, 3840
 
     def __init__(self, detector: Any) -> None:
         self.detector = detector

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpf_lightning.enhancing.aligned_faces import MAX_PIXELS, MAX_PIXELS_OF_NOTHING
+from rpf_lightning.enhancing.aligned_faces import MAX_PIXELS
+from rpf_lightning.enhancing.enhance import MOST_PIXELS
 from rpf_lightning.enhancing.identity_check import LIMITS
-from rpf_lightning.faces.detection import Face
+from rpf_lightning.enhancing.paste import MAX_PIXELS as LARGEST
+from rpf_lightning.faces.detection import Face, FaceDetector
+from rpf_lightning.faces.dlib_models import DlibDetector
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,9 +99,7 @@ def test_prepared_photos(
     def detect(image: Any) -> list[Face]:
         return [Face(np.array([0, 0, *image.shape[1::-1]], float), 1.0, face_points(0, 0, len(image)))]
 
-    networks.models.detector = SimpleNamespace(
-        pack="whole", detect=detect, smallest_face=20, max_input_side=1920
-    )
+    networks.detector.pack, networks.detector.detect = "whole", detect
     networks.models.recogniser = SimpleNamespace(file="arcface.onnx")
     monkeypatch.setattr(roc, "FaceNetworks", lambda pack, models: networks)
     roc.main(["--data", str(prepared), "--sides", "32", "--people", "3"])
@@ -117,10 +118,12 @@ def test_the_page_states_the_constants() -> None:
     assert f"`{arcface.file}`" in page
     itself, twice, four_times = (int(MAX_PIXELS[scale] / 1e6) for scale in (1, 2, 4))
     flat = " ".join(page.split())
-    assert f"enlargement by 2 (of up to {twice} million pixels, photos of {twice // 4} million)" in flat
-    assert f"else the photo itself (up to {itself} million;" in flat
-    nothing = int(MAX_PIXELS_OF_NOTHING / 1e6)
-    line = (
-        f"the enlargement by 4 (up to {four_times} million, {nothing} million where no face was found so far)"
-    )
-    assert line in flat
+    for pixels, how, scale in (
+        (four_times // 16, "enlarged by 4", 4),
+        (twice // 4, "enlarged by 2", 2),
+        (itself, "as it is", 1),
+        (int(MOST_PIXELS / 1e6), "reduced by 2", 0.5),
+    ):
+        scrfd, dlibs = FaceDetector.smallest_square / scale, DlibDetector.smallest_square / scale / 2
+        assert f"| {pixels} million | {how} | {scrfd:.0f} pixels | {dlibs:.0f} pixels |" in flat
+    assert f"up to {int(LARGEST / 1e6)} million pixels" in flat

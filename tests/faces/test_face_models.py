@@ -21,7 +21,8 @@ def test_dlibs_without_a_pack(dlib_is_here: bool) -> None:
     models = face_models()
     assert models.kind == ("dlib" if dlib_is_here else "insightface")
     assert models.said == (
-        "dlib's detector (Boost licence), descriptor (CC0) and landmarks (trained on iBUG 300-W: non-commercial use)"
+        "dlib's detector (Boost licence), descriptor (CC0) and landmarks (CC0, trained on iBUG 300-W: non-commercial "
+        "use)"
         if dlib_is_here
         else "insightface's pack buffalo_l (non-commercial research only)"
     )

@@ -184,19 +184,12 @@ class Parts:
         self.pairs.setdefault("test", self.pairs["val"])
 
     def _photos(self, prepared: PreparedPhotos, val_fraction: float, seed: int) -> dict[str, list[int]]:
-        trained = {prepared.identities[pair.gt] for pair in self.pairs["train"]}
-        shown: dict[str, set[int]] = {"val": set(), "test": set()}
-        people: set[str] = set()
-        for part in shown:
-            gts = [pair.gt for pair in self.pairs.get(part, [])]
-            shown[part] = set(gts)
-            people |= {prepared.identities[gt] for gt in gts} - trained
-        out = shown["val"] | shown["test"]
-        if not out and val_fraction > 0:
+        names = prepared.identities
+        val, test = ({pair.gt for pair in self.pairs.get(part, [])} for part in ("val", "test"))
+        people = {names[gt] for gt in val | test} - {names[pair.gt] for pair in self.pairs["train"]}
+        if not val | test and val_fraction > 0:
             photos = [f"{place:08d}" for place in range(len(prepared))]  # as if each showed another person
-            out = shown["val"] = set(split_by_identity(photos, val_fraction, seed)[1])
-        train = [
-            place for place, name in enumerate(prepared.identities) if place not in out and name not in people
-        ]
-        val = sorted(shown["val"])
-        return {"train": train, "val": val, "test": sorted(shown["test"]) or val}
+            val = set(split_by_identity(photos, val_fraction, seed)[1])
+        out = val | test
+        train = [place for place, name in enumerate(names) if place not in out and name not in people]
+        return {"train": train, "val": sorted(val), "test": sorted(test or val)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from typing import Literal, get_args
 from weakref import WeakKeyDictionary
 
@@ -19,21 +20,17 @@ from torch import Tensor
 
 from rpf_lightning.faces import dlib_models
 from rpf_lightning.faces.alignment import align_face, aligned_points, alignment_matrix, check_photo
-from rpf_lightning.faces.detection import INPUT_SIDES, Detector, Face
+from rpf_lightning.faces.detection import Detector, Face
 from rpf_lightning.faces.face_models import FaceModels, Recogniser, Wanted, face_models
 from rpf_lightning.faces.landmarks import LandmarkModel, landmark_model
 from rpf_lightning.faces.parsing import BiSeNetParser, hull_mask, template_mask
 from rpf_lightning.faces.weights import WEIGHTS, is_here
 from rpf_lightning.pictures import to_tensor
 
-TILE = 640  # of the enlarged photo: the detector's own input side
+TILE = 640  # of the enlarged photo
 OVERLAP = 160  # of the enlarged photo; larger faces are found at a smaller scale
-MAX_PIXELS = {
-    1: 256e6,
-    2: 64e6,
-    4: 16e6,
-}  # of a photo that is searched at that scale; 64 million: half a minute
-MAX_PIXELS_OF_NOTHING = 64e6  # the same at the scale 4 where no face was found
+# of what is searched at that scale, a reduction by 2, the photo itself or an enlargement; 24 million: 20 seconds
+MAX_PIXELS = {0.5: 64e6, 1: 24e6, 2: 24e6, 4: 16e6}
 CUT = 160  # least side of what a face is found again in: at the detector's input side, it is enlarged by 4
 SAME_FACE = 0.5  # two boxes that share this much of the smaller one are one face, or a face and a part of it
 FEATURE_SIDE = 512  # the recognisers see 112 or 150 pixels of a crop; larger ones only cost time
@@ -107,30 +104,25 @@ class Search:
 
     Attributes:
         faces: Largest box first, in pixels of the photo.
-        scales: At which the photo was searched: 1 its own size, 2 and 4 its enlargements; without 1 only reduced.
-        left_out: Scales at which it was not, although smaller faces could be found there.
+        scales: At which the photo was searched in tiles.
+        smallest: Side of the smallest face that was sought, in pixels of the photo.
+        complete: Whether a smaller photo would not be searched for smaller faces.
     """
 
     faces: tuple[Face, ...]
-    scales: tuple[int, ...]
-    left_out: tuple[int, ...]
-
-    @property
-    def searched(self) -> str:
-        """Where was searched."""
-        own = "the photo" if 1 in self.scales or 2 in self.scales else "the photo, reduced"
-        enlarged = " and ".join(str(scale) for scale in self.scales if scale > 1)
-        return f"{own}, and its enlargement by {enlarged}" if enlarged else own
+    scales: tuple[float, ...]
+    smallest: int
+    complete: bool
 
     @property
     def hint(self) -> str:
-        """What was not searched, and what helps; "" if nothing was left out."""
-        if not self.left_out:
+        """What helps where a face was missed; "" if the size of the photo is no reason."""
+        if self.complete:
             return ""
-        own = ["the photo at its own size"] if 1 in self.left_out else []
-        enlarged = " and ".join(str(scale) for scale in self.left_out if scale > 1)
-        what = " and ".join([*own, *([f"its enlargement by {enlarged}"] if enlarged else [])])
-        return f"not searched: {what}; cut the photo to the surroundings of a tiny face that was missed"
+        return (
+            f"faces below {self.smallest} pixels were not sought, since the photo is large: cut it to the surroundings "
+            "of a tiny face that was missed"
+        )
 
 
 def find_faces(image: NDArray[np.uint8], detector: Detector) -> list[Face]:
@@ -141,11 +133,10 @@ def find_faces(image: NDArray[np.uint8], detector: Detector) -> list[Face]:
 def search_faces(image: NDArray[np.uint8], detector: Detector) -> Search:
     """Find faces in a photo and in its enlargements: tiny faces are missed otherwise.
 
-    The detector sees a photo at up to its `max_input_side`. Beside that, these are searched, in tiles: the enlargement
-    by 2 up to 64 million pixels (of the enlargement), else, and where the reduced photo leaves a gap, the photo at its
-    own size up to 256 million; the enlargement by 4 up to 16 million pixels, and where no face was found up to 64
-    million. Of several finds of one face the one with the highest score is kept; a face that was found in the reduced
-    photo is found again in a cut around it.
+    The detector sees a photo at up to its `max_input_side`. Beside that, these are searched, in tiles: the enlargements
+    by 4 (up to 16 million pixels of the enlargement) and by 2 (up to 24 million), else the photo at its own size (up to
+    24 million), else reduced by 2. Of several finds of one face the one with the highest score is kept; a face that was
+    found in a reduced photo is found again in a cut around it.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -157,34 +148,29 @@ def search_faces(image: NDArray[np.uint8], detector: Detector) -> Search:
     check_photo(image)
     height, width = image.shape[:2]
     longest, area = max(height, width), height * width
-    own_size = longest <= detector.max_input_side
-    found = detector.detect(image)
-    if not own_size:
-        found = [_again(image, face, detector) for face in found]
-    scales, left_out = [1] if own_size else [], []
+    zoom = detector.input_side / TILE  # how much the detector enlarges a tile
     # the detector itself enlarges small photos to its input's side
-    enlargements = [scale for scale in (2, 4) if scale * longest > INPUT_SIDES[-1]]
-    for scale in enlargements:
-        limit = MAX_PIXELS[scale] if found or scale == 2 else max(MAX_PIXELS[scale], MAX_PIXELS_OF_NOTHING)
-        if scale**2 * area > limit:
-            left_out.append(scale)
-            continue
-        scales.append(scale)
-        found += _in_tiles(image, detector, scale)
-    # at its own size where it is too large to be enlarged, or so long that faces too large for the tiles of the
-    # enlargement are tiny in the reduced photo
-    smallest = detector.smallest_face * longest / detector.max_input_side
-    if not own_size and (2 in left_out or smallest > OVERLAP / 2):
-        if area > MAX_PIXELS[1]:
-            left_out.insert(0, 1)
-        else:
-            scales.insert(0, 1)
-            found += _in_tiles(image, detector, 1)
+    seen = max(min(1.0, detector.max_input_side / longest), detector.input_side / longest)
+    possible = [scale for scale, limit in MAX_PIXELS.items() if scale**2 * area <= limit]
+    scales = [scale for scale in possible if scale > 1 and scale * zoom > seen]
+    if not scales:
+        scales = [scale for scale in possible[-1:] if scale * zoom > seen]
+    elif detector.smallest_face / seen > OVERLAP / 2 and 1 in possible:
+        scales.insert(0, 1)  # faces too large for the tiles of the enlargement are tiny in the reduced photo
+    found = detector.detect(image)
+    if seen < 1:
+        found = [_again(image, face, detector) for face in found]
+    for scale in scales:
+        tiled = _in_tiles(image, detector, scale)
+        found += tiled if scale >= 1 else (_again(image, face, detector) for face in tiled)
+    most = max(MAX_PIXELS) * zoom  # an icon's enlargement shows nothing more
+    densest = min(max([*(scale * zoom for scale in scales), seen]), most)
     kept: list[Face] = []
     for face in sorted(found, key=lambda face: -face.score):
         if face.area > 0 and all(_shared(face, other) < SAME_FACE for other in kept):
             kept.append(face)
-    return Search(tuple(sorted(kept, key=lambda face: -face.area)), tuple(scales), tuple(left_out))
+    faces = tuple(sorted(kept, key=lambda face: -face.area))
+    return Search(faces, tuple(scales), ceil(detector.smallest_square / densest), densest >= most)
 
 
 def _again(image: NDArray[np.uint8], face: Face, detector: Detector) -> Face:
@@ -207,13 +193,14 @@ def _again(image: NDArray[np.uint8], face: Face, detector: Detector) -> Face:
     return max(finds, key=lambda other: _shared(face, other, whole=True), default=face)
 
 
-def _in_tiles(image: NDArray[np.uint8], detector: Detector, scale: int) -> Iterator[Face]:
+def _in_tiles(image: NDArray[np.uint8], detector: Detector, scale: float) -> Iterator[Face]:
     height, width = image.shape[:2]
-    tile = TILE // scale
+    tile = int(TILE / scale)
     for top in _starts(height, tile, scale):
         for left in _starts(width, tile, scale):
             part = Image.fromarray(image[top : top + tile, left : left + tile])
-            enlarged = part.resize((part.width * scale, part.height * scale), Image.Resampling.BICUBIC)
+            size = max(1, round(part.width * scale)), max(1, round(part.height * scale))
+            enlarged = part.resize(size, Image.Resampling.BICUBIC)
             corner = np.array([left, top])
             for face in detector.detect(np.asarray(enlarged)):
                 low, high = face.box[:2] / scale, face.box[2:] / scale
@@ -225,10 +212,10 @@ def _in_tiles(image: NDArray[np.uint8], detector: Detector, scale: int) -> Itera
                     yield Face(box, face.score, face.points / scale + corner)
 
 
-def _starts(length: int, tile: int, scale: int) -> Sequence[int]:
+def _starts(length: int, tile: int, scale: float) -> Sequence[int]:
     """Where tiles begin: at most `tile` long, an overlap apart, the last one at the end."""
     last = max(0, length - tile)
-    return sorted({*range(0, last, tile - OVERLAP // scale), last})
+    return sorted({*range(0, last, tile - int(OVERLAP / scale)), last})
 
 
 def _shared(a: Face, b: Face, whole: bool = False) -> float:
@@ -275,14 +262,17 @@ class FaceNetworks:
 
     @property
     def said(self) -> str:
-        """What is used, for people; loads nothing."""
-        landmarks = f"the hull of 68 landmarks ({self.landmarks})"
+        """What is used and its terms, two lines for people; loads nothing."""
+        terms = {"dlib": dlib_models.LANDMARK_TERMS, "face-alignment": WEIGHTS["fan"].licence}
+        landmarks = (
+            f"{self.landmarks} ({terms[self.landmarks]})" if self.landmarks in terms else self.landmarks
+        )
         masks = {
             "bisenet": f"facexlib's BiSeNet ({WEIGHTS['bisenet'].licence})",
-            "hull": landmarks,
+            "hull": f"the hull of 68 landmarks of {landmarks}",
             "template": "the mean mask of aligned faces",
         }
-        return f"faces: {self.models.said}; mask of the reference: {masks[self.mask_model]}"
+        return f"faces: {self.models.said}\nmask of the reference: {masks[self.mask_model]}"
 
     @property
     def detector(self) -> Detector:

@@ -62,7 +62,7 @@ def photo_face(
     if not faces:
         missed = f"; {search.hint}" if search.hint else ""
         smaller = "; --face-models insightface finds smaller ones" if networks.models.kind == "dlib" else ""
-        raise RefusedError(f"{name}: no face found; searched: {search.searched}{missed}{smaller}")
+        raise RefusedError(f"{name}: no face found, sought from {search.smallest} pixels on{missed}{smaller}")
     if index is not None:
         if not 0 <= index < len(faces):
             raise RefusedError(f"{name}: --face {index} is not there. {_listed(faces, search)}")

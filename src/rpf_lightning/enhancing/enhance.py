@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rpf_lightning.data.image_files import open_image
+from rpf_lightning.enhancing import paste as pasting
 from rpf_lightning.enhancing.aligned_faces import AlignedFace, FaceNetworks, MaskOf, RefusedError
 from rpf_lightning.enhancing.choosing import nearest_reference, photo_face, reference_face
 from rpf_lightning.enhancing.identity_check import (
@@ -19,16 +21,17 @@ from rpf_lightning.enhancing.identity_check import (
     limits_of,
     not_measured,
 )
-from rpf_lightning.enhancing.inputs import read_srgb
+from rpf_lightning.enhancing.inputs import Metadata, read_metadata, read_srgb
 from rpf_lightning.enhancing.paste import corrected, enlarge, enlargement, paste
 from rpf_lightning.faces.alignment import check_photo
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize_mask
-from rpf_lightning.pictures import to_tensor, to_uint8
+from rpf_lightning.pictures import is_grey, to_grey, to_tensor, to_uint8
 
 Photo = str | Path | NDArray[np.uint8]
 """A file, or (H, W, 3) uint8 RGB (sRGB)."""
 
+MOST_PIXELS = 48.5e6  # of a photo; cameras of "48 megapixels" have a little more
 MASK_SIDE = 512  # of the faces that the masks of training are made from
 
 
@@ -51,6 +54,8 @@ class Enhanced:
         factor: How much the photo was enlarged; 1 of an aligned crop.
         identity: How alike face and reference are; None where it was not compared.
         warnings: What the user should know, as sentences.
+        sought: From which side on faces were sought, in pixels of the photo; 0 of an aligned crop.
+        metadata: What the photo's file says beside its pixels.
     """
 
     image: NDArray[np.uint8]
@@ -66,6 +71,8 @@ class Enhanced:
     factor: int
     identity: Comparison | None
     warnings: tuple[str, ...]
+    sought: int = 0
+    metadata: Metadata = field(default_factory=Metadata)
 
 
 def enhance_photo(
@@ -75,6 +82,7 @@ def enhance_photo(
     networks: FaceNetworks | None = None,
     face: int | None = None,
     force: bool = False,
+    scale: int | None = None,
 ) -> Enhanced:
     """Super-resolve one face of a photo with a portrait of the same person, and paste it back.
 
@@ -86,6 +94,7 @@ def enhance_photo(
         networks: Detector, recogniser and mask; None: `FaceNetworks()`.
         face: Which face of the photo, 0 is the largest; None: the only one, or the one that the references match.
         force: Enhance although the references clearly show another person.
+        scale: How much the photo is enlarged, 1 for its own size; None: as the face needs it.
 
     Raises:
         RefusedError: If a photo shows no face, or several without a choice; if the face is as large as the model's
@@ -101,41 +110,38 @@ def enhance_photo(
         raise ValueError("references: expected one portrait at least, got none")
     warnings: list[str] = []
     name = _name(photo, "the photo")
-    image = _read(photo, name, warnings)
+    check_size(photo, scale)
+    image, metadata = _read(photo, name, warnings), _metadata(photo, name, warnings)
+    if grey := is_grey(image):
+        image, metadata = to_grey(image), Metadata(metadata.exif)  # other colours would tint it
     mask_of = networks.mask  # first of all: searching a photo takes a while
     portraits = [
         reference_face(_read(reference, name, warnings), name, networks)
         for reference, name in zip(references, names, strict=True)
     ]
     index, found, search = photo_face(image, name, face, portraits, networks)
-    if 2 in search.left_out and face is None:
-        warnings.append(f"{name}: {search.hint}")
     label = f"face {index} of {name}"
     _refuse_large(found, label, model, search.hint)
-    factor, limited = enlargement(image, found.side, model.size)
-    if factor == 1:  # in the photo's own pixels there is nothing to gain
-        raise RefusedError(
-            f"{name} has {image.shape[0] * image.shape[1] / 1e6:.0f} million pixels, too many to be enlarged: cut it "
-            "to the surroundings of the face"
-        )
+    factor, limited = (scale, False) if scale else enlargement(image, found.side, model.size)
     compared = [compare(found, portrait, networks) for portrait in portraits]
     unknown = not_measured(networks) if any(compared) else ""
     limits = limits_of(networks)
     allowed = _same_person(compared, limits, label, found, names, force, warnings, unknown, search.hint)
     chosen = allowed[nearest_reference(found, [portraits[i] for i in allowed])]
     lr, sharp, reference, mask = _super_resolve(
-        found, label, portraits[chosen], names[chosen], model, mask_of, warnings
+        found, label, portraits[chosen], names[chosen], model, mask_of, warnings, grey
     )
-    if limited:
+    if factor == 1 or limited:
+        how = "it keeps its size" if factor == 1 else f"enlarged {factor} times only, since it is large"
         warnings.append(
-            f"{name}: enlarged {factor} times only, since it is large; the face loses detail. Cut the photo to "
+            f"{name}: {how}; the face has {found.side * factor:.0f} pixels there and loses detail. Cut the photo to "
             "the surroundings of the face to keep it"
         )
     before = enlarge(image, factor)
     matrix = found.matrix * factor
     return Enhanced(
         corrected(paste(before, sharp, matrix), image, matrix), before, sharp, lr, reference, mask, matrix, index,
-        found.side, chosen, factor, compared[chosen], tuple(warnings),
+        found.side, chosen, factor, compared[chosen], tuple(warnings), search.smallest, metadata,
     )  # fmt: skip
 
 
@@ -164,10 +170,12 @@ def enhance_aligned(
     networks = networks or FaceNetworks()
     name, reference_name = _name(photo, "the photo"), _name(reference, "the reference")
     warnings: list[str] = []
-    found, portrait = (
-        AlignedFace.whole(_read(file, label, warnings), label)
-        for file, label in ((photo, name), (reference, reference_name))
-    )
+    check_size(photo)
+    image, metadata = _read(photo, name, warnings), _metadata(photo, name, warnings)
+    metadata = Metadata(metadata.exif)  # there is no photo around the face whose colours it has to meet
+    grey = is_grey(image)
+    found = AlignedFace.whole(to_grey(image) if grey else image, name)
+    portrait = AlignedFace.whole(_read(reference, reference_name, warnings), reference_name)
     _refuse_large(found, name, model)
     mask_of = networks.mask  # before the recogniser's weights, which may be fetched
     try:
@@ -179,12 +187,44 @@ def enhance_aligned(
     else:
         limits = limits_of(networks)
         _same_person([compared], limits, name, found, [reference_name], force, warnings, unknown)
-    lr, sharp, square, mask = _super_resolve(found, name, portrait, reference_name, model, mask_of, warnings)
+    lr, sharp, square, mask = _super_resolve(
+        found, name, portrait, reference_name, model, mask_of, warnings, grey
+    )
     matrix = np.array([[model.size, 0, 0], [0, model.size, 0]], np.float64)
     return Enhanced(
         corrected(sharp, found.image), found.crop(model.size), sharp, lr, square, mask, matrix, 0, found.side, 0, 1,
-        compared, tuple(warnings),
+        compared, tuple(warnings), 0, metadata,
     )  # fmt: skip
+
+
+def check_size(photo: Photo, scale: int | None = None) -> None:
+    """Check how many pixels a photo has, before anything is computed.
+
+    Args:
+        photo: A file, whose head alone is read, or an array.
+        scale: How much it shall be enlarged.
+
+    Raises:
+        RefusedError: If it has more than 48 million pixels, or the enlarged one more than 100 million.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no image, or `scale` is below 1.
+    """
+    if scale is not None and scale < 1:
+        raise ValueError(f"scale: expected 1 or more, got {scale}")
+    if isinstance(photo, np.ndarray):
+        pixels = int(np.prod(photo.shape[:2]))
+    else:
+        with open_image(Path(photo)) as file:
+            pixels = file.width * file.height
+    name = _name(photo, "the photo")
+    cut = "cut it to the surroundings of the face"
+    if pixels > MOST_PIXELS:
+        raise RefusedError(f"{name} has {pixels / 1e6:.0f} million pixels, expected 48 at most: {cut}")
+    if scale and scale > 1 and scale**2 * pixels > pasting.MAX_PIXELS:
+        raise RefusedError(
+            f"{name} has {pixels / 1e6:.1f} million pixels, {scale} times as large {scale**2 * pixels / 1e6:.0f} "
+            f"million, expected {pasting.MAX_PIXELS / 1e6:.0f} at most: {cut} or take a smaller --scale"
+        )
 
 
 def entry_side(model: RPFModel, face_side: float) -> int:
@@ -204,6 +244,10 @@ def _read(photo: Photo, name: str, warnings: list[str]) -> NDArray[np.uint8]:
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     return photo
+
+
+def _metadata(photo: Photo, name: str, warnings: list[str]) -> Metadata:
+    return Metadata() if isinstance(photo, np.ndarray) else read_metadata(Path(photo), name, warnings)
 
 
 def _refuse_large(face: AlignedFace, label: str, model: RPFModel, hint: str = "") -> None:
@@ -273,8 +317,9 @@ def _super_resolve(
     model: RPFModel,
     mask_of: MaskOf,
     warnings: list[str],
+    grey: bool,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-    """LR, output, aligned reference and its mask."""
+    """LR, output, aligned reference and its mask; the output of a grey photo is grey, whatever the reference is."""
     if face.side < model.lr_size:
         warnings.append(
             f"{label} has {face.side:.0f} pixels, less than the {model.lr_size} that the model was made for: expect "
@@ -294,4 +339,5 @@ def _super_resolve(
     with torch.inference_mode():
         mask = resize_mask(torch.from_numpy(large.astype(np.float32))[None, None], model.size)
         output = model.eval()(to_tensor(lr).to(device), to_tensor(reference).to(device), mask.to(device))[0]
-    return lr, to_uint8(output), reference, mask[0, 0].numpy().astype(np.uint8)
+    sharp = to_uint8(output)
+    return lr, to_grey(sharp) if grey else sharp, reference, mask[0, 0].numpy().astype(np.uint8)

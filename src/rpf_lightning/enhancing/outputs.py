@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,28 +14,39 @@ from PIL import Image
 
 from rpf_lightning.drawing import Cell, Row, draw_rows
 from rpf_lightning.enhancing.enhance import Enhanced
+from rpf_lightning.enhancing.inputs import Metadata, from_srgb
+from rpf_lightning.enhancing.paste import box_around, enlarge
 from rpf_lightning.files import write_atomically
-from rpf_lightning.pictures import png
+from rpf_lightning.pictures import JPEG, png
 
+QUALITY = 95
 SURROUNDINGS = 1.5  # of the aligned square's side: what the side-by-side picture shows of the photo
 
 
-def write_enhanced(result: Enhanced, out: str | Path) -> tuple[Path, Path]:
+def write_enhanced(
+    result: Enhanced, out: str | Path, strip_metadata: bool = False, quality: int = QUALITY
+) -> tuple[Path, Path]:
     """Write the enhanced photo, and beside it what changed; each file appears whole or not at all.
 
     Args:
         result: What `enhance_photo` or `enhance_aligned` gave.
-        out: A name that ends in .png; its folder is made if it is missing.
+        out: A name that ends in .png, .jpg (.jpeg, .jfif) or .webp; its folder is made if it is missing.
+        strip_metadata: Write neither the photo's EXIF nor its colour profile; the pixels are sRGB then.
+        quality: Of JPEG and WebP, 1 to 100.
 
     Returns:
         `out`, and `<name>_side_by_side.png`: the face in the enlarged photo before and after, the LR, the model's
         output and the masked reference.
 
     Raises:
-        ValueError: If the name ends otherwise.
+        ValueError: If the name ends otherwise, `quality` is out of its range, or the photo is too large for the format.
     """
-    out = checked_out(out)
-    photo = png(result.image)
+    out = checked_out(out, quality)
+    photo = (
+        _encoded(result.image, out, Metadata(), quality)
+        if strip_metadata
+        else _encoded(_in_own_colours(result), out, result.metadata, quality)
+    )
     masked = result.reference * result.mask[..., None]
     side = len(result.lr)
     cells = {
@@ -54,28 +67,62 @@ def write_enhanced(result: Enhanced, out: str | Path) -> tuple[Path, Path]:
     return out, beside
 
 
-def checked_out(out: str | Path) -> Path:
+def checked_out(out: str | Path, quality: int = QUALITY) -> Path:
     """The name of the result.
 
     Raises:
-        ValueError: If it does not end in .png.
+        ValueError: If it does not end in the suffix of a format that is written, or `quality` is out of its range.
     """
-    if Path(out).suffix.lower() != ".png":
-        raise ValueError(f"out: expected the name of a .png file, got {str(out)!r}")
+    if Path(out).suffix.lower() not in JPEG | {".png", ".webp"}:
+        raise ValueError(f"out: expected the name of a .png, .jpg or .webp file, got {str(out)!r}")
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality: expected 1 to 100, got {quality}")
     return Path(out)
+
+
+def _in_own_colours(result: Enhanced) -> NDArray[np.uint8]:
+    """The result in the colours of the photo's profile; around the face those that sRGB lacks are there again."""
+    if result.metadata.own is None:
+        return result.image
+    image = enlarge(result.metadata.own, result.factor)
+    left, top, right, bottom = box_around(result.matrix, image)
+    box = slice(top, bottom), slice(left, right)
+    changed = (result.image[box] != result.before[box]).any(2)
+    if changed.any():
+        image[box][changed] = from_srgb(result.image[box][changed][None], result.metadata.profile)[0]
+    return image
+
+
+def _encoded(image: NDArray[np.uint8], out: Path, metadata: Metadata, quality: int) -> bytes:
+    picture = Image.fromarray(image)
+    kept = {"exif": metadata.exif, "icc_profile": metadata.profile}
+    given: dict[str, Any] = {key: content for key, content in kept.items() if content}
+    suffix, buffer = out.suffix.lower(), io.BytesIO()
+    try:
+        if suffix == ".png":
+            # a level above 1 costs seconds for some per cent
+            picture.save(buffer, "PNG", compress_level=1, **given)
+        elif suffix == ".webp":
+            picture.save(buffer, "WEBP", quality=quality, **given)
+        else:
+            picture.save(buffer, "JPEG", quality=quality, subsampling=0, **given)
+    except (ValueError, OSError) as error:
+        size = f"{picture.width} x {picture.height}"
+        raise ValueError(f"out: {out} cannot hold {size} pixels and their metadata: {error}") from error
+    return buffer.getvalue()
 
 
 def _beside(out: Path) -> Path:
     return out.with_name(f"{out.stem}_side_by_side.png")
 
 
-def check_places(out: str | Path, inputs: Sequence[str]) -> None:
+def check_places(out: str | Path, inputs: Sequence[str], quality: int = QUALITY) -> None:
     """Check that both files can be written and are none of the inputs.
 
     Raises:
         ValueError: If not.
     """
-    out = checked_out(out)
+    out = checked_out(out, quality)
     for target in (out, _beside(out)):
         for file in inputs:  # a name may be another one's, by links or by case
             if target.exists() and Path(file).exists() and target.samefile(file):
@@ -91,10 +138,14 @@ def check_places(out: str | Path, inputs: Sequence[str]) -> None:
 def summary(result: Enhanced) -> str:
     """What was done, in a line."""
     alike = "not compared" if result.identity is None else f"cosine {result.identity.cosine:.2f}"
-    return (
-        f"face {result.face_index}: {result.face_side:.0f} -> {len(result.face)} pixels, entering at {len(result.lr)}, "
-        f"photo enlarged {result.factor} times, identity {alike}"
-    )
+    size = "photo at its own size" if result.factor == 1 else f"photo enlarged {result.factor} times"
+    parts = [
+        f"face {result.face_index}: {result.face_side:.0f} -> {len(result.face)} pixels",
+        f"entering at {len(result.lr)}",
+        *([size] if result.sought else []),  # an aligned crop is no photo around it
+        f"identity {alike}",
+    ]
+    return ", ".join(parts)
 
 
 def _around_face(image: NDArray[np.uint8], result: Enhanced) -> NDArray[np.uint8]:

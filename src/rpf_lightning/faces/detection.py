@@ -54,7 +54,9 @@ class Detector(Protocol):
     Attributes:
         pack: What it is a part of, for people.
         smallest_face: Side of the box of the smallest faces that it finds in what it sees, in pixels.
-        max_input_side: Longest side of a photo that it sees as it is; larger ones are reduced to it.
+        smallest_square: Side of the aligned square of those of which it misses few; some of smaller ones.
+        input_side: Longest side of a photo that it sees as it is; smaller ones are enlarged to it.
+        max_input_side: The same of larger ones, which are reduced to it.
     """
 
     @property
@@ -62,6 +64,12 @@ class Detector(Protocol):
 
     @property
     def smallest_face(self) -> int: ...  # noqa: D102
+
+    @property
+    def smallest_square(self) -> int: ...  # noqa: D102
+
+    @property
+    def input_side(self) -> int: ...  # noqa: D102
 
     @property
     def max_input_side(self) -> int: ...  # noqa: D102
@@ -83,6 +91,8 @@ class FaceDetector:
     """
 
     smallest_face = 20
+    smallest_square = 20
+    input_side = INPUT_SIDES[-1]
     max_input_side = MAX_INPUT_SIDE
 
     def __init__(self, pack: str | None = None) -> None:

@@ -36,9 +36,13 @@ SHA256 = {
     LANDMARKS: "fbdc2cb80eb9aa7a758672cbfdda32ba6300efe9b6e6c7a299ff7e736b11b92f",
     DESCRIPTOR: "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
 }
+LANDMARK_TERMS = "CC0, trained on iBUG 300-W: non-commercial use"
 PACKAGES = ("dlib", "face_recognition_models")  # by the names that are imported
 
 SMALLEST_FACE = 80  # pixels: the detector's window
+SMALLEST_SQUARE = (
+    192  # of aligned squares, in which the window is that of a small face: of these nine of ten are found
+)
 INPUT_SIDE = 1280  # smaller photos are enlarged to it, so that faces of a sixteenth of it are found,
 ENLARGEMENT = 8  # but not more than this: the pixels of smaller faces show none
 MAX_INPUT_SIDE = 3840  # larger photos are reduced to it; takes a second and 0.4 GB
@@ -115,6 +119,8 @@ class DlibDetector:
 
     pack = "dlib"
     smallest_face = SMALLEST_FACE
+    smallest_square = SMALLEST_SQUARE
+    input_side = INPUT_SIDE
     max_input_side = MAX_INPUT_SIDE
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from rpf_lightning.faces import dlib_models
 from rpf_lightning.faces.arcface import ArcFace
 from rpf_lightning.faces.detection import Detector, FaceDetector
-from rpf_lightning.faces.dlib_models import DlibDetector, DlibRecogniser
+from rpf_lightning.faces.dlib_models import LANDMARK_TERMS, DlibDetector, DlibRecogniser
 from rpf_lightning.faces.weights import WEIGHTS, insightface_pack, is_here
 
 Wanted = Literal["auto", "insightface", "dlib"]
@@ -96,7 +96,7 @@ class DlibModels:
     """dlib's detector with the points of its 68 landmarks, and its face descriptor."""
 
     kind: Literal["dlib"] = "dlib"
-    said = "dlib's detector (Boost licence), descriptor (CC0) and landmarks (trained on iBUG 300-W: non-commercial use)"
+    said = f"dlib's detector (Boost licence), descriptor (CC0) and landmarks ({LANDMARK_TERMS})"
 
     @cached_property
     def detector(self) -> DlibDetector:

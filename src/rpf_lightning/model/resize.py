@@ -134,6 +134,4 @@ class Resize(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Resize (B, C, source, source) to (B, C, target, target), in fp32; not clamped."""
         with full_precision(image.device):
-            matrix = self.matrix
-            image = at_least_fp32(image).to(matrix.dtype)
-            return matrix @ image @ matrix.T
+            return self.matrix @ image.to(self.matrix.dtype) @ self.matrix.T

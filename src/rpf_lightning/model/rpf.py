@@ -100,8 +100,8 @@ class RPFModel(nn.Module):
                 serves x32, x16, ...
             reference: (B, 3, S, S), RGB in [0, 1], S = kappa * L: another photo of the same person; or what
                 `encode_reference` returned. With `synthesis_copy` also (B, K, 3, S, S): K photos of that person; one
-                that is zero everywhere (or whose mask is) is absent, and all of them may be. None: the bicubically
-                enlarged LR serves as the reference.
+                that is zero everywhere (or whose mask is) is absent, and all of them may be; None: all are absent.
+                Without `synthesis_copy` None: the bicubically enlarged LR serves as the reference.
             mask: (B, 1, S, S) or (B, K, 1, S, S), 1 on the facial region of the reference and 0 elsewhere (eq. 1).
                 Without it the reference counts as masked already; the model never parses.
             return_intermediates: Also return the `BlockOutput` of every block that ran.
@@ -118,7 +118,10 @@ class RPFModel(nn.Module):
         if reference is None:
             if mask is not None:
                 raise ValueError("mask was given without a reference; it masks the reference")
-            reference = resize(lr, self.size).clamp(0, 1)
+            if self.config.synthesis_copy:
+                reference = lr.new_zeros(len(lr), 3, self.size, self.size)
+            else:
+                reference = resize(lr, self.size).clamp(0, 1)
         pyramid = self._check_pyramid(reference, lr, mask, last)
         records: list[BlockOutput] | None = [] if return_intermediates else None
         x, _ = self._run(first, lr, pyramid[first:last], records)

@@ -24,13 +24,7 @@ PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
 def save(directory: Path, config: RPFConfig, state: Mapping[str, Tensor]) -> None:
-    """Write a model directory.
-
-    Args:
-        directory: Made if it is missing.
-        config: The network's structure.
-        state: Its weights.
-    """
+    """Write a model directory, made if it is missing: the network's structure and its weights."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_atomically(directory / WEIGHTS_FILE, safetensors.torch.save(tensors, {"format": "pt"}))
@@ -92,15 +86,15 @@ def restore(model: nn.Module, state: Mapping[str, Tensor], name: str | Path, new
         model: Takes them.
         state: Weights by their names.
         name: Where they come from.
-        new: Names of weights that the file cannot have: they stay as they are.
+        new: Names of the model's weights that may be missing: they stay as they are.
 
     Raises:
         ValueError: If a weight is missing, left over, or of another shape.
     """
-    there = {key: value for key, value in model.state_dict().items() if key in set(new) - state.keys()}
+    own = model.state_dict()
     try:
         given = {key: tensor.float() for key, tensor in state.items()}
-        model.load_state_dict({**there, **given}, strict=True)
+        model.load_state_dict({**{key: own[key] for key in new}, **given}, strict=True)
     except RuntimeError as error:
         raise ValueError(f"the weights of {name} do not fit its {CONFIG_FILE}: {error}") from error
 
@@ -121,6 +115,8 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     files = [CONFIG_FILE, WEIGHTS_FILE]
+    packaged = ", ".join(pretrained_names())
+    nothing = f"{name} is neither a model directory, nor a model of the package ({packaged})"
     try:
         if not offline():  # results go to stdout
             told = f"asking the Hugging Face hub for {name}, a download unless it was fetched before; terms and sizes: "
@@ -128,14 +124,10 @@ def _from_hub(name: str) -> Path:
         # offline too: what was fetched before is found
         directory = Path(snapshot_download(name, allow_patterns=files, local_files_only=offline()))
     except HFValidationError as error:
-        raise FileNotFoundError(
-            f"{name} is neither a model directory, nor a model of the package ({_packaged()}), nor a name on the hub"
-        ) from error
+        raise FileNotFoundError(f"{nothing}, nor a name on the hub") from error
     except Exception as error:
         reason = f"{OFFLINE_VARIABLE} is set, so the hub was not asked" if offline() else "the hub gave none"
-        raise FileNotFoundError(
-            f"{name} is neither a model directory, nor a model of the package ({_packaged()}), and {reason}: {error}"
-        ) from error
+        raise FileNotFoundError(f"{nothing}, and {reason}: {error}") from error
     missing = [file for file in files if not (directory / file).is_file()]
     if missing:
         raise FileNotFoundError(
@@ -143,7 +135,3 @@ def _from_hub(name: str) -> Path:
             f"either it is no model of this package, or only a part of it was fetched to {directory}"
         )
     return directory
-
-
-def _packaged() -> str:
-    return ", ".join(pretrained_names())

@@ -46,19 +46,10 @@ def open_model(model_dir: Path, network: RPFConfig | None) -> RPFModel:
 
 
 class DirectoryStage(LightningModule, ABC):
-    """Reads the model when it is made, and writes what it trained back when a fit has finished.
+    """Reads the model when it is made, and writes what it trained back when a fit has finished; see `RPFStage`.
 
     Checkpoints hold what is trained and its critic (``self.critic``), and a hash of what that was trained on:
     not a copy of the whole model.
-
-    Args:
-        model_dir: The model directory.
-        block: The last block that is trained, counted from 1.
-        network: Arguments of `RPFModel` for a directory that holds no model yet.
-
-    Raises:
-        FileNotFoundError: If the directory holds no model and `network` is None.
-        ValueError: If `block` is not one of the model's, or `network` differs from the model's.
     """
 
     role: Role
@@ -121,6 +112,7 @@ class DirectoryStage(LightningModule, ABC):
         Raises:
             FloatingPointError: If a weight is NaN or infinite.
             RuntimeError: If a frozen weight changed during the fit.
+            ValueError: If the directory holds a model of another network by now.
         """
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -134,13 +126,7 @@ class DirectoryStage(LightningModule, ABC):
         self.trainer.strategy.barrier()  # the next fit reads the directory in every process
 
     def _write(self) -> None:
-        """Write what was trained into the directory's model; what others trained there meanwhile stays.
-
-        Where that is something which this stage computes with, a warning says so.
-
-        Raises:
-            ValueError: If the directory holds a model of another network by now.
-        """
+        """Write what was trained; what others trained there meanwhile stays, with a warning if this stage read it."""
         trained, read = (
             _beginnings(of(self.first, self.block)) for of in (self.role.trained, self.role.frozen)
         )
@@ -181,13 +167,13 @@ class DirectoryStage(LightningModule, ABC):
             checkpoint["hyper_parameters"].pop("network", None)  # nor an RPFConfig; the directory holds it
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another fit, or whose frozen rest differs from the model directory's.
+        """Complete what is trained with the directory's frozen rest.
 
         Raises:
-            ValueError: If it is another one, or differs.
+            ValueError: If it is a checkpoint of another fit, or its frozen rest differs from the directory's.
         """
-        if checkpoint["fit"] != self.fit_name:
-            raise ValueError(f"expected a checkpoint of {self.fit_name}, got one of {checkpoint['fit']}")
+        if (fit := checkpoint.get("fit", "something else")) != self.fit_name:
+            raise ValueError(f"expected a checkpoint of {self.fit_name}, got one of {fit}")
         if checkpoint["frozen_hash"] != self.frozen_hash():
             raise ValueError(
                 f"the checkpoint of {self.fit_name} was trained on another model than the one in "
@@ -204,5 +190,5 @@ class DirectoryStage(LightningModule, ABC):
 
 
 def _beginnings(modules: Modules) -> tuple[str, ...]:
-    """Beginnings of the names of modules' weights in the model; of none of them where there are none."""
+    """Beginnings of the names of modules' weights in the model."""
     return tuple(f"blocks.{n - 1}.{module}." for n, module in sorted(modules))

@@ -155,7 +155,9 @@ def test_duplicates_are_no_references_and_leaks_are_reported(
     ]  # fmt: skip
 
 
-def test_faults_are_rejected_and_nothing_else_is_lost(prepare: Prepare, folder: Path, tmp_path: Path) -> None:
+def test_faults_are_rejected_and_nothing_else_is_lost(
+    prepare: Prepare, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     images = folder / "images"
     picture = Image.open(images / "0-0.png").convert("RGB")
     good = {"grey.png": picture.convert("L"), "rgba.png": picture.convert("RGBA")}
@@ -172,6 +174,12 @@ def test_faults_are_rejected_and_nothing_else_is_lost(prepare: Prepare, folder: 
     picture.save(images / "truncated.jpg")
     (images / "truncated.jpg").write_bytes((images / "truncated.jpg").read_bytes()[:500])
     (images / "text.jpg").write_text("no photo")
+    (images / "film.mov").write_text("no photo")
+    picture.save(images / "cut.jpg")
+    (images / "cut.jpg").write_bytes((images / "cut.jpg").read_bytes()[:-2])
+    add(folder, "cut.jpg")
+    picture.save(images / "bitmap.bmp")
+    add(folder, "bitmap.bmp")
     picture.resize((64, 50)).save(images / "wide.png")
     for name in ("truncated.jpg", "text.jpg", "wide.png", "ghost.png"):
         add(folder, name)
@@ -184,18 +192,21 @@ def test_faults_are_rejected_and_nothing_else_is_lost(prepare: Prepare, folder: 
     summary = prepare()
     out = tmp_path / "prepared"
     reasons = rejected(out)
-    assert set(reasons) == {"truncated.jpg", "text.jpg", "wide.png", "ghost.png", "labelled.png"}
+    assert set(reasons) == {"truncated.jpg", "text.jpg", "wide.png", "ghost.png", "labelled.png", "film.mov"}
+    assert "no photo by its suffix" in reasons["film.mov"]
     assert "truncated" in reasons["truncated.jpg"]
     assert "no image" in reasons["text.jpg"]
     assert "not square (64 x 50)" in reasons["wide.png"]
     assert "not in" in reasons["ghost.png"]
     assert "labels" in reasons["labelled.png"]
+    cut = images / "cut.jpg"
+    assert f"warning: {cut}: its last bytes are missing, 0 of 64 rows may be wrong" in caplog.messages
     counts = summary["counts"]
-    assert (counts["photos"], counts["kept"], counts["rejected"]) == (28, 24, 4)
-    assert counts["listed_without_use"] == 1
+    assert (counts["photos"], counts["kept"], counts["rejected"]) == (30, 26, 4)
+    assert counts["listed_without_use"] == 2
     assert counts["identities_with_one_photo"] == 1
     photos = PreparedPhotos(out)
-    assert {*good, "exif.png", "alone.png"} <= set(photos.ids)
+    assert {*good, "exif.png", "alone.png", "bitmap.bmp", "cut.jpg"} <= set(photos.ids)
     np.testing.assert_array_equal(photos.photo(photos.ids.index("exif.png")).image, np.asarray(picture))
     assert photos.ids.index("alone.png") not in {pair.gt for pair in photos.pairs("all")}
 
@@ -265,9 +276,9 @@ def test_stopped_runs_continue(
             raise OSError(disk, "No space left on device") if disk else RuntimeError("killed")
         write_atomically(path, content)
 
-    def counting(path: Path, content: bytes) -> Any:
+    def counting(path: Path, content: bytes, notes: list[str]) -> Any:
         read.append(path.name)
-        return read_photo(path, content)
+        return read_photo(path, content, notes)
 
     monkeypatch.setattr(annotator, "write_atomically", stop)
     monkeypatch.setattr(annotator, "read_photo", counting)
@@ -379,6 +390,29 @@ def test_held_out_people_have_pairs(prepare: Prepare, folder: Path, tmp_path: Pa
     lines: list[str] = []
     prepare("one", val_fraction=0.1, say=lines.append)
     assert any("warning: pairs_train is empty: too few people" in line for line in lines)
+
+
+def test_aligned_faces_replace_no_photo_and_no_other_face(
+    prepare: Prepare, folder: Path, tmp_path: Path
+) -> None:
+    options = {"labels": None, "label_scheme": None, "mask_model": "hull", "align": "always", "side": 64}
+    photo = folder / "images" / "0-0.png"
+    before = photo.read_bytes()
+    for out in ("folder", "folder/images"):  # `folder/images/0-0.png` would be the face's name too
+        with pytest.raises(ValueError, match=f"{out}: holds photos; give another --out for the aligned"):
+            prepare(out, **options)
+    assert photo.read_bytes() == before
+    content = rows(folder, "landmarks.csv")
+    for name, like in (("0-0.webp", "1-0.png"), ("0-0.png.png", "2-0.png")):  # one name in all, if shortened
+        Image.open(folder / "images" / like).save(folder / "images" / name, lossless=True)
+        content.append([name, *next(row for row in content if row[0] == like)[1:]])
+    write(folder, "landmarks.csv", content)
+    assert prepare(**options)["counts"]["kept"] == 20
+    photos = PreparedPhotos(tmp_path / "prepared")
+    for name, person in (("0-0.png.png", 0), ("0-0.webp.png", 1), ("0-0.png.png.png", 2)):
+        drawn = render_photo(person, 0, 64)
+        expected = align_face(drawn.image, drawn.landmarks.round(3), 64)
+        np.testing.assert_array_equal(photos.photo(photos.ids.index(name)).image, expected)
 
 
 def test_landmarks_that_place_no_square_are_rejected(prepare: Prepare, folder: Path, tmp_path: Path) -> None:
@@ -502,11 +536,11 @@ def test_ctrl_c_keeps_what_was_done(
     whole, seen = prepare("whole"), []
     handler = signal.getsignal(signal.SIGINT)
 
-    def interrupted(path: Path, content: bytes) -> Any:
+    def interrupted(path: Path, content: bytes, notes: list[str]) -> Any:
         seen.append(path)
         if len(seen) == 9:
             raise KeyboardInterrupt
-        return read_photo(path, content)
+        return read_photo(path, content, notes)
 
     try:
         with monkeypatch.context() as patch:

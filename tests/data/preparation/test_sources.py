@@ -13,6 +13,7 @@ from rpf_lightning.data.preparation.sources import (
     label_files,
     landmarks_from_csv,
     list_photos,
+    no_photos,
 )
 
 HEADER = "file," + ",".join(f"x{i},y{i}" for i in range(68))
@@ -22,8 +23,23 @@ def test_photos_are_found_below_in_order(tmp_path: Path) -> None:
     for name in ("b/2.JPG", "b/1.png", "a.webp", "a.txt", "._a.png", "c.jpeg/x.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert list(list_photos(tmp_path)) == ["a.webp", "b/1.png", "b/2.JPG"]
+    for name in (
+        "b/3.heic",
+        "b/4.bmp",
+        "b/5.avif",
+        "b/6.tif",
+        "b/7.jfif",
+        "b/8.TIFF",
+        "b/9.gif",
+        "b/film.mov",
+    ):
+        (tmp_path / name).touch()
+    photos = ["a.webp", "b/1.png", "b/2.JPG", "b/3.heic", "b/4.bmp", "b/5.avif", "b/6.tif", "b/7.jfif"]
+    assert list(list_photos(tmp_path)) == [*photos, "b/8.TIFF", "b/9.gif"]
     assert list_photos(tmp_path)["b/1.png"] == tmp_path / "b" / "1.png"
+    others = no_photos(tmp_path, used=[tmp_path / "a.txt", None])
+    assert list(others) == ["b/film.mov", "c.jpeg/x.txt"]
+    assert others["b/film.mov"].startswith("no photo by its suffix; expected PNG")
 
 
 def test_what_was_prepared_is_no_photo(tmp_path: Path) -> None:
@@ -45,7 +61,7 @@ def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 
 def test_folders_without_photos_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="holds no photo; expected PNG, JPEG or WebP"):
+    with pytest.raises(FileNotFoundError, match="holds no photo; expected PNG, JPEG, WebP, TIFF"):
         list_photos(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         list_photos(tmp_path / "x")
@@ -77,6 +93,12 @@ def test_people_from_csv(tmp_path: Path) -> None:
     path.write_text("file,identity\na.png\n")
     with pytest.raises(ValueError, match=r"line 2: no value for identity"):
         identities_from_csv(path)
+    for encoding, found in (("utf-16", "it looks like UTF-16"), ("cp1252", "byte 0xe9 in line 2")):
+        path.write_bytes("file,identity\ncafé.png,p\n".encode(encoding))
+        with pytest.raises(
+            ValueError, match=f"people.csv: expected text in UTF-8, {found}; save it as UTF-8"
+        ):
+            identities_from_csv(path)
     path.write_text("name,identity\n")
     with pytest.raises(ValueError, match="the header lacks file; expected the columns file, identity"):
         identities_from_csv(path)

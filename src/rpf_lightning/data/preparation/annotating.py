@@ -7,7 +7,6 @@ import logging
 import os
 import struct
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,9 +18,9 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import DataLoader
 
+from rpf_lightning.data.image_files import open_image
 from rpf_lightning.data.preparation.annotator import (
     Annotator,
     BatchWriter,
@@ -116,7 +115,7 @@ def annotate(
         say(
             "most photos are not square: faces are found and aligned (--align never takes photos as they are)"
         )
-    if aligned and out.resolve() in {source.path.resolve().parent for source in sources}:
+    if aligned and any(source.path.resolve().is_relative_to(out.resolve()) for source in sources):
         raise ValueError(f"{out}: holds photos; give another --out for the aligned faces")
     annotator, problems = _annotator(sources, aligned, options)
     for problem in problems:
@@ -173,9 +172,9 @@ def _is_album(sources: Sequence[Source]) -> bool:
 
 def _size(path: Path) -> tuple[int, int] | None:
     try:
-        with Image.open(path) as file:
+        with open_image(path) as file:
             return file.size
-    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, struct.error):
         return None  # the pass over the photos says why
 
 
@@ -275,13 +274,9 @@ def refuse_changes(out: Path, before: dict[str, Any], now: dict[str, Any]) -> No
 
 
 def _face_names(sources: Sequence[Source]) -> list[str]:
-    """Name the aligned faces after their photos, `.png`; photos that differ in the suffix only keep it."""
+    """Name the aligned faces after their photos, `.png`; where some differ in the suffix only, all keep it."""
     short = [PurePosixPath(source.file).with_suffix(".png").as_posix() for source in sources]
-    times = Counter(short)
-    return [
-        name if times[name] == 1 else f"{source.file}.png"
-        for name, source in zip(short, sources, strict=True)
-    ]
+    return short if len({*short}) == len(short) else [f"{source.file}.png" for source in sources]
 
 
 @contextmanager

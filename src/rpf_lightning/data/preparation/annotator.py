@@ -94,9 +94,12 @@ class Photos(Dataset[Annotated]):
             return Annotated(-1, reason="none")
         index = self.todo[position]
         source = self.sources[index]
+        notes: list[str] = []
         try:
             content = source.path.read_bytes()
-            image = read_photo(source.path, content)
+            image = read_photo(source.path, content, notes)
+            for note in notes:
+                logger.warning("warning: %s", note)
             mask = None
             if source.label is not None:
                 assert self.label_scheme is not None

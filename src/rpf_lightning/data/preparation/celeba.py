@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rpf_lightning.files import read_utf8
+
 logger = logging.getLogger(__name__)
 
 IMAGES = 30_000  # rows of the released mapping
@@ -172,7 +174,7 @@ def _read(
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; it should hold {rows:,} {content}")
     table: dict[Key, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_utf8(path).splitlines(), start=1):
         words = line.split()
         if not words:
             continue

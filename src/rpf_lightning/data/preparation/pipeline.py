@@ -35,6 +35,7 @@ from rpf_lightning.data.preparation.sources import (
     identities_from_csv,
     identities_from_folders,
     list_photos,
+    no_photos,
     refuse_strangers,
 )
 from rpf_lightning.files import write_atomically
@@ -68,7 +69,7 @@ def prepare_faces(
     Writes the files of `tables` into `out`. The same call continues after a kill.
 
     Args:
-        images: Folder with the photos (PNG, JPEG, WebP), searched with its subfolders.
+        images: Folder with the photos, searched with its subfolders.
         out: Prepared folder.
         identities: CSV file `file,identity`; people that it does not list are unknown.
         people_in_folders: Take the folder that holds a photo as its person.
@@ -99,7 +100,8 @@ def prepare_faces(
         refuse_strangers(identities, people, photos)
     elif people_in_folders:
         people = identities_from_folders(photos)
-    absent = {file: f"listed in {identities}, not in {images}" for file in people if file not in photos}
+    absent = no_photos(images, out, (identities, options.landmarks))
+    absent |= {file: f"listed in {identities}, not in {images}" for file in people if file not in photos}
     arguments = {
         "command": "faces",
         "identities": _fingerprint(identities) or ("folders" if people_in_folders else None),
@@ -168,7 +170,7 @@ def prepare_celeba_hq(
     options = options or Options()
     metadata = celeba.read_metadata(mapping, identities, partition)
     by_index: dict[int, Source] = {}
-    absent: dict[str, str] = {}
+    absent = no_photos(images, out, (mapping, identities, partition, options.landmarks))
     for file, path in list_photos(images, out).items():
         stem = PurePosixPath(file).stem
         index = int(stem) if stem.isascii() and stem.isdecimal() else -1

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rpf_lightning.data.image_files import SUFFIXES
+from rpf_lightning.data.image_files import KINDS
 from rpf_lightning.data.pairing import POINTS
+from rpf_lightning.files import read_utf8
+from rpf_lightning.pictures import IMAGES
 
 PICTURES = ("distances.png", "contact_sheet.png")  # drawn for a person to look at
 LANDMARK_COLUMNS = [f"{axis}{i}" for i in range(POINTS) for axis in "xy"]
@@ -39,7 +42,7 @@ class Source:
 
 
 def list_photos(folder: str | Path, out: str | Path | None = None) -> dict[str, Path]:
-    """List the photos (PNG, JPEG, WebP) in a folder and below, sorted by name.
+    """List the photos in a folder and below, told by their suffix, sorted by name.
 
     Args:
         folder: The folder.
@@ -51,14 +54,10 @@ def list_photos(folder: str | Path, out: str | Path | None = None) -> dict[str, 
     """
     root = Path(folder)
     if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; expected photos there (PNG, JPEG or WebP)")
+        raise FileNotFoundError(f"{root}: no such folder; expected photos there ({KINDS})")
     found: dict[str, Path] = {}
-    ours = None if out is None else Path(out).resolve()
-    for path in root.rglob("*"):
-        if ours is not None and _is_ours(path.resolve(), ours, root.resolve()):
-            continue
-        # names that begin with a dot are the system's, such as macOS's ._ files
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+    for path in _files(root, out):
+        if path.suffix.lower() in IMAGES:
             file = composed(path.relative_to(root).as_posix())
             if file.encode(errors="replace").decode() != file:
                 raise ValueError(f"{str(path)!r}: the name is no UTF-8; rename the file")
@@ -66,8 +65,37 @@ def list_photos(folder: str | Path, out: str | Path | None = None) -> dict[str, 
                 raise ValueError(f"{path} and {found[file]} have the same name in two Unicode forms")
             found[file] = path
     if not found:
-        raise FileNotFoundError(f"{root}: holds no photo; expected PNG, JPEG or WebP files there or below")
+        raise FileNotFoundError(f"{root}: holds no photo; expected {KINDS} files there or below")
     return dict(sorted(found.items()))
+
+
+def no_photos(
+    folder: str | Path, out: str | Path | None = None, used: Iterable[str | Path | None] = ()
+) -> dict[str, str]:
+    """List what lies in a folder of photos and is none, with the reason.
+
+    Args:
+        folder: The folder.
+        out: Prepared folder, as in `list_photos`.
+        used: Files that may lie there too and are read, such as the list of people.
+    """
+    root, read = Path(folder), {Path(file).resolve() for file in used if file is not None}
+    return {
+        composed(path.relative_to(root).as_posix()): f"no photo by its suffix; expected {KINDS}"
+        for path in sorted(_files(root, out))
+        if path.suffix.lower() not in IMAGES and path.resolve() not in read
+    }
+
+
+def _files(root: Path, out: str | Path | None) -> Iterator[Path]:
+    """All files but those of the system and those that `rpf prepare` wrote."""
+    ours = None if out is None else Path(out).resolve()
+    for path in root.rglob("*"):
+        if ours is not None and _is_ours(path.resolve(), ours, root.resolve()):
+            continue
+        # names that begin with a dot are the system's, such as macOS's ._ files
+        if not path.name.startswith(".") and path.is_file():
+            yield path
 
 
 def _is_ours(path: Path, out: Path, root: Path) -> bool:
@@ -162,22 +190,21 @@ def _rows(path: Path, columns: list[str]) -> list[tuple[str, int, dict[str, str]
             f"{path}: no such file; expected a CSV file with the columns {_short(columns)}"
         )
     rows: dict[str, tuple[str, int, dict[str, str]]] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in columns if column not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(
-                f"{path}: the header lacks {_short(missing)}; expected the columns {_short(columns)}, "
-                f"found {_short(list(reader.fieldnames or []))}"
-            )
-        for row in reader:
-            short = [column for column in columns if row[column] is None]
-            if short:
-                raise ValueError(f"{path}, line {reader.line_num}: no value for {_short(short)}")
-            name = composed(row["file"])
-            if name in rows:
-                raise ValueError(f"{path}, line {reader.line_num}: {name!r} is listed twice")
-            rows[name] = (name, reader.line_num, row)
+    reader = csv.DictReader(io.StringIO(read_utf8(path), newline=""))
+    missing = [column for column in columns if column not in (reader.fieldnames or [])]
+    if missing:
+        raise ValueError(
+            f"{path}: the header lacks {_short(missing)}; expected the columns {_short(columns)}, "
+            f"found {_short(list(reader.fieldnames or []))}"
+        )
+    for row in reader:
+        short = [column for column in columns if row[column] is None]
+        if short:
+            raise ValueError(f"{path}, line {reader.line_num}: no value for {_short(short)}")
+        name = composed(row["file"])
+        if name in rows:
+            raise ValueError(f"{path}, line {reader.line_num}: {name!r} is listed twice")
+        rows[name] = (name, reader.line_num, row)
     return list(rows.values())
 
 
