@@ -81,9 +81,10 @@ class RPFCLI(LightningCLI):
         parser.add_argument("-c", "--config", action=ConfigFile, help="a file or a preset (`rpf presets`)")
         return parser
 
-    def before_instantiate_classes(self) -> None:
-        """Refuse what the stages would not heed."""
+    def instantiate_classes(self) -> None:
+        """Refuse what the stages would not heed, before anything is made."""
         refuse_ignored(self._whole(), self.subcommand == "fit")
+        super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Fill in the run folder, the loggers, the checkpoints and the panels."""

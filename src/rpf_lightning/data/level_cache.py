@@ -211,7 +211,9 @@ class LevelCache:
                 raise self._damaged(name, str(error)) from error
             shape, kind = self.shapes()[name]
             if found != (shape, np.dtype(kind)):
-                raise self._damaged(name, f"expected {shape} of {np.dtype(kind)}, got {found[0]} of {found[1]}")
+                raise self._damaged(
+                    name, f"expected {shape} of {np.dtype(kind)}, got {found[0]} of {found[1]}"
+                )
             self._arrays[name] = array
         return self._arrays[name]
 

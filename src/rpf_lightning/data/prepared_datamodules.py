@@ -77,7 +77,9 @@ class PreparedDataModule(LevelDataModule):
         except OSError as error:
             if error.errno not in CLOSED:
                 raise
-            rank_zero_warn(f"{error}: no cache of levels is made; cache_dir can name a folder that can be written")
+            rank_zero_warn(
+                f"{error}: no cache of levels is made; cache_dir can name a folder that can be written"
+            )
 
     def built_cache(self) -> LevelCache | None:
         """Return the cache if it is there; where it should be and is not, warn that photos are decoded."""

@@ -95,7 +95,7 @@ class PreparedPhotos:
         Raises:
             FileNotFoundError: If the photo is missing.
             DamagedError: If it is another photo than was prepared.
-            ValueError: If it cannot be read, or is not square any more.
+            ValueError: If it cannot be read.
         """
         name = self.ids[index]
         path = tables.find_file(self.images, name)
@@ -108,8 +108,6 @@ class PreparedPhotos:
         if self.aligned:
             self._compare(image.tobytes(), index, path)
         height, width = image.shape[:2]
-        if height != width:
-            raise ValueError(f"{path}: expected a square photo as it was prepared, got {width} x {height}")
         points = self.landmarks[index]
         assert points is not None
         mask = tables.unpack_mask(self._mask_array()[index])
