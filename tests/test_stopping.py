@@ -172,11 +172,14 @@ def test_a_second_signal_does_not_disturb_the_cleaning(capsys: pytest.CaptureFix
 
 
 def test_an_ignored_signal_stays_ignored_and_other_errors_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    def run() -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        raise KeyError("its own")
+
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
     try:
         with pytest.raises(KeyError), stoppable("rpf x"):
-            os.kill(os.getpid(), signal.SIGHUP)
-            raise KeyError("its own")
+            run()
     finally:
         signal.signal(signal.SIGHUP, before)
     assert capsys.readouterr().err == ""

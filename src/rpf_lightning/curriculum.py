@@ -126,9 +126,8 @@ def run_curriculum(
             continue
         settings, last = settings_of(parsed[fit.name]), _last(directory, fit)
         trying = bool(parsed[fit.name]["trainer"]["fast_dev_run"])
-        with (
-            nullcontext() if trying else _alone(directory, fit)
-        ):  # the fit itself takes the lock again; told here, nothing is changed
+        # the fit itself takes the lock again; told here, nothing is changed yet
+        with nullcontext() if trying else _alone(directory, fit):
             _clean(directory)
             _note(directory, state, "started", fit.name, settings)
         words = ["fit", *arguments[fit.name], *(["--ckpt_path", str(last)] if last.is_file() else [])]

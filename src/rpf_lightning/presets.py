@@ -68,8 +68,8 @@ def bounded(content: Any) -> Any:
         count += 1
         if count > MOST_VALUES or depth > DEEPEST:
             raise ValueError(
-                f"expected a configuration of {MOST_VALUES:,} values and {DEEPEST} levels at most; nested anchors (&, *) "
-                "may stand for more than they look"
+                f"expected a configuration of {MOST_VALUES:,} values and {DEEPEST} levels at most; nested anchors "
+                "(&, *) may stand for more than they look"
             )
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         rest += [(one, depth + 1) for one in inner]

@@ -36,9 +36,8 @@ def test_a_flipped_bit_is_noticed_wherever_it_matters(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         try:
             assert equal(files.load_checkpoint(path))  # of what nobody reads, such as a date
-        except DamagedError as error:
+        except DamagedError:
             noticed += 1
-            assert str(error).startswith(f"{path}: damaged")
     assert noticed > 300
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DamagedError, match="delete it: then the fit starts from its beginning"):

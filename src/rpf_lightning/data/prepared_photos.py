@@ -65,7 +65,7 @@ class PreparedPhotos:
         fractions = points / np.array(table["width"], dtype=np.float64)[:, None, None]
         if tables.content_hash(self.root, self.splits) != self.sha256:
             raise DamagedError(
-                f"{self.root}: photos' names, people, landmarks, masks or pairs are not those that were prepared: their "
+                f"{self.root}: names, people, landmarks, masks or pairs are not those that were prepared: their "
                 f"SHA-256 is another than in {tables.SUMMARY}. Put them back, or prepare the photos anew"
             )
         self.landmarks: list[NDArray[np.float64] | None] = list(fractions)
