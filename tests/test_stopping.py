@@ -148,7 +148,7 @@ def test_a_signal_in_the_middle_of_a_write_leaves_nothing(
     tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_listed(tmp_path, [entry("block1-warping")])
-    signalled(monkeypatch, os, "fsync", signal.SIGTERM, call=6)  # of the checkpoint, before it has its name
+    signalled(monkeypatch, os, "fsync", signal.SIGTERM, call=5)  # before a file of the fit has its name
     words = ["curriculum", "--config", str(path)]
     stopped(words, tmp_path, capsys, signal.SIGTERM, "the same command continues")
 
