@@ -130,6 +130,13 @@ def test_what_would_fill_the_memory_is_refused(
         assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("option", ["--trainer", "--model", "--data", "--trainer.callbacks"])
+def test_files_that_an_option_names_are_bounded_too(option: str) -> None:
+    Path("a.yaml").write_text(bomb(9))
+    with pytest.raises(ValueError, match="a.yaml|nested anchors|does not"):
+        read_fit(["--config", "demo/finetune.yaml", option, "a.yaml"])
+
+
 def test_anchors_of_the_usual_kind_are_taken() -> None:
     Path("a.yaml").write_text(bomb(3))
     assert len(presets.read("a.yaml")["a2"]) == 9

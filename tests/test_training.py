@@ -341,7 +341,7 @@ def test_a_damaged_checkpoint_is_told_in_a_line(
     last(tmp_path).write_bytes(content)
     model = (tmp_path / "model" / "model.safetensors").read_bytes()
     said = refused(capsys, [*config, "--ckpt_path", "last"])
-    assert said.startswith(f"rpf fit: error: {last(tmp_path)}: damaged, its checksum does not fit")
+    assert said.startswith(f"rpf fit: error: {last(tmp_path)}: damaged, it is not what was written")
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == model
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, get_loader, set_loader
 
 _INSTALLED, _CHECKOUT = Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs"
 FOLDER = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
 """Where the presets are: within the package, or `configs/` of a source checkout."""
 
-MOST_VALUES, DEEPEST = 10_000, 100
+MOST_VALUES, DEEPEST = 100_000, 100
 
 
 def resolve(path: str | Path) -> Path:
@@ -76,6 +76,18 @@ def bounded(content: Any) -> Any:
     return content
 
 
+def _bounded_yaml(text: str) -> Any:
+    try:
+        return bounded(_load_yaml(text))
+    except (ValueError, RecursionError) as error:
+        raise yaml.YAMLError(str(error)) from error
+
+
+# files that an option names by itself (`--trainer FILE`) are read by jsonargparse
+_load_yaml = get_loader("yaml")
+set_loader("yaml", _bounded_yaml)
+
+
 class ConfigFile(ActionConfigFile):
     """`--config FILE` of a jsonargparse parser, with presets and their bases."""
 
@@ -95,8 +107,10 @@ def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         content = bounded(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: expected YAML: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: {str(error) or 'nested too deeply'}") from error
+    except RecursionError as error:
+        raise ValueError(f"{file}: nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected a mapping, got {type(content).__name__}")
     if "base" not in content:

@@ -1,5 +1,6 @@
 """Prepared photos and who is in which part."""
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -170,8 +171,10 @@ def test_the_papers_split_shares_people_but_no_test_photo(prepared: Path) -> Non
     train = nearest_references(rest, photos.landmarks)
     for name, pairs in (("paper_test", test), ("paper_train", train)):
         prepared_folder.write_pairs(prepared / prepared_folder.pairs_file(name), pairs, photos.ids)
-    summary = (prepared / "prepare.json").read_text()
-    (prepared / "prepare.json").write_text(summary.replace('"all"\n', '"paper_train", "paper_test"\n', 1))
+    summary = json.loads((prepared / "prepare.json").read_text())
+    summary["splits"] = ["paper_train", "paper_test"]
+    summary["sha256"] = prepared_folder.content_hash(prepared, summary["splits"])
+    (prepared / "prepare.json").write_text(json.dumps(summary))
     photos = PreparedPhotos(prepared)
     parts = Parts(photos, "paper", 0.34, seed=0)
     assert parts.pairs["test"] == test

@@ -62,12 +62,19 @@ class CheckpointFiles(TorchCheckpointIO):
         except Exception as error:  # one bit can make it stumble over anything
             wrong = str(error)
         if wrong is not None:
-            raise DamagedError(
-                f"{path}: damaged, its checksum does not fit ({wrong}). Put a whole copy back, or delete it: then the "
-                "fit starts from its beginning"
-            )
-        content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+            raise _damaged(path, wrong)
+        try:
+            content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        except RuntimeError as error:  # of the archive's headers
+            raise _damaged(path, str(error).partition(". ")[0]) from error
         return content
+
+
+def _damaged(path: Path, why: str) -> DamagedError:
+    return DamagedError(
+        f"{path}: damaged, it is not what was written ({why}). Put a whole copy back, or delete it: then the fit "
+        "starts from its beginning"
+    )
 
 
 def use_checkpoint_files(trainer: Trainer) -> None:
