@@ -277,7 +277,10 @@ IGNORED = [
     ("--trainer.callbacks+=StochasticWeightAveraging --trainer.callbacks.swa_lrs=1e-2", "AveragedWeights"),
     ("--trainer.callbacks+=EMAWeightAveraging", "EMAWeightAveraging: .*AveragedWeights"),
     ("--trainer.callbacks+=LearningRateFinder", r"LearningRateFinder: .*model\.init_args\.learning_rate"),
-    ("--trainer.callbacks+=GradientAccumulationScheduler --trainer.callbacks.scheduling={0:2}", "accumulate"),
+    (
+        '--trainer.callbacks+=GradientAccumulationScheduler --trainer.callbacks.scheduling={"0":2}',
+        "accumulate",
+    ),
 ]
 
 
@@ -319,7 +322,7 @@ def test_what_is_refused_writes_no_model(write: Write, tmp_path: Path) -> None:
         (WarpingStage, {"accumulate": 0}),
         (WarpingStage, {"entry_fraction": 2.0}),
         (SynthesisStage, {"critic": "none"}),
-        (JointStage, {"first": 2, "block": 1}),
+        (JointStage, {"first": 2, "block": 1, "perceptual_weight": 0, "identity_weight": 0}),
     ):
         with pytest.raises((ValueError, KeyError)):
             stage(folder, network=network, **{"block": 1, **wrong})

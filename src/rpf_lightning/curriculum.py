@@ -28,7 +28,7 @@ from rpf_lightning.curriculum_file import (
 )
 from rpf_lightning.environment import first_process
 from rpf_lightning.errors import RefusedError
-from rpf_lightning.files import locked, write_atomically
+from rpf_lightning.files import locked, read_json, write_atomically
 from rpf_lightning.fit_settings import Settings, data_hash, differences, options_of, settings_of
 from rpf_lightning.model import RPFConfig, RPFModel
 from rpf_lightning.model.storage import CONFIG_FILE, pretrained_names, weights_hash
@@ -218,7 +218,7 @@ def _read_state(directory: Path) -> State:
     if not path.is_file():
         return {"finished": {}, "started": {}}
     try:
-        state: State = json.loads(path.read_text(encoding="utf-8"))
+        state: State = read_json(path)
         state.setdefault("started", {})  # older files lack it
         fits = [*state["finished"].values(), *state["started"].values(), state.get("initial", {})]
         whole = all(isinstance(settings, dict) for settings in fits)

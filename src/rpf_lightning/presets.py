@@ -85,7 +85,7 @@ def _bounded_yaml(text: str) -> Any:
 
 # files that an option names by itself (`--trainer FILE`) are read by jsonargparse
 _load_yaml = get_loader("yaml")
-set_loader("yaml", _bounded_yaml)
+set_loader("yaml", _bounded_yaml, exceptions=(yaml.YAMLError,))
 
 
 class ConfigFile(ActionConfigFile):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from rpf_lightning.data.image_files import read_photo
 from rpf_lightning.data.pairing import Pair, split_by_identity
 from rpf_lightning.data.preparation import prepared_folder as tables
 from rpf_lightning.errors import DamagedError
+from rpf_lightning.files import read_csv
 
 PARTS = ("train", "val", "test")
 
@@ -126,12 +126,20 @@ class PreparedPhotos:
 
         Raises:
             FileNotFoundError: If `duplicates.csv` is missing.
+            ValueError: If it is broken.
         """
         path = self.root / tables.DUPLICATES
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; `rpf prepare` writes it")
-        with path.open(newline="", encoding="utf-8") as file:
-            return [(self.places[row["file"]], self.places[row["other"]]) for row in csv.DictReader(file)]
+        try:
+            return [
+                (self.places[row["file"] or ""], self.places[row["other"] or ""])
+                for _, row in read_csv(path)[1]
+            ]
+        except KeyError as error:
+            raise ValueError(
+                f"{path}: expected file and other, of {tables.IMAGES}; there is no {error}"
+            ) from error
 
     def pairs(self, split: str) -> list[Pair]:
         """Read the pairs of a split, nearest references only.
