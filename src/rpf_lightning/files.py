@@ -77,7 +77,9 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | Non
         header = list(reader.fieldnames or [])
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}; is a quotation mark missing?") from error
+        raise ValueError(
+            f"{path}, after line {reader.line_num}: {error}; is a quotation mark missing?"
+        ) from error
     if twice := [column for column in header if column and header.count(column) > 1]:
         raise ValueError(f"{path}: the column {twice[0]!r} is there twice")
     return header, rows

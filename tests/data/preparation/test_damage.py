@@ -86,7 +86,7 @@ def test_summaries_that_are_none_are_named(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (f'file,identity\na.png,"{"x" * 140_000}\n', "line 2: field larger than field limit"),
+        (f'file,identity\na.png,"{"x" * 140_000}\n', "after line 1: field larger than field limit"),
         ("file,identity,file\na.png,b,c\n", "the column 'file' is there twice"),
     ],
 )

@@ -217,7 +217,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     summary = read_json(path)
     if not isinstance(summary, dict) or summary.get("format") != FORMAT:
         got = repr(summary.get("format")) if isinstance(summary, dict) else type(summary).__name__
-        raise ValueError(f"{path}: expected a JSON object of format {FORMAT}, got {got}")
+        raise ValueError(f"{path}: expected format {FORMAT}, got {got}")
     for name, kind in PARTS.items():
         if not isinstance(summary.get(name), kind):
             raise ValueError(f"{path}: expected {name} ({kind.__name__}) in it; prepare the photos anew")
