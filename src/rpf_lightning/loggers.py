@@ -79,7 +79,8 @@ class WandbRun(WandbLogger):
         folder = given.get("dir") or environ.get("WANDB_DIR") or str(stage.run_dir)
         Path(folder).mkdir(parents=True, exist_ok=True)  # W&B would go elsewhere without a word
         described = {"name": name, "group": group}
-        described["id"] = _run_id(stage.run_dir / RUN_FILE if fits else None, f"{group}-{name}", resumed)
+        if given.get("id") is None:
+            described["id"] = _run_id(stage.run_dir / RUN_FILE if fits else None, f"{group}-{name}", resumed)
         described["job_type"] = stage.name if fits else command
         given.update({key: value for key, value in described.items() if given.get(key) is None})
         given.update(tags=tags, dir=folder, config={**config, **(given.get("config") or {})})
@@ -139,10 +140,13 @@ class TensorBoardRun(TensorBoardLogger):
         """
         if not self._placed:
             self._root_dir = str(stage.run_dir if command == "fit" else stage.run_dir / command)
-            names = (self._name, *(f"{self._name}_{number}" for number in count(2)))
-            free = next(i for i, name in enumerate(names) if not (Path(self._root_dir) / name).exists())
-            number = max(free, 1) if resumed else free + 1
-            self._name = self._name if number == 1 else f"{self._name}_{number}"
+            root, name = Path(self._root_dir), self._name
+
+            def numbered(number: int) -> str:
+                return name if number == 1 else f"{name}_{number}"
+
+            free = next(number for number in count(1) if not (root / numbered(number)).exists())
+            self._name = numbered(max(free - 1, 1) if resumed else free)
 
 
 def _run_id(path: Path | None, name: str, resumed: bool) -> str:
@@ -157,6 +161,7 @@ def _run_id(path: Path | None, name: str, resumed: bool) -> str:
         return path.read_text().strip() if path.is_file() else name
     new = f"{name}-{secrets.token_hex(4)}"
     if path is not None and first_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, f"{new}\n".encode())
     return new
 
