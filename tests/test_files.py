@@ -1,13 +1,15 @@
 """Files that are there whole or not at all, and locks beside them."""
 
 import errno
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from filelock import FileLock, Timeout
 
-from rpf_lightning.files import locked, read_utf8
+from rpf_lightning.errors import disk_trouble
+from rpf_lightning.files import locked, read_utf8, write_atomically
 
 
 def test_texts_of_other_encodings_are_named(tmp_path: Path) -> None:
@@ -52,3 +54,27 @@ def test_a_disk_without_locks_keeps_nobody_out(
     with outcome, locked(tmp_path / ".lock"):
         (tmp_path / "entered").touch()
     assert (tmp_path / "entered").exists() is held
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_a_write_that_fails_leaves_what_was_there_and_is_told_in_a_line(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"before")
+
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=str(path)) as error:
+        write_atomically(path, b"after")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"before"
+    text = disk_trouble(error.value)
+    assert text is not None
+    assert text.startswith(f"{path}: {os.strerror(number)}")
+    assert "\n" not in text
+    assert ("make room" in text) == (number in (errno.ENOSPC, errno.EDQUOT))
+    assert disk_trouble(OSError(errno.EMFILE, "too many files")) is None
+    assert disk_trouble(ValueError("no disk")) is None

@@ -13,6 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from rpf_lightning.files import leads_out
+
 GREY = 4  # levels
 JPEG = frozenset({".jpg", ".jpeg", ".jfif"})
 IMAGES = JPEG | {".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif"}
@@ -79,8 +81,7 @@ def result_file(photo: str) -> str:
     Raises:
         ValueError: If it would lie outside of the folder: the name is absolute, empty, or has `..` in it.
     """
-    path = PurePosixPath(photo)
-    if path.is_absolute() or ".." in path.parts or not path.name:
+    if leads_out(photo) or not PurePosixPath(photo).name:
         raise ValueError(f"{photo!r}: expected a relative name without '..'")
     return f"{stem(photo)}.png"
 
