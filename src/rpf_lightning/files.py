@@ -11,8 +11,12 @@ from pathlib import Path
 from filelock import FileLock
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside it and rename it: never half a file."""
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file under a temporary name beside it and rename it: never half a file.
+
+    Raises:
+        OSError: If it cannot be written, as on a full disk; it names the file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -20,6 +24,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.filename is None:  # of a full disk, which says nothing about what was written
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
