@@ -25,7 +25,9 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.filename is None:  # of a full disk, which says nothing about what was written
+        if (
+            error.errno and error.filename is None
+        ):  # of a full disk, which says nothing about what was written
             error.filename = str(path)
         raise
     finally:

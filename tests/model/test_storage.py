@@ -86,9 +86,12 @@ NAME = "blocks.1.refinement.to_rgb.weight"
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda state: state.pop(NAME), f"Missing key.*{NAME}"),
-        (lambda state: state.update({"blocks.9.extra": torch.zeros(1)}), "Unexpected key.*blocks.9.extra"),
-        (lambda state: state.update({NAME: torch.zeros(3, 2, 5, 5)}), f"size mismatch for {NAME}"),
+        (lambda state: state.pop(NAME), f"missing {NAME}"),
+        (lambda state: state.update({"blocks.9.extra": torch.zeros(1)}), "left over blocks.9.extra"),
+        (
+            lambda state: state.update({NAME: torch.zeros(3, 2, 5, 5)}),
+            rf"{NAME} has the shape \[3, 2, 5, 5\], expected",
+        ),
     ],
     ids=["missing", "extra", "reshaped"],
 )

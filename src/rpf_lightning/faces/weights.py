@@ -247,7 +247,7 @@ def _check_download(path: Path) -> None:
         known = {
             path / name: (state, sha256) for name, (*state, sha256) in json.loads(record.read_bytes()).items()
         }
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{record}: expected what was downloaded, got {error}; delete it and {path}"
         ) from error

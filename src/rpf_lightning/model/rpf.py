@@ -280,6 +280,10 @@ class RPFModel(nn.Module):
                 fit each other, a weight is NaN or infinite, or an argument would change a weight that they hold.
         """
         wrong = f"{name}: an argument given here does not fit RPFModel"
+        try:
+            check_choice("memory", memory, get_args(Memory))
+        except ValueError as error:
+            raise ValueError(f"{wrong}: {error}") from error
         if unknown := additions.keys() - {field.name for field in fields(RPFConfig)}:
             raise ValueError(f"{wrong}: from_pretrained has no argument {', '.join(sorted(unknown))}")
         hub = storage.Hub(revision, token, cache_dir, local_files_only, force_download)
@@ -287,7 +291,6 @@ class RPFModel(nn.Module):
         config = storage.read_config(directory / storage.CONFIG_FILE)
         try:
             asked = replace(config, **additions)
-            check_choice("memory", memory, get_args(Memory))
         except ValueError as error:
             raise ValueError(f"{wrong}: {error}") from error
         with torch.device("meta"):  # nothing is allocated before the file's head fits
