@@ -4,6 +4,7 @@ import errno
 import os
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock, Timeout
@@ -38,6 +39,17 @@ def test_a_lock_keeps_others_out_and_is_given_back(tmp_path: Path) -> None:
         raise AssertionError("both at once")
     with locked(lock, blocking=False):
         pass
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(
+    tmp_path: Path, disk_full_after_1000_bytes: Any
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"earlier")
+    with disk_full_after_1000_bytes, pytest.raises(OSError, match=f"File too large: '{path}'"):
+        write_atomically(path, bytes(5000))
+    assert path.read_bytes() == b"earlier"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,20 @@ parameter's name, type and default, explained by its docstring. Modules are impo
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from io import TextIOWrapper
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, TextIO
 
 from rpf_lightning.errors import DamagedError, RefusedError, disk_trouble
 from rpf_lightning.stopping import stoppable
+
+BROKEN_PIPE = 141  # 128 + SIGPIPE, what shells report of a program that it ends
 
 
 class Command(NamedTuple):
@@ -97,8 +101,33 @@ def main(args: list[str] | None = None) -> None:
         args: The command line after `rpf`; None takes the process's.
 
     Raises:
-        SystemExit: After a message on stderr, if an argument is wrong or the command cannot do it.
+        SystemExit: After a message on stderr, if an argument is wrong or the command cannot do it; quietly with 141,
+            as of other programs, if who reads the output stops reading, as `head` does.
     """
+    try:
+        try:
+            _main(args)
+        finally:
+            print(end="", flush=True)  # not at the interpreter's end, which would write about it
+    except BrokenPipeError:
+        if not (left := [stream for stream in (sys.stdout, sys.stderr) if _reader_left(stream)]):
+            raise  # of another pipe, such as one to a process that loads images
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in left:
+            os.dup2(nowhere, stream.fileno())
+        sys.exit(BROKEN_PIPE)
+
+
+def _reader_left(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that no one reads any more; False where the system does not tell."""
+    if not hasattr(select, "poll") or not isinstance(stream, TextIOWrapper):
+        return False
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _main(args: list[str] | None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a console may lack letters of a file's name
             stream.reconfigure(errors="backslashreplace")
@@ -144,6 +173,8 @@ def _told(prog: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
     """Tell these errors, and those of the disk, in a line."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # of `main`
     except Exception as error:
         text = disk_trouble(error) or (str(error) if isinstance(error, errors) else None)
         if text is None:

@@ -208,6 +208,8 @@ def enhance(
 
     outputs.check_places(out, [photo, *references], quality)  # before anything is computed
     check_size(photo, scale)  # and before networks are loaded
+    for reference in references:
+        check_size(reference)
     place = place_of(device)
     networks = FaceNetworks(pack, mask_model, landmark_model, place, face_models)
     print(networks.said, file=sys.stderr)  # results go to stdout

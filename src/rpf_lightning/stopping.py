@@ -12,7 +12,7 @@ from types import FrameType
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 CLEANING = (
-    5.0  # seconds in which further signals are ignored: a launcher sends several, and files are being removed
+    5.0  # seconds in which further signals are ignored: a launcher sends several, files are being removed
 )
 
 
@@ -47,9 +47,8 @@ def stoppable(command: str, goes_on: str = "") -> Iterator[None]:
         signal.signal(number, stop)
     try:
         yield
-    except (
-        BaseException
-    ):  # Lightning makes an exit of an interrupt, and processes whose peers went raise what they like
+    except BaseException:
+        # Lightning makes an exit of an interrupt, and processes whose peers went raise what they like
         if not first:
             raise
         text = f"{command}: stopped by {signal.Signals(first[0][0]).name}"
