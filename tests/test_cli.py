@@ -232,7 +232,9 @@ def closed_early(words: str, code: str = "", **environment: str) -> tuple[int, s
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", ["presets", "--help", "--version", "enhance --help", "summary --scale 2"])
 def test_a_reader_who_leaves_is_no_error(words: str, unbuffered: str) -> None:
-    assert closed_early(words, PYTHONUNBUFFERED=unbuffered) == (141, "")
+    code, said = closed_early(words, PYTHONUNBUFFERED=unbuffered)
+    assert said == ""
+    assert code in (141, 0 if words == "enhance --help" else 141)  # argparse swallows a write that fails
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
