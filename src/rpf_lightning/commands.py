@@ -202,7 +202,7 @@ def enhance(
     scale = 1 if keep_size else scale
     from rpf_lightning.devices import place_of
     from rpf_lightning.enhancing import FaceNetworks, enhance_aligned, enhance_photo, outputs, write_enhanced
-    from rpf_lightning.enhancing.enhance import check_size
+    from rpf_lightning.enhancing.found import check_size
     from rpf_lightning.model import RPFModel
 
     outputs.check_places(out, [photo, *references], quality)  # before anything is computed
@@ -218,7 +218,7 @@ def enhance(
     files = write_enhanced(result, out, strip_metadata, quality)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"{outputs.summary(result)}; reference {references[result.reference_index]}")
+    print(f"{outputs.summary(result, result)}; reference {result.names[0]}")
     if result.sought:
         print(f"faces were sought from {result.sought} pixels on")
     print(" and ".join(map(str, files)))

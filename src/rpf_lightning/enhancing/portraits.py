@@ -1,0 +1,186 @@
+"""Portraits of people, read once for any number of photos, and which face of a photo is whose."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rpf_lightning.data.preparation.sources import identities_from_folders, list_photos
+from rpf_lightning.enhancing.aligned_faces import AlignedFace, FaceNetworks
+from rpf_lightning.enhancing.choosing import reference_face
+from rpf_lightning.enhancing.found import FoundFace, FoundFaces, LeftFace, Photo, photo_name, read
+from rpf_lightning.enhancing.identity_check import SAME, SMALLEST_SIDE, comparable, compare
+
+
+@dataclass(frozen=True, eq=False)
+class Portrait:
+    """A reference that was read and whose face was found.
+
+    Attributes:
+        name: For messages.
+        face: The face in its photo.
+        warnings: What the user should know of the file, as sentences.
+    """
+
+    name: str
+    face: AlignedFace
+    warnings: tuple[str, ...]
+
+
+class Matches(NamedTuple):
+    """Which face of a photo is whose.
+
+    Attributes:
+        people: Face -> name of the person.
+        left: The other faces.
+    """
+
+    people: dict[int, str]
+    left: tuple[LeftFace, ...]
+
+
+def read_portrait(
+    photo: Photo | Portrait, networks: FaceNetworks, otherwise: str = "the portrait"
+) -> Portrait:
+    """Read a portrait and find its face; one that was read before is given back.
+
+    Args:
+        photo: A file, an array, or what this function gave.
+        networks: The detector.
+        otherwise: What messages call an array.
+
+    Raises:
+        RefusedError: If it does not show one large face.
+        FileNotFoundError: If it or the detector's weights are missing.
+        ValueError: If it cannot be read or is no RGB image.
+    """
+    if isinstance(photo, Portrait):
+        return photo
+    name, warnings = photo_name(photo, otherwise), list[str]()
+    return Portrait(name, reference_face(read(photo, name, warnings), name, networks), tuple(warnings))
+
+
+def read_portraits(
+    photos: Sequence[Photo | Portrait], of: str, networks: FaceNetworks, otherwise: str = "portrait"
+) -> list[Portrait]:
+    """Read a list of portraits, see `read_portrait`; `of` is the argument, for messages.
+
+    Raises:
+        ValueError: If it is no list or empty, and as `read_portrait`.
+    """
+    if isinstance(photos, str | Path | np.ndarray | Portrait):
+        raise ValueError(f"{of}: expected a list of portraits, got a single one")
+    if not photos:
+        raise ValueError(f"{of}: expected one portrait at least, got none")
+    return [read_portrait(photo, networks, f"{otherwise} {i}") for i, photo in enumerate(photos)]
+
+
+def people_in(folder: str | Path) -> dict[str, list[Path]]:
+    """List a folder of portraits per person: name of the folder -> its photos.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no photo in it.
+        ValueError: If a photo lies beside the people's folders.
+    """
+    files = list_photos(folder)
+    people: dict[str, list[Path]] = {}
+    for file, name in identities_from_folders(files).items():
+        if not name:
+            raise ValueError(f"{folder}: expected a folder per person, and {file} lies beside them")
+        people.setdefault(name, []).append(files[file])
+    return people
+
+
+def read_people(
+    people: Mapping[str, Sequence[Photo]], networks: FaceNetworks, warnings: list[str]
+) -> dict[str, list[Portrait]]:
+    """Read the portraits of several people, of which bad ones are left out.
+
+    Args:
+        people: Name -> portraits.
+        networks: The detector.
+        warnings: Gets a sentence for each portrait that cannot be used, and for each person who is left without one.
+
+    Returns:
+        Name -> portraits, one at least; who has none is left out.
+
+    Raises:
+        FileNotFoundError: If a portrait or the detector's weights are missing.
+        ValueError: If nobody has a portrait.
+    """
+    usable: dict[str, list[Portrait]] = {}
+    for name, photos in people.items():
+        for place, photo in enumerate(photos):
+            try:
+                usable.setdefault(name, []).append(
+                    read_portrait(photo, networks, f"portrait {place} of {name}")
+                )
+            except ValueError as error:
+                warnings.append(f"a portrait of {name} is left out: {error}")
+        if not usable.get(name):
+            warnings.append(f"{name} has no portrait that can be used and is not sought")
+            usable.pop(name, None)
+    if not usable:
+        raise ValueError("; ".join(["people: expected one portrait at least that can be used", *warnings]))
+    return usable
+
+
+def match_people(
+    found: FoundFaces,
+    people: Mapping[str, Sequence[Portrait]],
+    networks: FaceNetworks,
+    taken: Collection[int] = (),
+) -> Matches:
+    """Tell by identity which face is whose: each person has one face at most, each face one person at most.
+
+    A face is compared with every portrait of every person where it is large enough to tell people apart
+    (`identity_check`); of all pairs that surely match, the most alike one is taken, then the most alike one of the
+    faces and people that remain, and so on.
+
+    Args:
+        found: The photo's faces.
+        people: Name -> portraits.
+        networks: ArcFace.
+        taken: Faces that have their person already; they are not compared.
+
+    Returns:
+        The people, and every other face that is not taken, with the reason.
+
+    Raises:
+        FileNotFoundError: If ArcFace's weights are missing.
+    """
+    free = [face for face in found if face.index not in taken]
+    alike: dict[tuple[int, str], float] = {}
+    for face in free:
+        for name, portraits in people.items():
+            compared = [c for p in portraits if (c := compare(face.aligned, p.face, networks))]
+            if compared:
+                alike[face.index, name] = max(compared).cosine
+    matched: dict[int, str] = {}
+    for (index, name), cosine in sorted(alike.items(), key=lambda pair: -pair[1]):
+        if cosine >= SAME and index not in matched and name not in matched.values():
+            matched[index] = name
+    left = []
+    for face in free:
+        if face.index not in matched:
+            of_face = {name: cosine for (index, name), cosine in alike.items() if index == face.index}
+            left.append(LeftFace(face.index, face.side, _why_left(face, of_face, matched)))
+    return Matches(matched, tuple(left))
+
+
+def _why_left(face: FoundFace, alike: Mapping[str, float], matched: Mapping[int, str]) -> str:
+    """Why a face has no person; `alike` are the cosines with the people that it was compared with."""
+    if not comparable(face.aligned):
+        return f"below {SMALLEST_SIDE} pixels people cannot be told apart; --face {face.index}=PORTRAIT names its person"
+    if not alike:
+        return f"no portrait has a face of {SMALLEST_SIDE} pixels, which comparing needs"
+    nearest = max(alike, key=lambda name: alike[name])
+    said = f"most like {nearest}, cosine {alike[nearest]:.2f}"
+    if alike[nearest] < SAME:
+        return f"{said}, and a sure match has {SAME} or more"
+    (other,) = (index for index, name in matched.items() if name == nearest)
+    return f"{said}, who is face {other}"
