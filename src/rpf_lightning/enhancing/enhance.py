@@ -91,35 +91,44 @@ def enhance_people(
     ]
     for index in portraits:
         check_index(found, index)
-    todo = [index for index in portraits if found[index].side < model.size]
+    aligned = {index: found[index].aligned for index in portraits}
+    labels = {index: f"face {index} of {found.name}" for index in portraits}
+    todo = [index for index in portraits if aligned[index].side < model.size]
     if not todo:
-        texts = [
-            _nothing_to_gain(f"face {index} of {found.name}", found[index].aligned, model)
-            for index in portraits
-        ]
+        texts = [_nothing_to_gain(labels[index], aligned[index], model) for index in portraits]
         raise RefusedError("; ".join([*texts, *([found.search.hint] if found.search.hint else [])]))
     left = [
-        LeftFace(index, found[index].side, f"it is large enough, the model makes {model.size} pixels")
+        LeftFace(index, aligned[index].side, f"it is large enough, the model makes {model.size} pixels")
         for index in portraits
         if index not in todo
     ]
-    smallest = min(found[index].side for index in todo)
+    smallest = min(aligned[index].side for index in todo)
     factor, limited = (scale, False) if scale else enlargement(found.image, smallest, model.size)
     chosen = {
-        index: _chosen(found, index, portraits[index], model, networks, force, warnings) for index in todo
+        index: _chosen(
+            aligned[index],
+            labels[index],
+            portraits[index],
+            model,
+            networks,
+            force,
+            warnings,
+            found.search.hint,
+        )
+        for index in todo
     }
     faces = []
     for index, (places, identity) in chosen.items():
-        aligned, used = found[index].aligned, [portraits[index][place] for place in places]
+        face, used = aligned[index], [portraits[index][place] for place in places]
         lr, sharp, references, masks = _super_resolve(
-            aligned, f"face {index} of {found.name}", [one.face for one in used], [one.name for one in used], model,
-            mask_of, warnings, found.grey,
+            face, labels[index], [one.face for one in used], [one.name for one in used], model, mask_of, warnings,
+            found.grey,
         )  # fmt: skip
-        face = EnhancedFace(
-            sharp, lr, references, masks, aligned.matrix * factor, index, aligned.side, tuple(places),
+        enhanced = EnhancedFace(
+            sharp, lr, references, masks, face.matrix * factor, index, face.side, tuple(places),
             tuple(one.name for one in used), identity,
         )  # fmt: skip
-        faces.append(face)
+        faces.append(enhanced)
     if factor == 1 or limited:
         how = "it keeps its size" if factor == 1 else f"enlarged {factor} times only, since it is large"
         which = "the face" if len(faces) == 1 else "the smallest face"
@@ -129,8 +138,8 @@ def enhance_people(
         )
     before = enlarge(found.image, factor)
     image = before
-    for face in reversed(faces):  # the largest is nearest to the camera
-        image = corrected(paste(image, face.face, face.matrix), found.image, face.matrix)
+    for enhanced in reversed(faces):  # the largest is nearest to the camera
+        image = corrected(paste(image, enhanced.face, enhanced.matrix), found.image, enhanced.matrix)
     return _result(
         faces, image=image, before=before, factor=factor, warnings=tuple(dict.fromkeys(warnings)), left=tuple(left),
         sought=found.search.smallest, metadata=found.metadata,
@@ -239,22 +248,20 @@ def _nothing_to_gain(label: str, face: AlignedFace, model: RPFModel) -> str:
 
 
 def _chosen(
-    found: FoundFaces,
-    index: int,
+    face: AlignedFace,
+    label: str,
     portraits: Sequence[Portrait],
     model: RPFModel,
     networks: FaceNetworks,
     force: bool,
     warnings: list[str],
+    hint: str,
 ) -> tuple[list[int], Comparison | None]:
     """Places of the portraits that the model gets for a face, the nearest pose first, and how alike that one is."""
-    face = found[index].aligned
     compared = [compare(face, portrait.face, networks) for portrait in portraits]
     unknown = not_measured(networks) if any(compared) else ""
-    allowed = _same_person(
-        compared, f"face {index} of {found.name}", face, [portrait.name for portrait in portraits], force, warnings,
-        unknown, found.search.hint,
-    )  # fmt: skip
+    names = [portrait.name for portrait in portraits]
+    allowed = _same_person(compared, label, face, names, force, warnings, unknown, hint)
     nearest = allowed[nearest_reference(face, [portraits[place].face for place in allowed])]
     others = [place for place in allowed if place != nearest] if model.config.synthesis_copy else []
     return [nearest, *others], compared[nearest]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +29,8 @@ MOST_PIXELS = 48.5e6  # of a photo; cameras of "48 megapixels" have a little mor
 THUMBNAIL = 128  # pixels
 
 
-class LeftFace(NamedTuple):
+@dataclass(frozen=True)
+class LeftFace:
     """A face that stays as it is.
 
     Attributes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from rpf_lightning.files import write_atomically
 from rpf_lightning.pictures import JPEG, png
 
 QUALITY = 95
+WRITTEN = JPEG | {".png", ".webp"}  # suffixes
 SURROUNDINGS = 1.5  # of the aligned square's side: what the side-by-side picture shows of the photo
 
 
@@ -49,7 +50,7 @@ def write_enhanced(
     )
     # both are encoded before the first one is written, so that an error leaves nothing
     figure = png(draw_rows([_row(result, face) for face in result.faces])[0])
-    beside = _beside(out)
+    _, beside = files_of(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, photo)
     write_atomically(beside, figure)
@@ -74,7 +75,7 @@ def checked_out(out: str | Path, quality: int = QUALITY) -> Path:
     Raises:
         ValueError: If it does not end in the suffix of a format that is written, or `quality` is out of its range.
     """
-    if Path(out).suffix.lower() not in JPEG | {".png", ".webp"}:
+    if Path(out).suffix.lower() not in WRITTEN:
         raise ValueError(f"out: expected the name of a .png, .jpg or .webp file, got {str(out)!r}")
     if not 1 <= quality <= 100:
         raise ValueError(f"quality: expected 1 to 100, got {quality}")
@@ -114,27 +115,37 @@ def _encoded(image: NDArray[np.uint8], out: Path, metadata: Metadata, quality: i
     return buffer.getvalue()
 
 
-def _beside(out: Path) -> Path:
-    return out.with_name(f"{out.stem}_side_by_side.png")
+def files_of(out: Path) -> tuple[Path, Path]:
+    """The enhanced photo, and what is written beside it."""
+    return out, out.with_name(f"{out.stem}_side_by_side.png")
 
 
-def check_places(out: str | Path, inputs: Sequence[str], quality: int = QUALITY) -> None:
-    """Check that both files can be written and are none of the inputs.
+def check_places(outs: Sequence[str | Path], inputs: Iterable[str | Path], quality: int = QUALITY) -> None:
+    """Check that the files of all results can be written and are none of the inputs.
 
     Raises:
         ValueError: If not.
     """
-    out = checked_out(out, quality)
-    for target in (out, _beside(out)):
-        for file in inputs:  # a name may be another one's, by links or by case
-            if target.exists() and Path(file).exists() and target.samefile(file):
+    given = {}  # a name may be another one's, by links or by case
+    for file in inputs:
+        if Path(file).exists():
+            given[_identity(Path(file))] = file
+    for out in outs:
+        for target in files_of(checked_out(out, quality)):
+            if target.is_dir():
+                raise ValueError(f"out: expected the name of a file, and {target} is a folder")
+            if target.exists() and (file := given.get(_identity(target))):
                 raise ValueError(f"out: {target} would overwrite {file}; take another name")
-        if target.is_dir():
-            raise ValueError(f"out: expected the name of a file, and {target} is a folder")
-    folder = next((parent for parent in out.absolute().parents if parent.exists()), None)
-    if folder is None or not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        where = folder or out.absolute().anchor
-        raise ValueError(f"out: {out} cannot be written, {where} is no folder that may be written to")
+    for parent, out in {Path(out).absolute().parent: out for out in outs}.items():
+        folder = next((place for place in (parent, *parent.parents) if place.exists()), None)
+        if folder is None or not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+            where = folder or parent.anchor
+            raise ValueError(f"out: {out} cannot be written, {where} is no folder that may be written to")
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_dev, found.st_ino
 
 
 def summary(result: Enhanced, face: EnhancedFace) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,8 @@ from rpf_lightning.data.preparation.sources import identities_from_folders, list
 from rpf_lightning.enhancing.aligned_faces import AlignedFace, FaceNetworks
 from rpf_lightning.enhancing.choosing import reference_face
 from rpf_lightning.enhancing.found import FoundFace, FoundFaces, LeftFace, Photo, photo_name, read
-from rpf_lightning.enhancing.identity_check import SAME, SMALLEST_SIDE, comparable, compare
+from rpf_lightning.enhancing.identity_check import SAME, SMALLEST_SIDE, Comparison, comparable, compare
+from rpf_lightning.enhancing.paste import box_around
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +63,21 @@ def read_portrait(
     if isinstance(photo, Portrait):
         return photo
     name, warnings = photo_name(photo, otherwise), list[str]()
-    return Portrait(name, reference_face(read(photo, name, warnings), name, networks), tuple(warnings))
+    face = reference_face(read(photo, name, warnings), name, networks)
+    return Portrait(name, _surroundings(face), tuple(warnings))
+
+
+def _surroundings(face: AlignedFace) -> AlignedFace:
+    """The face in what lies around it: a whole photo of each person would be held in memory."""
+    assert face.points is not None  # a detector found it
+    side = ceil(face.side)
+    left, top, right, bottom = box_around(face.matrix, face.image, side)
+    return replace(
+        face,
+        image=face.image[top:bottom, left:right].copy(),
+        points=face.points - (left, top),
+        matrix=face.matrix - [[0, 0, left], [0, 0, top]],
+    )
 
 
 def read_portraits(
@@ -154,33 +170,33 @@ def match_people(
         FileNotFoundError: If ArcFace's weights are missing.
     """
     free = [face for face in found if face.index not in taken]
-    alike: dict[tuple[int, str], float] = {}
+    alike: dict[tuple[int, str], Comparison] = {}
     for face in free:
         for name, portraits in people.items():
             compared = [c for p in portraits if (c := compare(face.aligned, p.face, networks))]
             if compared:
-                alike[face.index, name] = max(compared).cosine
+                alike[face.index, name] = max(compared)
     matched: dict[int, str] = {}
-    for (index, name), cosine in sorted(alike.items(), key=lambda pair: -pair[1]):
-        if cosine >= SAME and index not in matched and name not in matched.values():
+    for (index, name), comparison in sorted(alike.items(), key=lambda pair: -pair[1].cosine):
+        if comparison.matches and index not in matched and name not in matched.values():
             matched[index] = name
     left = []
     for face in free:
         if face.index not in matched:
-            of_face = {name: cosine for (index, name), cosine in alike.items() if index == face.index}
+            of_face = {name: comparison for (index, name), comparison in alike.items() if index == face.index}
             left.append(LeftFace(face.index, face.side, _why_left(face, of_face, matched)))
     return Matches(matched, tuple(left))
 
 
-def _why_left(face: FoundFace, alike: Mapping[str, float], matched: Mapping[int, str]) -> str:
-    """Why a face has no person; `alike` are the cosines with the people that it was compared with."""
+def _why_left(face: FoundFace, alike: Mapping[str, Comparison], matched: Mapping[int, str]) -> str:
+    """Why a face has no person; `alike` is how it compares with each person."""
     if not comparable(face.aligned):
-        return f"below {SMALLEST_SIDE} pixels people cannot be told apart; --face {face.index}=PORTRAIT names its person"
+        return f"below {SMALLEST_SIDE} pixels, people cannot be told apart; --face {face.index}=PORTRAIT says who it is"
     if not alike:
         return f"no portrait has a face of {SMALLEST_SIDE} pixels, which comparing needs"
     nearest = max(alike, key=lambda name: alike[name])
-    said = f"most like {nearest}, cosine {alike[nearest]:.2f}"
-    if alike[nearest] < SAME:
+    said = f"most like {nearest}, cosine {alike[nearest].cosine:.2f}"
+    if not alike[nearest].matches:
         return f"{said}, and a sure match has {SAME} or more"
     (other,) = (index for index, name in matched.items() if name == nearest)
     return f"{said}, who is face {other}"
