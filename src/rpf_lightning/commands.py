@@ -256,7 +256,10 @@ def enhance(
         enhancer = Enhancer(model, networks, known, force, scale)
         if many:
             if failed := enhance_many(tasks, out, enhancer, quality, strip_metadata, warn=warn):
-                reasons = "".join(f"\n  {photo}: {reason}" for photo, reason in failed.items())
+                reasons = "".join(
+                    f"\n  {reason if str(photo) in reason else f'{photo}: {reason}'}"
+                    for photo, reason in failed.items()
+                )
                 raise ValueError(f"{len(failed)} of {len(tasks)} photos could not be enhanced:{reasons}")
             return
         for text in enhancer.warnings:

@@ -91,9 +91,9 @@ def test_a_bad_photo_stops_nothing(album: Path, drawn: Draw, capsys: pytest.Capt
     assert out.splitlines()[-1] == "2 photos in out, 2 of them new"
     listed = err[err.index("rpf enhance: error") :].splitlines()
     assert listed[0] == "rpf enhance: error: 3 of 5 photos could not be enhanced:"
-    assert listed[1].startswith("  photos/a.png: photos/a.png: cannot be read")
-    assert listed[2].startswith("  photos/empty.png: photos/empty.png: no face found")
-    assert listed[3].startswith("  nothing.png: nothing.png: no such file")
+    assert listed[1].startswith("  photos/a.png: cannot be read")
+    assert listed[2].startswith("  photos/empty.png: no face found")
+    assert listed[3].startswith("  nothing.png: no such file")
 
 
 def test_a_second_run_goes_on(album: Path, capsys: Any, monkeypatch: Any, drawn: Draw) -> None:
@@ -237,7 +237,7 @@ def test_people_in_many_photos(album: Path, drawn: Draw, capsys: pytest.CaptureF
     assert "photos/b.png: face 0: 55 -> 64" in out
     assert "ben; reference people/ben/1.png" in out
     assert err.count("warning: a portrait of ben is left out: people/ben/2.png: no face found") == 1
-    assert "1 of 3 photos could not be enhanced:\n  photos/a.png: photos/a.png: nobody was recognised" in err
+    assert "1 of 3 photos could not be enhanced:\n  photos/a.png: nobody was recognised" in err
     Path("people/ben/2.png").unlink()  # other portraits: all anew
     Path("photos/a.png").unlink()
     enhance("photos --people people --out out")

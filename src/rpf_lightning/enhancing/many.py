@@ -95,7 +95,6 @@ class Enhancer:
             FileNotFoundError: If a photo or weights are missing.
             ValueError: If a photo cannot be read.
         """
-        check_size(task.photo, self.scale)
         self.networks.mask  # noqa: B018  # first of all: searching a photo takes a while
         portraits = {face: [self.read(file) for file in files] for face, files in task.faces.items()}
         say(f"searching {task.photo} for faces")
@@ -179,6 +178,7 @@ def enhance_many(
             bar.update(step, description=f"reading {task.photo}")
             name = task.out.relative_to(folder).as_posix()
             try:
+                check_size(task.photo, enhancer.scale)
                 made_from = origin(task)
                 if record.get(name) != made_from or not all(file.is_file() for file in files_of(task.out)):
                     done = enhancer(task, lambda text: bar.update(step, description=text))
