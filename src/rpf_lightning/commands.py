@@ -145,8 +145,9 @@ def enhance(
     model_dir: str = "celeba-hq-16to128",
     aligned: bool = False,
     csv: str | None = None,
-    mask_model: Literal["bisenet", "hull", "template"] = "bisenet",
-    landmark_model: str = "face-alignment",
+    mask_model: Literal["auto", "bisenet", "hull", "template"] = "auto",
+    landmark_model: str | None = None,
+    face_models: Literal["auto", "insightface", "dlib"] = "auto",
     pack: str | None = None,
     force: bool = False,
     scale: int | None = None,
@@ -169,9 +170,10 @@ def enhance(
         aligned: Photo and reference are aligned squares: detect nothing.
         csv: A list in place of photos: columns photo, and as needed reference, face, name; with --aligned lr, and as
             needed reference, mask, name.
-        mask_model: What masks the reference.
-        landmark_model: For --mask_model hull: face-alignment, onnx:PATH or my_module.MyLandmarks.
-        pack: insightface pack of the detector and of ArcFace.
+        mask_model: What masks the reference; auto is bisenet where its weights are found, else hull.
+        landmark_model: For --mask_model hull: dlib (when left out), face-alignment, onnx:PATH or my_module.MyLandmarks.
+        face_models: What finds and compares faces; auto is insightface where a pack is found or named, else dlib.
+        pack: insightface pack.
         force: Enhance also with a reference of another person.
         scale: How many times the photo is enlarged; left out: as the face needs it.
         keep_size: The photo keeps its size, as --scale 1.
@@ -190,9 +192,10 @@ def enhance(
     if aligned and csv is not None:
         if photos or references or faces or people is not None:
             raise ValueError("--aligned --csv: expected no photo, --reference, --face or --people with it")
-        if mask_model != "bisenet" or landmark_model != "face-alignment" or pack is not None or force:
+        given = [mask_model != "auto", landmark_model, face_models != "auto", pack, force]
+        if any(value not in (None, False) for value in given):
             raise ValueError(
-                "--aligned --csv: expected none of --mask_model, --landmark_model, --pack, --force"
+                "--aligned --csv: expected none of --mask_model, --landmark_model, --face_models, --pack, --force"
             )
         if scale is not None or keep_size or quality != 95 or strip_metadata:
             raise ValueError(
@@ -248,7 +251,8 @@ def enhance(
     ]
     outputs.check_places([task.out for task in tasks], inputs, quality)  # before anything is computed
     place = place_of(device)
-    networks = FaceNetworks(pack, mask_model, landmark_model, place)
+    networks = FaceNetworks(pack, mask_model, landmark_model, place, face_models)
+    print(networks.said, file=sys.stderr)  # results go to stdout
     model = RPFModel.from_pretrained(model_dir).to(place)
     if aligned:
         done = Done(enhance_aligned(photos[0], references[0], model, networks, force), {})

@@ -11,7 +11,7 @@ from PIL import ImageCms
 from scipy import ndimage
 
 from rpf_lightning.enhancing.aligned_faces import AlignedFace, FaceNetworks
-from rpf_lightning.enhancing.identity_check import MEASURED
+from rpf_lightning.enhancing.identity_check import LIMITS
 from rpf_lightning.faces.detection import Face
 from rpf_lightning.model import RPFModel
 
@@ -21,10 +21,13 @@ Square = tuple[int, int, int, int]  # left, top, side, blue
 class SquareDetector:
     """Finds squares that are red, with any blue, from 12 pixels on; their aligned square is the square itself.
 
+    It sees what SCRFD sees: photos of up to 1920 pixels.
+
     `nose` moves the nose: a pose of its own, told by the square's green.
     """
 
     pack = "squares"
+    smallest_face, smallest_square, input_side, max_input_side = 20, 20, 640, 1920
 
     def detect(self, image: NDArray[np.uint8]) -> list[Face]:
         red = (image[..., 0] > 200) & (image[..., 1] < 60)
@@ -60,10 +63,11 @@ class Networks(FaceNetworks):
 
     def __init__(self) -> None:
         super().__init__(mask_model="template")
+        recogniser = SimpleNamespace(file=LIMITS["insightface"].file)
+        self.models = SimpleNamespace(
+            kind="insightface", said="squares", detector=SquareDetector(), recogniser=recogniser
+        )
         self.compared = 0
-
-    detector = SquareDetector()
-    arcface = SimpleNamespace(file=MEASURED)
 
     def features(self, face: AlignedFace) -> torch.Tensor:
         self.compared += 1

@@ -62,7 +62,12 @@ def test_writes_the_photo_and_a_picture(
         "faces were sought from 5 pixels on",
         "out/new/sharp.png and out/new/sharp_side_by_side.png",
     ]
-    assert err.splitlines() == ["searching photo.png for faces ...", "enhancing photo.png ..."]
+    assert err.splitlines() == [
+        "faces: squares",
+        "mask of the reference: the mean mask of aligned faces",
+        "searching photo.png for faces ...",
+        "enhancing photo.png ...",
+    ]
 
 
 def test_the_photo_may_come_last(enhance: Callable[..., None], files: Path) -> None:
@@ -188,8 +193,20 @@ def test_options_reach_the_networks(
     monkeypatch.setattr(enhancing, "FaceNetworks", lambda *arguments: given.append(arguments) or networks)
     monkeypatch.chdir(files)
     text = "enhance photo.png --reference ahead.png --out out/a.png --model_dir model --pack antelopev2"
-    main([*text.split(), "--mask-model", "hull", "--landmark-model", "onnx:a.onnx", "--device", "cpu"])
-    assert given == [("antelopev2", "hull", "onnx:a.onnx", torch.device("cpu"))]
+    main(
+        [
+            *text.split(),
+            "--mask-model",
+            "hull",
+            "--landmark-model",
+            "onnx:a.onnx",
+            "--device",
+            "cpu",
+            "--face-models",
+            "insightface",
+        ]
+    )
+    assert given == [("antelopev2", "hull", "onnx:a.onnx", torch.device("cpu"), "insightface")]
     for device, message in (
         ("gpu", "device: expected auto, cpu"),
         ("cuda:99", "device: cuda:99 is not here"),
@@ -229,7 +246,7 @@ def test_aligned_crops_need_no_weights_with_the_template(
         assert image.size == (64, 64)
     assert "entering at 16" in capsys.readouterr().out
     Image.open("crop.png").resize((60, 60)).save("crop60.png")
-    main(text.replace("crop.png", "crop60.png").split())
+    main([*text.replace("crop.png", "crop60.png").split(), "--face-models", "insightface"])
     assert "was not compared: the weights 'buffalo_l'" in capsys.readouterr().err
 
 
@@ -237,7 +254,7 @@ def test_the_mask_model_is_named_where_weights_are_missing(
     files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(files)
-    text = "enhance crop.png --aligned --reference ahead.png --out out/a.png --model_dir model"
+    text = "enhance crop.png --aligned --reference ahead.png --out out/a.png --model_dir model --mask-model bisenet"
     with pytest.raises(SystemExit):
         main(text.split())
     assert "--mask-model hull (from 68 landmarks) or --mask-model template" in capsys.readouterr().err

@@ -215,7 +215,7 @@ def test_arguments_are_named(drawn: Draw, networks: Any, bicubic: RPFModel, port
 def test_nobody_is_refused_by_a_network_that_was_not_measured(
     drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits
 ) -> None:
-    networks.arcface = SimpleNamespace(file="w600k_r50.onnx")
+    networks.models.recogniser = SimpleNamespace(file="w600k_r50.onnx")
     photo = drawn(160, 120, (70, 40, 52, 255))
     result = enhance_photo(photo, portraits[:1], bicubic, networks)
     assert result.warnings[0].startswith("the limits were not measured for w600k_r50.onnx")
@@ -307,7 +307,7 @@ def test_missing_weights_of_the_mask_are_known_before_anything_is_searched(
     drawn: Draw, bicubic: RPFModel
 ) -> None:
     with pytest.raises(FileNotFoundError, match=r"parsing_bisenet\.pth.*--mask-model hull"):
-        enhance_photo(drawn(100, 100), [drawn(100, 100)], bicubic, FaceNetworks())
+        enhance_photo(drawn(100, 100), [drawn(100, 100)], bicubic, FaceNetworks(mask_model="bisenet"))
 
 
 def test_missing_weights_of_the_mask_are_known_before_anything_is_compared(
@@ -411,9 +411,7 @@ def test_a_grey_photo_stays_grey(
     grey[..., 0] += np.uint8(noise)
     own = networks.detector.detect
     found = [Face(np.array([70, 40, 94, 64], np.float64), 1.0, face_points(70, 40, 24))]
-    networks.detector = SimpleNamespace(
-        detect=lambda image: found if image.shape[:2] == (120, 160) else own(image)
-    )
+    networks.detector.detect = lambda image: found if image.shape[:2] == (120, 160) else own(image)
     result = enhance_photo(grey, portraits, bicubic, networks)
     for picture in (result.image, result.face, result.before, result.lr):
         assert np.ptp(picture.astype(int), axis=2).max() == 0
@@ -456,9 +454,7 @@ def test_files_of_all_kinds(
         box = np.array([70, 40, 94, 64], np.float64)
         found = [Face(box, 1.0, face_points(70, 40, 24))]  # grey squares are no faces
         own = networks.detector.detect
-        networks.detector = SimpleNamespace(
-            detect=lambda image: found if image.shape[:2] == (120, 160) else own(image)
-        )
+        networks.detector.detect = lambda image: found if image.shape[:2] == (120, 160) else own(image)
     result = enhance_photo(str(path), portraits[1:], bicubic, networks)
     assert result.image.shape == (360, 480, 3)
     np.testing.assert_array_equal(result.before, enlarge(pixels, 3))

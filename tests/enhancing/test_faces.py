@@ -18,7 +18,8 @@ from rpf_lightning.enhancing.aligned_faces import (
     find_faces,
     search_faces,
 )
-from rpf_lightning.faces.detection import Face
+from rpf_lightning.faces.detection import Face, FaceDetector
+from rpf_lightning.faces.dlib_models import DlibDetector
 from rpf_lightning.faces.parsing import template_mask
 
 Draw = Callable[..., NDArray[np.uint8]]
@@ -54,9 +55,11 @@ def test_four_times_beside_a_large_face(drawn: Draw, networks: Any, monkeypatch:
 class Reducing:
     """Sees photos at up to 1920 pixels only, as the real detector; boxes and points are as coarse."""
 
+    smallest_face, smallest_square, input_side = 20, 20, 640
+
     def __init__(self, detector: Any, longest: int = 1920) -> None:
         self.detector = detector
-        self.longest = longest
+        self.longest = self.max_input_side = longest
         self.largest = 0
 
     def detect(self, image: NDArray[np.uint8]) -> list[Face]:
@@ -107,7 +110,6 @@ def test_the_largest_photos_are_searched_at_half_their_size(
 ) -> None:
     """Faces of 40 pixels, not of 20; and their places are exact."""
     monkeypatch.setattr(faces, "MAX_PIXELS", {0.5: 2e6, 1: 3e6, 2: 3e6, 4: 3e6})
-    monkeypatch.setattr(faces, "MAX_INPUT_SIDE", 800)
     detector = Reducing(networks.detector, 800)
     squares = [(1501, 1003, 31, 0), (2000, 100, 20, 0), (2366, 1467, 33, 0)]
     search = search_faces(drawn(2400, 1500, *squares), detector)
@@ -118,31 +120,36 @@ def test_the_largest_photos_are_searched_at_half_their_size(
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "smallest"),
-    [(20, 20, 5), (160, 100, 5), (1000, 900, 5), (2000, 1500, 10), (4000, 3000, 20), (8000, 6000, 40)],
-)
+    ("width", "height", "smallest", "dlibs"),
+    [
+        (20, 20, 5, 24), (160, 100, 5, 24), (1000, 900, 5, 24), (2000, 1500, 10, 48), (3400, 2500, 20, 96),
+        (4000, 3000, 20, 96), (8000, 6000, 40, 192),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [FaceDetector, DlibDetector])
 def test_how_small_faces_are_sought(
-    width: int, height: int, smallest: int, monkeypatch: pytest.MonkeyPatch
+    width: int, height: int, smallest: int, dlibs: int, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The size of the photo alone decides, and with it the time: 24 million pixels are searched at most."""
+    """The size of the photo and the detector decide, and with it the time: 24 million pixels are searched at most."""
     searched = []
 
-    class Nothing:
+    class Nothing(kind):
+        def __init__(self) -> None:
+            pass
+
         def detect(self, image: NDArray[np.uint8]) -> list[Face]:
             searched.append(image.shape[0] * image.shape[1])
             return []
 
     monkeypatch.setattr(faces.Image.Image, "resize", lambda image, size, _: faces.Image.new("RGB", size))
     search = search_faces(np.zeros((height, width, 3), np.uint8), Nothing())
-    assert search.smallest == smallest
+    assert search.smallest == (smallest if kind is FaceDetector else dlibs)
+    assert search.complete is (width < 2000)
     assert sum(searched[1:]) <= 2 * 40e6  # tiles overlap, and there may be two scales
 
 
-def test_panoramas_are_searched_at_their_own_size_too(
-    drawn: Draw, networks: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_panoramas_are_searched_at_their_own_size_too(drawn: Draw, networks: Any) -> None:
     """A face too large for the overlap of the enlargement's tiles is tiny in the reduced photo."""
-    monkeypatch.setattr(faces, "MAX_INPUT_SIDE", 640)
     detector = Reducing(networks.detector, 640)
     # tiles of the enlargement reach from 0 to 320 and from 240 to 560; an eighth of 82 is too few
     photo = drawn(4600, 200, (239, 100, 82, 0))
@@ -167,11 +174,11 @@ def test_tiles_lose_nothing_and_cut_nothing(drawn: Draw, networks: Any, seed: in
 
 @pytest.mark.parametrize("left", [228, 300])  # tiles reach from 0 to 320 and from 240 to 560
 def test_cut_faces_do_not_count_however_sure_the_detector_is(drawn: Draw, networks: Any, left: int) -> None:
-    class SureOfParts:
+    class SureOfParts(type(networks.detector)):
         def detect(self, image: NDArray[np.uint8]) -> list[Face]:
             return [
                 replace(face, score=1 - face.box[2:].max() / 1e4 + (face.box[0] <= 0) + (face.area < 3000))
-                for face in networks.detector.detect(image)
+                for face in super().detect(image)
             ]
 
     assert boxes(find_faces(drawn(810, 300, (left, 80, 30, 0)), SureOfParts())) == [
@@ -179,10 +186,12 @@ def test_cut_faces_do_not_count_however_sure_the_detector_is(drawn: Draw, networ
     ]
 
 
-def test_small_and_huge_photos_are_not_enlarged(drawn: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_and_huge_photos_are_not_enlarged(
+    drawn: Draw, networks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shapes = []
 
-    class Nothing:
+    class Nothing(type(networks.detector)):
         def detect(self, image: NDArray[np.uint8]) -> list[Face]:
             shapes.append(image.shape[:2])
             return []
@@ -222,10 +231,11 @@ def test_features_are_those_of_arcface_and_computed_once(
 ) -> None:
     make_pack()
     networks = FaceNetworks()
+    assert networks.models.kind == "insightface"
     face = AlignedFace.whole(drawn(40, 40, (5, 5, 20, 99)), "")
     features = networks.features(face)
     pixels = torch.tensor(face.image).permute(2, 0, 1)[None] / 255
-    wanted = torch.nn.functional.normalize(networks.arcface(pixels)[0], dim=0)
+    wanted = torch.nn.functional.normalize(networks.recogniser(pixels)[0], dim=0)
     torch.testing.assert_close(features, wanted)
     monkeypatch.setattr(networks, "_compute", None)
     assert networks.features(face) is features
@@ -236,10 +246,14 @@ def test_masks(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     np.testing.assert_array_equal(FaceNetworks(mask_model="template").mask(face), template_mask(64))
     monkeypatch.setenv("RPF_WEIGHTS_DIR", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"parsing_bisenet\.pth.*--mask-model hull.*template"):
-        FaceNetworks().mask(face)
-    with pytest.raises(FileNotFoundError, match=r"s3fd.*--landmark-model onnx:PATH.*--mask-model template"):
-        FaceNetworks(mask_model="hull").mask(face)
-    with pytest.raises(ValueError, match="mask_model: expected bisenet or hull or template, got 'oval'"):
+        FaceNetworks(mask_model="bisenet").mask(face)
+    with pytest.raises(
+        FileNotFoundError, match=r"s3fd.*--landmark-model dlib or onnx.*--mask-model template"
+    ):
+        FaceNetworks(mask_model="hull", landmarks="face-alignment").mask(face)
+    with pytest.raises(
+        ValueError, match="mask_model: expected auto or bisenet or hull or template, got 'oval'"
+    ):
         FaceNetworks(mask_model="oval")
 
 
@@ -248,7 +262,7 @@ def test_masks_of_networks() -> None:
     face = np.zeros((64, 64, 3), np.uint8)
     half = np.zeros((512, 512), np.uint8)
     half[:, 200:] = 1
-    networks = FaceNetworks()
+    networks = FaceNetworks(mask_model="bisenet")
     networks.__dict__["_parser"] = lambda images: [half for _ in images]  # a cached property
     np.testing.assert_array_equal(networks.mask(face), np.repeat(half[:1, 4::8], 64, 0))
     half[:] = 0

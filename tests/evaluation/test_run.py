@@ -15,8 +15,10 @@ from rpf_lightning.cli import main
 from rpf_lightning.data import ReferencePairsDataModule
 from rpf_lightning.data.prepared_photos import PreparedPhotos
 from rpf_lightning.evaluation import evaluate
+from rpf_lightning.evaluation.chosen_metrics import choose_metrics
 from rpf_lightning.evaluation.evaluation_pairs import choose_pairs
 from rpf_lightning.evaluation.methods import Bicubic
+from rpf_lightning.faces import dlib_models
 from rpf_lightning.faces.landmarks import Found
 from rpf_lightning.metrics import psnr
 from rpf_lightning.model import RPFModel
@@ -231,6 +233,15 @@ def test_landmark_distance_through_the_comparison(prepared, tmp_path, monkeypatc
     expected = [abs(images[n][..., 0].mean() - truth[n][..., 0].mean()) / 64 * 100 for n in rest]
     assert results["methods"]["p"]["landmark_distance"] == pytest.approx(np.mean(expected), rel=1e-3)
     assert results["counts"]["p"]["landmark_distance"] == len(rest)
+
+
+def test_the_files_of_dlibs_landmarks_are_recorded():
+    if not dlib_models.is_installed():
+        pytest.skip("dlib is not installed")
+    metrics, said = choose_metrics(False, False, None, "dlib", torch.device("cpu"))
+    assert "landmark_distance" in metrics
+    assert said["landmark_network"] == "dlib"
+    assert said["landmark_sha256"] == [dlib_models.SHA256[dlib_models.LANDMARKS]]
 
 
 def test_the_kept_command_line(prepared, model_dir, tmp_path):

@@ -279,11 +279,15 @@ def test_without_the_variable_it_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_download(
     name: str, publish: Publish, server: ThreadingHTTPServer, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = publish(name).files[-1]
+    weight = publish(name)
+    file = weight.files[-1]
     assert weight_file(name) == cache / file
     assert (cache / file).read_bytes() == CONTENT
     printed = capsys.readouterr()
-    assert f"to {cache / file}" in printed.err
+    assert printed.err.splitlines()[0] == (  # what, from whom, how large, under which terms
+        f"downloading the weights {name!r} of {weight.source}, {weight.size_mb} MB ({weight.licence}): {weight.url} "
+        f"to {cache / file}"
+    )
     assert "100%" in printed.err
     assert printed.out == ""
     assert weight_file(name) == cache / file

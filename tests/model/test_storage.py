@@ -128,7 +128,7 @@ def connections(monkeypatch):
     return calls
 
 
-def test_name_of_the_hub(directory, monkeypatch):
+def test_name_of_the_hub(directory, monkeypatch, capsys):
     asked = []
 
     def snapshot_download(name, **kwargs):
@@ -138,8 +138,12 @@ def test_name_of_the_hub(directory, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.setenv("RPF_OFFLINE", "0")
     loaded = RPFModel.from_pretrained("owner/name")
+    told = capsys.readouterr().err
+    assert told.startswith("asking the Hugging Face hub for owner/name, a download unless")
+    assert "https://huggingface.co/owner/name" in told
     monkeypatch.setenv("RPF_OFFLINE", "1")  # what was fetched before
     RPFModel.from_pretrained("owner/name")
+    assert capsys.readouterr().err == ""
     assert asked == [("owner/name", [CONFIG_FILE, WEIGHTS_FILE], offline) for offline in (False, True)]
     assert_same_weights(loaded.state_dict(), RPFModel.from_pretrained(directory).state_dict())
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rpf_lightning.data.preparation.annotator import face_count_problem
 from rpf_lightning.enhancing.aligned_faces import AlignedFace, FaceNetworks, RefusedError
 from rpf_lightning.enhancing.found import FoundFaces
-from rpf_lightning.enhancing.identity_check import SMALLEST_SIDE, Comparison, comparable, compare
+from rpf_lightning.enhancing.identity_check import Comparison, comparable, compare, limits_of
 
 
 def reference_face(image: NDArray[np.uint8], name: str, networks: FaceNetworks) -> AlignedFace:
@@ -39,7 +39,7 @@ def chosen_face(
         found: The photo's faces.
         index: Which face, 0 is the largest; None: the only one or the best match.
         references: Faces that one of several is compared with.
-        networks: ArcFace.
+        networks: The recogniser.
 
     Returns:
         Its index.
@@ -54,13 +54,15 @@ def chosen_face(
         return 0
     best: dict[int, Comparison] = {}
     for face in found:
-        if comparable(face.aligned):
+        if comparable(face.aligned, networks):
             compared = [c for reference in references if (c := compare(face.aligned, reference, networks))]
             best |= {face.index: max(compared)} if compared else {}
     place = max(best, key=lambda place: best[place].cosine, default=-1)
     if place < 0 or not best[place].matches:
+        smallest = limits_of(networks).smallest_side
+        smallest = limits_of(networks).smallest_side
         raise RefusedError(
-            f"{found.name}: several faces, and none of those of at least {SMALLEST_SIDE} pixels is known to be the "
+            f"{found.name}: several faces, and none of those of at least {smallest} pixels is known to be the "
             f"reference's person: choose with --face. {_listed(found, best)}"
         )
     return place

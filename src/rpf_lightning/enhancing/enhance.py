@@ -22,12 +22,10 @@ from rpf_lightning.enhancing.found import (
     read,
 )
 from rpf_lightning.enhancing.identity_check import (
-    OTHER,
-    SAME,
-    SMALLEST_SIDE,
     Comparison,
-    comparable,
+    Limits,
     compare,
+    limits_of,
     not_measured,
 )
 from rpf_lightning.enhancing.inputs import Metadata
@@ -60,7 +58,7 @@ def enhance_people(
             Of the portraits that surely match, else of those that were compared, a model with `synthesis_copy` gets
             all, another one the one whose pose is nearest.
         model: On any device; it is put into eval mode.
-        networks: Detector, ArcFace and mask; None: `FaceNetworks()`.
+        networks: Detector, recogniser and mask; None: `FaceNetworks()`.
         force: Enhance although the portraits of a face clearly show another person.
         scale: How much the photo is enlarged, 1 for its own size; None: as the smallest face needs it.
 
@@ -161,7 +159,7 @@ def enhance_photo(
         photo: Where a face is smaller than the model's output; or what `find_faces` found in it.
         references: One or more portraits of the person, one large face each.
         model: On any device; it is put into eval mode.
-        networks: Detector, ArcFace and mask; None: `FaceNetworks()`.
+        networks: Detector, recogniser and mask; None: `FaceNetworks()`.
         face: Which face of the photo, 0 is the largest; None: the only one, or the one that the references match.
         force: Enhance although the references clearly show another person.
         scale: How much the photo is enlarged, 1 for its own size; None: as the face needs it.
@@ -193,7 +191,8 @@ def enhance_aligned(
         photo: Square, smaller than the model's output.
         reference: Square, of any size.
         model: On any device; it is put into eval mode.
-        networks: ArcFace and mask; None: `FaceNetworks()`. Without ArcFace's weights the identity is not compared.
+        networks: Recogniser and mask; None: `FaceNetworks()`. Without the recogniser's weights the identity is not
+            compared.
         force: Enhance although the reference clearly shows another person.
 
     Raises:
@@ -212,7 +211,7 @@ def enhance_aligned(
     portrait = AlignedFace.whole(read(reference, reference_name, warnings), reference_name)
     if found.side >= model.size:
         raise RefusedError(_nothing_to_gain(name, found, model))
-    mask_of = networks.mask  # before ArcFace's weights, which may be fetched
+    mask_of = networks.mask  # before the recogniser's weights, which may be fetched
     try:
         compared = compare(found, portrait, networks)
         unknown = not_measured(networks) if compared else ""
@@ -220,7 +219,8 @@ def enhance_aligned(
         compared = None
         warnings.append(f"whether {reference_name} shows the same person was not compared: {error}")
     else:
-        _same_person([compared], name, found, [reference_name], force, warnings, unknown)
+        limits = limits_of(networks)
+        _same_person([compared], limits, name, found, [reference_name], force, warnings, unknown)
     lr, sharp, references, masks = _super_resolve(
         found, name, [portrait], [reference_name], model, mask_of, warnings, grey
     )
@@ -261,7 +261,8 @@ def _chosen(
     compared = [compare(face, portrait.face, networks) for portrait in portraits]
     unknown = not_measured(networks) if any(compared) else ""
     names = [portrait.name for portrait in portraits]
-    allowed = _same_person(compared, label, face, names, force, warnings, unknown, hint)
+    limits = limits_of(networks)
+    allowed = _same_person(compared, limits, label, face, names, force, warnings, unknown, hint)
     nearest = allowed[nearest_reference(face, [portraits[place].face for place in allowed])]
     others = [place for place in allowed if place != nearest] if model.config.synthesis_copy else []
     return [nearest, *others], compared[nearest]
@@ -269,6 +270,7 @@ def _chosen(
 
 def _same_person(
     compared: Sequence[Comparison | None],
+    limits: Limits,
     label: str,
     face: AlignedFace,
     names: Sequence[str],
@@ -282,9 +284,9 @@ def _same_person(
     `unknown` is not empty where the limits were not measured for the network: then it is a warning and nothing is
     refused. `hint` ends a refusal.
     """
-    if not comparable(face):
+    if face.side < limits.smallest_side:
         warnings.append(
-            f"{label} has {face.side:.0f} pixels, too few to tell people apart (from {SMALLEST_SIDE} on): make "
+            f"{label} has {face.side:.0f} pixels, too few to tell people apart (from {limits.smallest_side} on): make "
             "sure yourself that the reference shows the same person"
         )
         return list(range(len(names)))
@@ -293,18 +295,20 @@ def _same_person(
     others = {}
     for place, found in enumerate(compared):
         if found is None:
-            warnings.append(f"{names[place]}: its face is below {SMALLEST_SIDE} pixels, too small to compare")
+            warnings.append(
+                f"{names[place]}: its face is below {limits.smallest_side} pixels, too small to compare"
+            )
         elif unknown:
             warnings.append(f"{names[place]} and {label}: their cosine is {found.cosine:.3f}")
         elif found.differs:
             others[place] = (
                 f"{names[place]} is clearly another person than {label}: their cosine is {found.cosine:.3f}, and that "
-                f"of two photos of one person hardly ever below {OTHER}"
+                f"of two photos of one person hardly ever below {limits.other}"
             )
         elif not found.matches:
             warnings.append(
                 f"{names[place]} may be another person than {label}: their cosine is {found.cosine:.3f}, a sure match "
-                f"has {SAME} or more"
+                f"has {limits.same} or more"
             )
     if len(others) == len(names) and not force:
         missed = f". {hint.capitalize()}" if hint else ""

@@ -128,7 +128,8 @@ def find_faces(photo: Photo, networks: FaceNetworks) -> FoundFaces:
     search = search_faces(image, networks.detector)
     if not search.faces:
         missed = f"; {search.hint}" if search.hint else ""
-        raise RefusedError(f"{name}: no face found, sought from {search.smallest} pixels on{missed}")
+        smaller = "; --face-models insightface finds smaller ones" if networks.models.kind == "dlib" else ""
+        raise RefusedError(f"{name}: no face found, sought from {search.smallest} pixels on{missed}{smaller}")
     faces = []
     for index, face in enumerate(search.faces):
         left, top, right, bottom = face.box.tolist()

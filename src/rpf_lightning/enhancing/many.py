@@ -56,7 +56,7 @@ class Enhancer:
 
     Args:
         model: The model.
-        networks: Detector, ArcFace and mask.
+        networks: Detector, recogniser and mask.
         people: Name -> portraits of people who are told by identity, in every photo.
         force: Enhance although portraits clearly show another person.
         scale: How much each photo is enlarged; None: as its faces need it.
@@ -157,7 +157,7 @@ def enhance_many(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     networks = enhancer.networks
-    _ = networks.detector, networks.mask, networks.arcface  # missing weights are no photo's fault
+    _ = networks.detector, networks.mask, networks.recogniser  # missing weights are no photo's fault
     record, told = _read_record(folder / RECORD), set[str]()
     origin = _origins(enhancer, quality, strip_metadata)
     failed: dict[Path, str] = {}
@@ -218,8 +218,8 @@ def _origins(enhancer: Enhancer, quality: int, strip_metadata: bool) -> Callable
     content = cache(file_hash)  # portraits serve many photos
     model, networks = enhancer.model, enhancer.networks
     settings = [
-        asdict(model.config), weights_hash(model.state_dict()), networks.pack, networks.mask_model,
-        networks.landmarks, enhancer.force, enhancer.scale, quality, strip_metadata,
+        asdict(model.config), weights_hash(model.state_dict()), networks.models.kind, networks.pack,
+        networks.mask_model, networks.landmarks, enhancer.force, enhancer.scale, quality, strip_metadata,
     ]  # fmt: skip
     people = [[name, [content(file) for file in files]] for name, files in sorted(enhancer.files.items())]
 

@@ -14,7 +14,7 @@ from rpf_lightning.data.preparation.sources import identities_from_folders, list
 from rpf_lightning.enhancing.aligned_faces import AlignedFace, FaceNetworks
 from rpf_lightning.enhancing.choosing import reference_face
 from rpf_lightning.enhancing.found import FoundFace, FoundFaces, LeftFace, Photo, photo_name, read
-from rpf_lightning.enhancing.identity_check import SAME, SMALLEST_SIDE, Comparison, comparable, compare
+from rpf_lightning.enhancing.identity_check import Comparison, Limits, compare, limits_of
 from rpf_lightning.enhancing.paste import box_around
 
 
@@ -160,14 +160,14 @@ def match_people(
     Args:
         found: The photo's faces.
         people: Name -> portraits.
-        networks: ArcFace.
+        networks: The recogniser.
         taken: Faces that have their person already; they are not compared.
 
     Returns:
         The people, and every other face that is not taken, with the reason.
 
     Raises:
-        FileNotFoundError: If ArcFace's weights are missing.
+        FileNotFoundError: If the recogniser's weights are missing.
     """
     free = [face for face in found if face.index not in taken]
     alike: dict[tuple[int, str], Comparison] = {}
@@ -184,19 +184,24 @@ def match_people(
     for face in free:
         if face.index not in matched:
             of_face = {name: comparison for (index, name), comparison in alike.items() if index == face.index}
-            left.append(LeftFace(face.index, face.side, _why_left(face, of_face, matched)))
+            left.append(
+                LeftFace(face.index, face.side, _why_left(face, of_face, matched, limits_of(networks)))
+            )
     return Matches(matched, tuple(left))
 
 
-def _why_left(face: FoundFace, alike: Mapping[str, Comparison], matched: Mapping[int, str]) -> str:
+def _why_left(
+    face: FoundFace, alike: Mapping[str, Comparison], matched: Mapping[int, str], limits: Limits
+) -> str:
     """Why a face has no person; `alike` is how it compares with each person."""
-    if not comparable(face.aligned):
-        return f"below {SMALLEST_SIDE} pixels, people cannot be told apart; --face {face.index}=PORTRAIT says who it is"
+    if face.side < limits.smallest_side:
+        said = f"below {limits.smallest_side} pixels, people cannot be told apart"
+        return f"{said}; --face {face.index}=PORTRAIT says who it is"
     if not alike:
-        return f"no portrait has a face of {SMALLEST_SIDE} pixels, which comparing needs"
+        return f"no portrait has a face of {limits.smallest_side} pixels, which comparing needs"
     nearest = max(alike, key=lambda name: alike[name])
     said = f"most like {nearest}, cosine {alike[nearest].cosine:.2f}"
     if not alike[nearest].matches:
-        return f"{said}, and a sure match has {SAME} or more"
+        return f"{said}, and a sure match has {limits.same} or more"
     (other,) = (index for index, name in matched.items() if name == nearest)
     return f"{said}, who is face {other}"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rpf_lightning.faces.arcface import BOX_X, BOX_Y, ArcFace
+from rpf_lightning.faces.dlib_models import LANDMARKS, model_file
 from rpf_lightning.faces.landmarks import landmark_model
 from rpf_lightning.faces.weights import alexnet_file, insightface_pack, is_here, weight_file
 from rpf_lightning.metrics import (
@@ -81,13 +82,15 @@ def choose_metrics(
         metrics["landmark_distance"] = LandmarkDistance(model)
         kind, _, path = landmarks.partition(":")
         said["landmark_network"] = f"{kind}:{Path(path).name}" if path else kind
-        if kind in ("face-alignment", "onnx"):  # of one's own nothing can be known
-            said["landmark_sha256"] = [_sha256(file) for file in _landmark_files(path, isc_pack)]
+        if kind in ("face-alignment", "dlib", "onnx"):  # of one's own nothing can be known
+            said["landmark_sha256"] = [_sha256(file) for file in _landmark_files(kind, path, isc_pack)]
     return metrics, said
 
 
-def _landmark_files(path: str, pack: str | None) -> list[Path]:
+def _landmark_files(kind: str, path: str, pack: str | None) -> list[Path]:
     """The files of weights that landmarks depend on: the network's, and its face detector's."""
+    if kind == "dlib":
+        return [model_file(LANDMARKS)]
     if not path:
         return [weight_file("s3fd"), weight_file("fan")]
     return [Path(path), *sorted(insightface_pack(pack).glob("*.onnx"))]

@@ -70,7 +70,7 @@ def evaluate(
         lpips: Measure LPIPS with AlexNet; left out: where its weights are here.
         isc: Measure ISC to the GT and to the reference; left out: where an insightface pack is here.
         isc_pack: Name of the insightface pack.
-        landmark_model: Measure the landmark distance: face-alignment, onnx:PATH or my_module.MyLandmarks.
+        landmark_model: Measure the landmark distance: face-alignment, dlib, onnx:PATH or my_module.MyLandmarks.
         num_workers: Processes that load.
         device: A torch device, such as cuda:1; auto is the GPU where there is one.
         table: The paper's table whose numbers stand beside ours: 1, or 2 for models trained for its rows.

@@ -228,7 +228,8 @@ def _download(weight: Weight) -> Path:
         # beside the target: a rename does not cross file systems
         with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
             fetched = Path(folder) / "download"
-            print(f"downloading {weight.url} to {target}", file=sys.stderr)  # results go to stdout
+            what = f"the weights {weight.name!r} of {weight.source}, {weight.size_mb} MB ({weight.licence})"
+            print(f"downloading {what}: {weight.url} to {target}", file=sys.stderr)  # results go to stdout
             with _timeout(SILENCE):
                 download_url_to_file(weight.url, str(fetched), hash_prefix=weight.sha256)
             if weight.is_pack:

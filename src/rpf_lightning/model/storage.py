@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -117,6 +118,9 @@ def _from_hub(name: str) -> Path:
     packaged = ", ".join(pretrained_names())
     nothing = f"{name} is neither a model directory, nor a model of the package ({packaged})"
     try:
+        if not offline():  # results go to stdout
+            told = f"asking the Hugging Face hub for {name}, a download unless it was fetched before; terms and sizes: "
+            print(f"{told}https://huggingface.co/{name}", file=sys.stderr)
         # offline too: what was fetched before is found
         directory = Path(snapshot_download(name, allow_patterns=files, local_files_only=offline()))
     except HFValidationError as error:

@@ -36,6 +36,7 @@ from rpf_lightning.data.preparation import (
 from rpf_lightning.data.preparation.sources import identities_from_csv, landmarks_from_csv
 from rpf_lightning.data.prepared_photos import PreparedPhotos
 from rpf_lightning.drawn_faces.photo import render_photo
+from rpf_lightning.faces import dlib_models
 from rpf_lightning.faces.alignment import align_face, alignment_matrix
 from rpf_lightning.faces.detection import Face
 from rpf_lightning.faces.landmarks import Found
@@ -642,7 +643,7 @@ def test_options_that_do_not_fit_are_refused() -> None:
         ({"labels": "x"}, "labels and label_scheme go together"),
         ({"labels": "x", "label_scheme": "auto"}, "unknown label scheme 'auto'"),
         ({"mask_model": "none"}, "mask_model: expected bisenet, hull or template, got 'none'"),
-        ({"landmark_model": "pfld"}, "landmark_model: expected face-alignment, onnx:PATH or"),
+        ({"landmark_model": "pfld"}, "landmark_model: expected face-alignment, dlib, onnx:PATH or"),
         ({"align": "yes"}, "align: expected auto, always or never"),
         ({"references": 0}, "references: expected at least 1"),
     ):
@@ -808,6 +809,25 @@ def test_an_album_of_real_photos(shared: Path, real_weights: Path, tmp_path: Pat
     same = np.equal.outer(photos.identities, photos.identities)
     cosine = embeddings @ embeddings.T
     assert cosine[same & ~np.eye(11, dtype=bool)].mean() > cosine[~same].mean() + 0.3
+
+
+@pytest.mark.skipif(not dlib_models.is_installed(), reason="dlib is not installed")
+@pytest.mark.realdata
+def test_an_album_with_dlibs_landmarks(shared: Path, tmp_path: Path) -> None:
+    """The paper's extractor, without any weights of others: `--landmark-model dlib`."""
+    for person in ("7201", "7205"):
+        shutil.copytree(shared / "data" / "wild_photos" / person, tmp_path / "album" / person)
+    options = ["--landmark-model", "dlib", "--mask-model", "hull", "--side", "128", "--num-workers", "0"]
+    album = ["--images", str(tmp_path / "album"), "--identities-from-folders", "--out", str(tmp_path / "out")]
+    main(["prepare", "faces", *album, *options])
+    out = tmp_path / "out"
+    assert json.loads((out / "prepare.json").read_text())["arguments"]["landmark_model"] == "dlib"
+    assert verify(out) == []
+    photos = PreparedPhotos(out)
+    assert len(photos) >= 7
+    for points in photos.landmarks:
+        np.testing.assert_allclose(points[36:48].mean(0), (0.5, 0.47), atol=0.04)
+        np.testing.assert_allclose(points[48:60].mean(0), (0.5, 0.72), atol=0.06)
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ from rpf_lightning.data.preparation.sources import (
     landmarks_from_csv,
     refuse_strangers,
 )
+from rpf_lightning.faces.dlib_models import LANDMARKS, model_file
 from rpf_lightning.faces.weights import insightface_pack, weight_file
 from rpf_lightning.files import write_atomically
 
@@ -192,7 +193,7 @@ def _annotator(sources: Sequence[Source], aligned: bool, options: Options) -> tu
     else:
         try:
             _check_landmark_model(options)
-            if aligned:
+            if aligned and options.landmark_model != "dlib":
                 insightface_pack(options.pack)  # its detector finds the face to align
         except FileNotFoundError as error:
             if lacking == len(sources):
@@ -234,8 +235,10 @@ def _check_landmark_model(options: Options) -> None:
         weight_file("s3fd")
         weight_file("fan")
         return
+    if options.landmark_model == "dlib":
+        model_file(LANDMARKS)
     if not options.landmark_model.startswith("onnx:"):
-        return  # one's own
+        return  # dlib's, or one's own
     path = Path(options.landmark_model.removeprefix("onnx:"))
     if not path.is_file():
         raise FileNotFoundError(

@@ -29,7 +29,8 @@ from rpf_lightning.data.preparation.prepared_folder import pack_mask
 from rpf_lightning.data.preparation.sources import Source
 from rpf_lightning.faces.alignment import align_face, aligned_points, alignment_matrix
 from rpf_lightning.faces.arcface import ArcFace, crop_face
-from rpf_lightning.faces.detection import Face, FaceDetector
+from rpf_lightning.faces.detection import Detector, Face, FaceDetector
+from rpf_lightning.faces.dlib_models import DlibDetector
 from rpf_lightning.faces.landmarks import LandmarkModel, landmark_model
 from rpf_lightning.faces.parsing import BiSeNetParser, hull_mask, template_mask
 from rpf_lightning.files import write_atomically
@@ -127,7 +128,7 @@ class Annotator(LightningModule):
     """Adds what the photos of a batch lack.
 
     Args:
-        landmark_spec: "face-alignment" or "onnx:PATH"; None leaves photos without landmarks rejected.
+        landmark_spec: As `landmark_model` takes it; None leaves photos without landmarks rejected.
         mask_model: Where masks without a parsing map come from; None: every photo has a parsing map.
         side: Side of the aligned faces; None: the photos are aligned.
         pack: insightface pack of the detector and of the embeddings; None as in `insightface_pack`.
@@ -158,8 +159,10 @@ class Annotator(LightningModule):
         Raises:
             FileNotFoundError: If weights are missing.
         """
-        self.detector = FaceDetector(self.pack) if self.side and self.landmark_spec else None
         spec = self.landmark_spec
+        self.detector: Detector | None = None
+        if self.side and spec:
+            self.detector = DlibDetector() if spec == "dlib" else FaceDetector(self.pack)
         self.find_landmarks: LandmarkModel | None = (
             landmark_model(spec, str(self.device), self.pack) if spec else None
         )
