@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +22,8 @@ from rpf_lightning.data.dataset import fingerprint
 from rpf_lightning.data.image_files import open_image, read_photo
 from rpf_lightning.data.sample import bicubic, mask_to
 from rpf_lightning.devices import place_of
-from rpf_lightning.files import read_utf8, write_atomically
+from rpf_lightning.files import write_atomically
+from rpf_lightning.lists import read_lines
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.storage import weights_hash
 from rpf_lightning.pictures import MOST_PIXELS, is_grey, png, result_file, to_grey, to_uint8
@@ -66,18 +65,13 @@ def read_list(path: str | Path) -> list[Row]:
         ValueError: If a column is missing or unknown, a field is empty, a name leads out of the folder of results,
             or two results have one name.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; expected a CSV file with the columns {', '.join(COLUMNS)}"
-        )
-    reader = csv.DictReader(io.StringIO(read_utf8(path), newline=""))
-    columns = reader.fieldnames or []
-    if "lr" not in columns or set(columns) - set(COLUMNS):
-        raise ValueError(
-            f"{path}: expected the column lr and at most {', '.join(COLUMNS)}, got {', '.join(columns)}"
-        )
-    rows = [_row(path, number, line) for number, line in enumerate(reader, start=2)]
+    rows: list[Row] = []
+    for line in read_lines(path, COLUMNS):
+        lr = line.needed("lr")
+        row = Row(result_file(line.name("lr")), lr, line.file("reference"), line.file("mask"))
+        if row.mask is not None and row.reference is None:
+            raise ValueError(f"{line.place}: mask without a reference; it masks the reference")
+        rows.append(row)
     seen: dict[str, int] = {}
     for number, row in enumerate(rows, start=2):
         if row.name in seen:
@@ -86,33 +80,6 @@ def read_list(path: str | Path) -> list[Row]:
             )
         seen[row.name] = number
     return rows
-
-
-def _row(path: Path, number: int, line: dict[str, str | None]) -> Row:
-    def file(column: str) -> Path | None:
-        text = (line.get(column) or "").strip()
-        if not text:
-            return None
-        found = path.parent / text
-        if not found.is_file():
-            raise FileNotFoundError(f"{path}, line {number}: {column} {found} is not there")
-        return found
-
-    lr = file("lr")
-    if lr is None:
-        raise ValueError(f"{path}, line {number}: lr is empty")
-    reference, mask = file("reference"), file("mask")
-    if mask is not None and reference is None:
-        raise ValueError(f"{path}, line {number}: mask without a reference; it masks the reference")
-    listed = (line.get("lr") or "").strip()
-    outside = Path(listed).is_absolute() or ".." in Path(listed).parts
-    try:
-        name = result_file(
-            (line.get("name") or "").strip() or (lr.name if outside else Path(listed).as_posix())
-        )
-    except ValueError as error:
-        raise ValueError(f"{path}, line {number}: name {error}") from error
-    return Row(name, lr, reference, mask)
 
 
 def read_images(row: Row, size: int) -> Images:

@@ -62,7 +62,12 @@ def test_writes_the_photo_and_a_picture(
         "faces were sought from 5 pixels on",
         "out/new/sharp.png and out/new/sharp_side_by_side.png",
     ]
-    assert err == "faces: squares\nmask of the reference: the mean mask of aligned faces\n"
+    assert err.splitlines() == [
+        "faces: squares",
+        "mask of the reference: the mean mask of aligned faces",
+        "searching photo.png for faces ...",
+        "enhancing photo.png ...",
+    ]
 
 
 def test_the_photo_may_come_last(enhance: Callable[..., None], files: Path) -> None:
@@ -75,9 +80,7 @@ def test_warnings_go_to_stderr(
 ) -> None:
     enhance("photo.png --reference ahead.png --face 0 --force --out out/a.png")
     assert (
-        capsys.readouterr()
-        .err.splitlines()[2]
-        .startswith("warning: ahead.png is clearly another person than face 0 of photo.png")
+        "\nwarning: ahead.png is clearly another person than face 0 of photo.png" in capsys.readouterr().err
     )
 
 
@@ -93,7 +96,10 @@ def test_warnings_go_to_stderr(
         ("photo.png --reference ahead.png --out out/a.jpg --quality 0", "quality: expected 1 to 100, got 0"),
         ("photo.png --reference ahead.png --out out/a.png --scale 0", "scale: expected 1 or more"),
         ("photo.png --reference ahead.png --out out/a.png --scale 2 --keep-size", "expected one of them"),
-        ("crop.png --aligned --reference ahead.png --out out/a.png --scale 2", "none with --aligned"),
+        (
+            "crop.png --aligned --reference ahead.png --out out/a.png --scale 2",
+            "none of --face, --people, --scale",
+        ),
         ("--aligned --csv list.csv --out out --keep-size", "--csv: expected none of --scale, --keep_size"),
         ("photo.png --reference ahead.png --out ahead.png", "ahead.png would overwrite ahead.png"),
         ("photo.png --reference ahead.png --out ./photo.png", "would overwrite photo.png"),
@@ -105,9 +111,22 @@ def test_warnings_go_to_stderr(
         ),
         ("crop.png --aligned --face 0 --reference ahead.png --out out/a.png", "--aligned: expected one"),
         ("photo.png --out out/a.png", "expected a photo and --reference"),
-        ("photo.png --aligned --csv list.csv --out out", "--csv: expected --aligned with it, and no photo"),
+        ("photo.png --aligned --csv list.csv --out out", "--aligned --csv: expected no photo, --reference"),
         ("--aligned --csv list.csv --out out --mask-model template", "--csv: expected none of --mask_model"),
-        ("--csv list.csv --out out", "--csv: expected --aligned with it, and no photo"),
+        ("photo.png --csv list.csv --out out", "--csv: expected no photo, --reference or --face"),
+        (
+            "photo.png --face one=ahead.png --out out/a.png",
+            "--face: expected INDEX or INDEX=PORTRAIT, got 'one=",
+        ),
+        ("photo.png --face 0= --out out/a.png", "--face: expected INDEX or INDEX=PORTRAIT, got '0='"),
+        ("photo.png --face 0 --out out/a.png", "--face INDEX: expected --reference with it"),
+        ("photo.png --face 0 --face 1 --reference ahead.png --out out/a.png", "and no further --face"),
+        ("photo.png --face 0=side.png --reference ahead.png --out out/a.png", "expected no --reference"),
+        ("photo.png --people . --reference ahead.png --out out/a.png", "--people: expected no --reference"),
+        (
+            "photo.png crop.png --reference ahead.png --out out/a.png",
+            "out: expected a folder for several photos",
+        ),
         (
             "photo.png --reference ahead.png --out out/a.png --mask-model oval",
             "'hull', 'template']. Got value: oval",
@@ -149,7 +168,7 @@ def test_places_are_checked_before_the_work(
     (files / "half_side_by_side.png").mkdir()
     if out == "link.png":  # as Photo.png is on a disk where case does not count
         (files / "link.png").hardlink_to(files / "photo.png")
-    monkeypatch.setattr(enhancing, "enhance_photo", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(RPFModel, "from_pretrained", lambda *_: pytest.fail("loaded"))
     with pytest.raises(SystemExit, match="2"):
         enhance(f"photo.png --reference ahead.png --out {out}")
     assert message in capsys.readouterr().err
@@ -159,7 +178,7 @@ def test_a_folder_that_may_not_be_written_to(
     enhance: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(outputs.os, "access", lambda *_: False)
-    monkeypatch.setattr(enhancing, "enhance_photo", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(RPFModel, "from_pretrained", lambda *_: pytest.fail("loaded"))
     with pytest.raises(SystemExit, match="2"):
         enhance("photo.png --reference ahead.png --out out/new/a.png")
     assert "out/new/a.png cannot be written" in capsys.readouterr().err

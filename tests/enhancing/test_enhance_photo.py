@@ -371,7 +371,7 @@ def test_photos_too_large_to_be_enlarged_keep_their_size(
 def test_sizes_are_known_before_anything_is_computed(
     drawn: Draw, bicubic: RPFModel, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rpf_lightning.enhancing.enhance.read_srgb", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("rpf_lightning.enhancing.found.read_srgb", lambda *_: pytest.fail("decoded"))
     photo: Any = np.zeros((7000, 7000, 3), np.uint8)
     large: Any = np.zeros((4000, 4000, 3), np.uint8)
     if kind == "file":

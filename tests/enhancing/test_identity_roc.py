@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from rpf_lightning.enhancing.aligned_faces import MAX_PIXELS
-from rpf_lightning.enhancing.enhance import MOST_PIXELS
 from rpf_lightning.enhancing.identity_check import LIMITS
 from rpf_lightning.enhancing.paste import MAX_PIXELS as LARGEST
 from rpf_lightning.faces.detection import Face, FaceDetector
 from rpf_lightning.faces.dlib_models import DlibDetector
+from rpf_lightning.pictures import MOST_PIXELS
 
 ROOT = Path(__file__).parents[2]
 
