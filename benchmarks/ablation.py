@@ -15,7 +15,6 @@ have come out.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
@@ -244,10 +243,7 @@ def table(out: Path, root: str, split: str, names: Sequence[str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or print Markdown."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("prepared", help="a prepared folder")
+    parser = measure.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--split", default="val", help="the pairs to evaluate on")
     parser.add_argument("--train", action="store_true")

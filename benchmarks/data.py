@@ -8,7 +8,6 @@ the page cache: a disk makes the reading of full-size photos slower still.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -90,11 +89,8 @@ def step_rate(batch: ReferenceBatch, side: int) -> float:
     """Samples per second of the fastest training step at a level: the warping stage's, which has no critic."""
     with tempfile.TemporaryDirectory() as folder:
         scale = side // LR
-        stage = WarpingStage(
-            folder,
-            block=scale.bit_length() - 1,
-            network=RPFConfig(LR, scale, channels=32, width=1 / 16),
-        )
+        network = RPFConfig(LR, scale, channels=32, width=1 / 16)
+        stage = WarpingStage(folder, block=scale.bit_length() - 1, network=network)
         steps: list[float] = []
         stage.on_train_batch_start = lambda *_: steps.append(time.perf_counter())  # type: ignore[method-assign]
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -237,20 +233,13 @@ def pairing(photos: int, people: int) -> list[str]:
 
 def main(args: list[str] | None = None) -> None:
     """Print Markdown."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("prepared", help="a prepared folder")
+    parser = measure.parser(__doc__)
     parser.add_argument("--split", default="all")
     parser.add_argument("--sides", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--photos", type=int, default=30_000, help="of the pairing")
-    parser.add_argument(
-        "--only",
-        choices=("loading", "drawing", "warping", "pairing"),
-        nargs="+",
-        default=["loading", "drawing", "warping", "pairing"],
-    )
+    parts = ["loading", "drawing", "warping", "pairing"]
+    parser.add_argument("--only", choices=parts, nargs="+", default=parts)
     parser.add_argument("--cache-sides", type=int, nargs="+", default=[256, 512], help="of drawing")
     parser.add_argument("--seconds", type=float, default=5.0, help="per loader")
     known = parser.parse_args(args)

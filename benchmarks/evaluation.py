@@ -4,18 +4,16 @@
 
 Time: 200 pairs through `rpf evaluate` (loading, the model, all metrics that need no further network), against the same
 network on tensors that are there, in the same batches. Memory: the peak of a process that evaluates 200 pairs and of
-one that evaluates 1,000.
+one that evaluates 1,000: so many have to be in the folder's split all.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import resource
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import measure
 import torch
@@ -58,18 +56,12 @@ def network_alone(model: str, pairs: int) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Print Markdown."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("prepared", help="a prepared folder of at least 1,000 pairs in its split all")
+    parser = measure.parser(__doc__)
     parser.add_argument("--model", default="celeba-hq-16to128", help="16 -> 128")
     parser.add_argument("--pairs", type=int, default=200)
-    options = parser.parse_args()
-    if not (Path(options.prepared) / "prepare.json").is_file():
-        parser.error(f"{options.prepared} is no prepared folder: it has no prepare.json")
-    rows: list[list[object]] = []
+    options = parser.parse_args(args)
 
     def fresh(methods: list[str], pairs: int) -> tuple[float, float]:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
@@ -78,17 +70,11 @@ def main() -> None:
     alone = network_alone(options.model, options.pairs)
     whole, _ = fresh(["model:RPF"], options.pairs)
     print(measure.heading())
-    print(
-        measure.markdown(
-            ["16 -> 128", "s", "/ network"],
-            [
-                [f"network alone, {options.pairs} pairs", f"{alone:.1f}", "1"],
-                ["evaluation", f"{whole:.1f}", f"{whole / alone:.2f}"],
-            ],
-        )
-    )
-    for pairs in (options.pairs, 5 * options.pairs):
-        rows.append([pairs, f"{fresh(['bicubic', 'reference'], pairs)[1]:.0f}"])
+    rows: list[list[object]] = [[f"network alone, {options.pairs} pairs", f"{alone:.1f}", "1"]]
+    rows.append(["evaluation", f"{whole:.1f}", f"{whole / alone:.2f}"])
+    print(measure.markdown(["16 -> 128", "s", "/ network"], rows))
+    copies = ["bicubic", "reference"]
+    rows = [[pairs, f"{fresh(copies, pairs)[1]:.0f}"] for pairs in (options.pairs, 5 * options.pairs)]
     print("", measure.markdown(["pairs (bicubic and reference)", "peak, MB"], rows), sep="\n")
 
 

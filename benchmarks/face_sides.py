@@ -12,9 +12,6 @@ are needed.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import measure
 import torch
 from torch import Tensor
@@ -76,17 +73,12 @@ def measured(
 
 def main(args: list[str] | None = None) -> None:
     """Print Markdown."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("prepared", help="a prepared folder")
+    parser = measure.parser(__doc__)
     parser.add_argument("--model", default="celeba-hq-16to128")
     parser.add_argument("--pairs", type=int, default=64, help="validation pairs, evenly spread")
     parser.add_argument("--pack", help="insightface pack of ISC")
     parser.add_argument("--sides", type=int, nargs="+", default=SIDES)
     known = parser.parse_args(args)
-    if not (Path(known.prepared) / "prepare.json").is_file():
-        parser.error(f"{known.prepared} is no prepared folder: it has no prepare.json")
     model = RPFModel.from_pretrained(known.model)
     if not all(model.lr_size <= side < model.size for side in known.sides):
         parser.error(f"--sides: expected {model.lr_size} to {model.size - 1}, got {known.sides}")

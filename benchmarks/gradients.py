@@ -10,7 +10,6 @@ last block fed with x^(n) and with x^(n) rounded to 8 bit, as the cache of a fit
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 
 import measure
@@ -86,10 +85,7 @@ def rounding(root: str, directory: str, count: int, batch: int) -> list[str]:
 
 def main(args: list[str] | None = None) -> None:
     """Print Markdown."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("prepared", help="a prepared folder")
+    parser = measure.parser(__doc__)
     parser.add_argument("--model", help="a model directory")
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--pairs", type=int, default=64)

@@ -1,7 +1,8 @@
-"""How small may a face be for ArcFace to tell people apart? The tables of benchmarks/RESULTS.md.
+"""How small may a face be for ArcFace, or dlib's descriptor, to tell people apart? The tables of benchmarks/RESULTS.md.
 
     python benchmarks/identity_roc.py --data prepared --people 200    # a folder of `rpf prepare`; a quarter of an hour
     python benchmarks/identity_roc.py --folders people                # a folder for each person, photos of any kind
+    python benchmarks/identity_roc.py --data prepared --face-models dlib
 
 Photos are reduced until their face has each side, never enlarged, and go through what `rpf enhance` does with a photo:
 the face is found in it and its enlargements, aligned by its five points and compared with references of full size. Of a
@@ -11,11 +12,11 @@ reference. Of folders every photo is both. For each side are printed:
 - the share of photos in which a face is found, among those whose face has at least that side;
 - the share of the pairs of one person above the cosine that 1 % (0.1 %) of the pairs of two people exceed, and that
   cosine;
-- the shares of both kinds of pairs below OTHER.
+- the shares of both kinds of pairs below the cosine that `rpf enhance` refuses as of another person.
 
 A dash: there are no such pairs, or no such photos.
 
-SMALLEST_SIDE, SAME and OTHER of `rpf_lightning.enhancing.identity_check` were chosen by it.
+`rpf_lightning.enhancing.identity_check.LIMITS` were chosen by it.
 """
 
 from __future__ import annotations
@@ -35,13 +36,12 @@ from rpf_lightning.data.image_files import read_photo
 from rpf_lightning.data.preparation.sources import list_photos
 from rpf_lightning.data.prepared_photos import PreparedPhotos
 from rpf_lightning.enhancing.aligned_faces import AlignedFace, FaceNetworks, find_faces
-from rpf_lightning.enhancing.identity_check import OTHER
+from rpf_lightning.enhancing.identity_check import limits_of
 
 Photo = NDArray[np.uint8]
 SIDES = (16, 24, 32, 48, 64, 96, 128, 256)
 COLUMNS = (
-    "side", "found", "same at 1 %", "cosine", "same at 0.1 %", "cosine",
-    f"same below {OTHER}", f"others below {OTHER}",
+    "side", "found", "same at 1 %", "cosine", "same at 0.1 %", "cosine", "same below {0}", "others below {0}",
 )  # fmt: skip
 
 
@@ -81,7 +81,9 @@ def reduced(image: Photo, face_side: float, side: int) -> Photo:
     return np.asarray(Image.fromarray(image).resize((size[0], size[1]), Image.Resampling.BICUBIC))
 
 
-def row(side: int, own: NDArray[np.float64], other: NDArray[np.float64], found: float | None) -> list[str]:
+def row(
+    side: int, own: NDArray[np.float64], other: NDArray[np.float64], found: float | None, limit: float
+) -> list[str]:
     """One line of the table, from the cosines of the pairs of one person and of two; a dash for what there is not."""
     cells = [str(side), "-" if found is None else f"{found:.1%}"]
     for rate in (0.01, 0.001):
@@ -90,7 +92,7 @@ def row(side: int, own: NDArray[np.float64], other: NDArray[np.float64], found: 
             cells += [share(own > threshold), f"{threshold:.3f}"]
         else:
             cells += ["-", "-"]
-    return [*cells, share(own < OTHER), share(other < OTHER)]
+    return [*cells, share(own < limit), share(other < limit)]
 
 
 def share(true: NDArray[np.bool_]) -> str:
@@ -106,12 +108,16 @@ def main(args: Sequence[str] | None = None) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", help="a prepared folder of photos of known people")
     source.add_argument("--folders", help="a folder with a folder of photos for each person")
+    parser.add_argument(
+        "--face-models", default="auto", help="insightface or dlib; left out as in `rpf enhance`"
+    )
     parser.add_argument("--pack", help="insightface pack; left out as in `rpf enhance`")
     parser.add_argument("--people", type=int, default=200, help="drawn from the prepared folder")
     parser.add_argument("--sides", type=int, nargs="+", default=SIDES)
     parser.add_argument("--seed", type=int, default=0)
     known = parser.parse_args(args)
-    networks = FaceNetworks(known.pack)
+    networks = FaceNetworks(known.pack, models=known.face_models)
+    limit = limits_of(networks).other
     # of every photo the image, its person and its own name; probes are reduced, the gallery is not
     gallery: list[tuple[Photo, str, str]]
     if known.data:
@@ -128,10 +134,11 @@ def main(args: Sequence[str] | None = None) -> None:
     full = [(face, *entry[1:]) for face, entry in zip(references, gallery, strict=True) if face is not None]
     against = np.stack([networks.features(face).double().numpy() for face, _, _ in full])
     people, names = (np.array(column) for column in list(zip(*full, strict=True))[1:])
-    own_sides = [face.side if (face := largest_face(image, networks)) else 0.0 for image, _, _ in probes]
-    pack = f"pack {networks.detector.pack} ({networks.arcface.file})"
+    # of full size, so that tiles of its enlargement need not be searched
+    own_sides = [face.side if (face := reference(image, networks)) else 0.0 for image, _, _ in probes]
+    pack = f"{networks.models.kind}'s {networks.detector.pack} ({networks.recogniser.file})"
     print(f"{datetime.date.today()}, {pack}, {len(set(people))} people, seed {known.seed}\n")
-    print("| " + " | ".join(COLUMNS) + " |\n|" + "---:|" * len(COLUMNS), flush=True)
+    print("| " + " | ".join(COLUMNS).format(limit) + " |\n|" + "---:|" * len(COLUMNS), flush=True)
     for side in known.sides:
         own, other, found, tried = [np.zeros(0)], [np.zeros(0)], 0, 0
         for (image, person, name), own_side in zip(probes, own_sides, strict=True):
@@ -144,7 +151,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 cosines = against @ networks.features(face).double().numpy()
                 own.append(cosines[(people == person) & (names != name)])
                 other.append(cosines[people != person])
-        cells = row(side, np.concatenate(own), np.concatenate(other), found / tried if tried else None)
+        cells = row(side, np.concatenate(own), np.concatenate(other), found / tried if tried else None, limit)
         print("| " + " | ".join(cells) + " |", flush=True)
 
 

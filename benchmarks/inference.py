@@ -376,9 +376,7 @@ def _print_layers(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.parser(__doc__, prepared=False)
     parser.add_argument("--scale", type=int, default=64)
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

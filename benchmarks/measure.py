@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,20 @@ import torch.nn.functional as F
 
 from rpf_lightning import ReferencePairsDataModule, RPFModel
 from rpf_lightning.data.batches import ReferenceBatch
+
+
+def parser(doc: str | None, prepared: bool = True) -> argparse.ArgumentParser:
+    """A command line that shows a script's docstring; its first argument is a prepared folder unless said otherwise."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if prepared:
+        made.add_argument("prepared", type=_prepared, help="a prepared folder")
+    return made
+
+
+def _prepared(folder: str) -> str:
+    if not (Path(folder) / "prepare.json").is_file():
+        raise argparse.ArgumentTypeError(f"{folder} is no prepared folder: it has no prepare.json")
+    return folder
 
 
 def seconds(function: Callable[[], object], device: str = "cpu") -> float:

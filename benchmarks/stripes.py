@@ -13,9 +13,7 @@ and with `perceptual_jitter: 4`. AlexNet's weights are needed.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 import measure
 import torch
@@ -85,15 +83,10 @@ def gradients(batches: list[ReferenceBatch], jitter: int) -> list[object]:
 
 def main(args: list[str] | None = None) -> None:
     """Print Markdown."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("prepared", help="a prepared folder")
+    parser = measure.parser(__doc__)
     parser.add_argument("--model", default="celeba-hq-16to128")
     parser.add_argument("--pairs", type=int, default=64, help="validation pairs, evenly spread")
     known = parser.parse_args(args)
-    if not (Path(known.prepared) / "prepare.json").is_file():
-        parser.error(f"{known.prepared} is no prepared folder: it has no prepare.json")
     model = RPFModel.from_pretrained(known.model)
     batches = measure.validation_batches(known.prepared, model, known.pairs)
     print(measure.heading())

@@ -13,12 +13,10 @@ AlexNet and ArcFace are off: both loops would call the same code. On a GPU, bf16
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import measure
@@ -52,20 +50,14 @@ QUIET: dict[str, Any] = {
 
 def make_stage(kind: str, folder: str, block: int, network: RPFConfig, **kwargs: Any) -> RPFStage:
     """A stage with a critic, where it has one, and without AlexNet and ArcFace."""
+    given: dict[str, Any] = {"gradient_norms_every": 0, **kwargs}
     if kind == "warping":
-        return WarpingStage(folder, block, network, gradient_norms_every=0, **kwargs)
+        return WarpingStage(folder, block, network, **given)
     if kind == "synthesis":
-        return SynthesisStage(folder, block, network, gradient_norms_every=0, **kwargs)
-    given = "lr" if kind == "refinement" else "synthesized"
+        return SynthesisStage(folder, block, network, **given)
+    source = "lr" if kind == "refinement" else "synthesized"
     return RefinementStage(
-        folder,
-        block,
-        network,
-        input=given,
-        perceptual_weight=0,
-        identity_weight=0,
-        gradient_norms_every=0,
-        **kwargs,
+        folder, block, network, input=source, perceptual_weight=0, identity_weight=0, **given
     )
 
 
@@ -342,17 +334,12 @@ def gpu(network: RPFConfig, blocks: list[int], batch: int, device: str = "cuda")
 
 def main(args: list[str] | None = None) -> None:
     """Print Markdown."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("prepared", help="a prepared folder")
+    parser = measure.parser(__doc__)
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--stages", choices=STAGES, nargs="+", default=list(STAGES))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=12, help="of each measurement")
     known = parser.parse_args(args)
-    if not (Path(known.prepared) / "prepare.json").is_file():
-        parser.error(f"{known.prepared} is no prepared folder: it has no prepare.json")
     print(measure.heading())
     cpu(known.prepared, known.blocks, known.stages, known.batch, known.steps)
     if not torch.cuda.is_available():

@@ -32,13 +32,15 @@ FACES = {
 }
 
 
-def write_fit(path: Path, stage: str, trainer: dict[str, Any] | None = None, **init_args: Any) -> Path:
-    """Write the configuration of a fit on a few drawn faces."""
+def write_fit(
+    path: Path, stage: str, trainer: dict[str, Any] | None = None, data: Any = FACES, **init_args: Any
+) -> Path:
+    """Write the configuration of a fit, on a few drawn faces if on nothing else."""
     content = {
         "seed_everything": 0,
         "trainer": {**TRAINER, **(trainer or {})},
         "model": {"class_path": f"rpf_lightning.stages.{stage}", "init_args": init_args},
-        "data": FACES,
+        "data": data,
     }
     path.write_text(yaml.safe_dump(deepcopy(content)))
     return path

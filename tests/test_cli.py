@@ -1,16 +1,15 @@
 """The tree of commands: which words it takes and what it says of others; the commands have tests of their own."""
 
+import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
-from types import SimpleNamespace
 
 import pytest
 
 from rpf_lightning.cli import COMMANDS, LIGHTNING, main
 from rpf_lightning.command_options import parser_of, read
-from rpf_lightning.model import RPFModel
-from rpf_lightning.model.summary import table
 
 
 def make(
@@ -78,16 +77,37 @@ def test_help_has_an_entry_per_option_and_nothing_else():
     assert "Raises" not in text
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "presets"])
-def test_every_command_has_help_and_one_word_for_one_thing(name, capsys):
+def options_in_help(name, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([*name.split(), "--help"])
     text = capsys.readouterr().out
     assert text.startswith(f"usage: rpf {name} ")
-    options = {line.split()[0]: line for line in text.splitlines() if line.startswith("  --")}
-    assert not {"--model", "--workers", "--csv_list"} & options.keys()
-    if "--device" in options:
+    if "--device " in text:
         assert "auto is the GPU where there is one. (default: auto)" in " ".join(text.split())
+    return {line.split()[0].removeprefix("--") for line in text.splitlines() if line.startswith("  --")}
+
+
+def test_every_command_has_help_and_one_word_for_one_thing(capsys):
+    spellings, words = {}, set()
+    for name in COMMANDS.keys() - {"presets"}:
+        options = options_in_help(name, capsys)
+        assert not options & {"model", "workers", "csv_list"}, name
+        assert name.startswith("prepare") or "landmarks" not in options  # there it is a file of them
+        for option in options:
+            plain = option.removeprefix("no_")
+            spellings.setdefault(plain.replace("_", "").removesuffix("s"), set()).add(plain)
+            words |= set(plain.split("_"))
+    # whether there is a reference, which ones and how many; where to run, on how many; what is shown, and a mapping
+    twice = {key for key, given in spellings.items() if len(given) > 1}
+    assert twice <= {"reference", "device", "metric"}, spellings
+    assert all(re.fullmatch("[a-z0-9.]+", word) for word in words)
+    for word, others in {
+        "dir": "directory path checkpoint weights", "out": "output outputs", "num": "n number nr", "lr": "low input",
+        "workers": "worker jobs threads processes", "batch": "bs", "device": "gpu cuda", "val": "validation valid",
+        "images": "photos pictures", "references": "ref refs", "model": "network net", "data": "dataset root",
+        "methods": "baselines baseline", "method": "algorithm", "seed": "random",
+    }.items():  # fmt: skip
+        assert not words & set(others.split()), f"the word is {word}"
 
 
 def test_without_torch():
@@ -145,18 +165,6 @@ def test_says_what_replaced_an_option(words, message, capsys):
     assert message in fails(capsys, *words.split())
 
 
-def test_summary_of_a_model_directory(model_dir, capsys):
-    main(["summary", "--model-dir", str(model_dir)])
-    assert capsys.readouterr().out == table(RPFModel.from_pretrained(model_dir)) + "\n"
-
-
-def test_presets_are_listed(monkeypatch, capsys):
-    module = SimpleNamespace(list_presets=lambda: print("small"))
-    monkeypatch.setitem(sys.modules, "rpf_lightning.presets", module)
-    main(["presets"])
-    assert capsys.readouterr().out == "small\n"
-
-
 def test_curriculum_takes_one_curriculum_and_any_number_of_overlays(monkeypatch):
     calls = []
     monkeypatch.setattr(
@@ -172,14 +180,7 @@ def test_curriculum_takes_one_curriculum_and_any_number_of_overlays(monkeypatch)
 
 
 def test_a_curriculum_that_cannot_begin_says_so_in_a_line(tmp_path, capsys):
-    command = [
-        "curriculum",
-        "--config",
-        "demo/curriculum.yaml",
-        "--dry-run",
-        "--model-dir",
-        str(tmp_path / "m"),
-    ]
+    command = f"curriculum --config demo/curriculum.yaml --dry-run --model-dir {tmp_path}/m".split()
     for words, message in [
         ([*command, "--trainer.nothing", "1"], "nothing"),
         ([*command, "--only", "block9"], "'block9' names no fit"),
@@ -192,3 +193,60 @@ def test_a_curriculum_that_cannot_begin_says_so_in_a_line(tmp_path, capsys):
         assert said.startswith("rpf curriculum: error: ")
         assert message in said
         assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_consoles_that_lack_letters(encoding: str) -> None:
+    """What a console cannot show is escaped, on both streams."""
+    code = "from rpf_lightning.cli import main; import sys; main(['--version']); print('结果é'); "
+    code += "print('结果é', file=sys.stderr); main(['结果é'])"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+        check=False,
+    )
+    shown = "结果é".encode(encoding, "backslashreplace")
+    assert run.returncode == 2, run.stderr
+    assert run.stdout.splitlines()[-1] == shown
+    assert run.stderr.count(shown) == 2
+
+
+def closed_early(words: str, code: str = "", **environment: str) -> tuple[int, str]:
+    """The exit code and stderr of a command whose output's reader leaves at once, as `head -0` would."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code}\nfrom rpf_lightning.cli import main; main({words.split()!r})"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    os.close(writer)
+    return run.returncode, run.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["presets", "--help", "--version", "enhance --help", "summary --scale 2"])
+def test_a_reader_who_leaves_is_no_error(words: str, unbuffered: str) -> None:
+    code, said = closed_early(words, PYTHONUNBUFFERED=unbuffered)
+    assert said == ""
+    assert code in (141, 0 if words == "enhance --help" else 141)  # argparse swallows a write that fails
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+def test_other_pipes_that_break_are_errors() -> None:
+    """Of a process that loads images, say: nothing was done, so it is told."""
+    code = "import os; from rpf_lightning import presets\n"
+    code += "def broken(*_): raise BrokenPipeError('the loader ended')\npresets.list_presets = broken"
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code}\nfrom rpf_lightning.cli import main; main(['presets'])"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "BrokenPipeError: the loader ended" in run.stderr

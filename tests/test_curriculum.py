@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from rpf_lightning import curriculum
 from rpf_lightning.cli import main
 from rpf_lightning.curriculum import run_curriculum
 from rpf_lightning.curriculum_file import read_curriculum
+from rpf_lightning.fit_settings import settings_of
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.storage import weights_hash
 from rpf_lightning.model.summary import count
 from rpf_lightning.stages import WarpingStage
+from rpf_lightning.training import sole_fit
 from small_fits import LISTED, entry, write_fit, write_listed
 
 FITS = [
@@ -31,7 +34,6 @@ FITS = [
     "block1-warping", "block1-synthesis", "block1-finetune",
     "block2-warping", "block2-synthesis", "block2-finetune",
 ]  # fmt: skip
-NO_FINETUNE = [name for name in FITS if "finetune" not in name]
 NETWORK = {"lr_size": 16, "scale": 4, "channels": 4, "width": 0.015625, "residual": True}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "refinement": ("RefinementStage", {"input": "lr", "perceptual_weight": 0, "identity_weight": 0}),
@@ -104,8 +106,11 @@ class FakeFits:
         return args[args.index(f"--model.init_args.{name}") + 1]
 
 
+Fake = Callable[..., FakeFits]
+
+
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeFits]:
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     def install(*args: Any) -> FakeFits:
         fits = FakeFits(*args)
         monkeypatch.setattr(curriculum, "lightning_cli", fits)
@@ -114,22 +119,25 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeFits]:
     return install
 
 
-def quiet(line: str) -> None:
-    """Take a line and drop it."""
+run = partial(run_curriculum, say=lambda line: None)
 
 
 def state(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "state.json").read_text())["finished"]
 
 
+def stopped(fake: Fake, number: int, *args: Any, **kwargs: Any) -> None:
+    """Run a curriculum that is killed when its k-th fit begins."""
+    fake(number)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(*args, **kwargs)
+
+
 # The plan
 
 
-@pytest.mark.parametrize("finetune", [True, False])
-def test_dry_run_prints_the_papers_order(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], finetune: bool
-) -> None:
-    path = write_curriculum(tmp_path, finetune)
+def test_dry_run_prints_the_papers_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_curriculum(tmp_path)
     for file in tmp_path.glob("*.yaml"):
         if file != path:
             change(file, "data", "people", -1)  # touching the data would raise
@@ -137,37 +145,14 @@ def test_dry_run_prints_the_papers_order(
     main(["curriculum", "--config", str(path), "--dry-run"])
     *lines, total = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"in all  [\d.e-]+ PFLOP", total)
-    names = FITS if finetune else NO_FINETUNE
-    assert len(lines) == len(names)
-    for line, name in zip(lines, names, strict=True):
+    for line, name in zip(lines, FITS, strict=True):
         block, stage = name.removeprefix("block").split("-")
         assert line.startswith(f"block {block}  {stage}  side {16 * 2 ** int(block)}  ")
         assert line.endswith("to do")
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_dry_run_says_what_is_finished(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
-    path = write_curriculum(tmp_path)
-    fake(4)
-    with pytest.raises(RuntimeError):
-        run_curriculum(path, say=quiet)
-    assert [line.split()[-1] for line in plan(path)] == ["finished"] * 3 + ["do"] * 5
-
-
-def test_arguments_of_every_fit(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
-    fits = fake()
-    path = write_curriculum(tmp_path)
-    run_curriculum(path, ["--trainer.max_epochs", "7"], str(tmp_path / "other"), say=quiet)
-    assert fits.names == FITS
-    for number, args in enumerate(fits.args):
-        assert args[:2] == ["fit", "--config"]
-        assert args[args.index("--trainer.max_epochs") + 1] == "7"
-        assert fits.value(number, "model_dir") == str(tmp_path / "other")
-        assert "--ckpt_path" not in args
-    assert not (tmp_path / "model").exists()
-
-
-def test_options_of_one_stage(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
+def test_options_of_one_stage(tmp_path: Path, fake: Fake) -> None:
     fits = fake()
     path = write_curriculum(tmp_path)
     overlay = tmp_path / "overlay.yaml"
@@ -176,30 +161,34 @@ def test_options_of_one_stage(tmp_path: Path, fake: Callable[..., FakeFits]) -> 
         "--warping.trainer.max_epochs", "9", "--trainer.max_epochs", "7", "--refinement.data.people=8",
         "--synthesis.trainer.max_epochs", "3", "--warping.trainer.max_steps", "-1", f"-c={overlay}",
     ]  # fmt: skip
-    run_curriculum(path, options, say=quiet)
-    for args, name in zip(fits.args, FITS, strict=True):
+    run(path, options, str(tmp_path / "other"))
+    assert not (tmp_path / "model").exists()
+    assert fits.names == FITS
+    last_acts = {"warping": ["7", "9"], "synthesis": ["7", "3"]}
+    for number, (args, name) in enumerate(zip(fits.args, FITS, strict=True)):
+        assert args[:2] == ["fit", "--config"]
+        assert fits.value(number, "model_dir") == str(tmp_path / "other")
+        assert "--ckpt_path" not in args
         epochs = [args[i + 1] for i, word in enumerate(args) if word == "--trainer.max_epochs"]
-        assert epochs == {"warping": ["7", "9"], "synthesis": ["7", "3"]}.get(
-            name[7:], ["7"]
-        )  # the last acts
+        assert epochs == last_acts.get(name[7:], ["7"])
         assert ("--data.people=8" in args) is (name[7:] == "refinement")
         assert f"-c={overlay}" in args
         assert ("-1" in args) is (name[7:] == "warping")  # a value, no option of all stages
         assert "-1" not in args or args[args.index("-1") - 1] == "--trainer.max_steps"
-    kept = state(tmp_path / "model")
+    kept = state(tmp_path / "other")
     change = ["--warping.trainer.max_epochs", "8", *options[2:]]
     with pytest.raises(ValueError, match=r"block1-warping(.|\n)*trainer\.max_epochs: 9 then, 8 now"):
-        run_curriculum(path, change, say=quiet)
-    assert state(tmp_path / "model") == kept
+        run(path, change, str(tmp_path / "other"))
+    assert state(tmp_path / "other") == kept
     assert ["9 steps" in line for line in plan(path, options)] == ["warping" in name for name in FITS]
 
 
-def test_seed_makes_the_first_weights(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
+def test_seed_makes_the_first_weights(tmp_path: Path, fake: Fake) -> None:
     fake()
     files = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         torch.manual_seed(ord(name))
-        run_curriculum(write_curriculum(tmp_path / name, seed=seed), say=quiet)
+        run(write_curriculum(tmp_path / name, seed=seed))
         files.append((tmp_path / name / "model" / "model.safetensors").read_bytes())
     assert files[0] == files[1] != files[2]
 
@@ -214,6 +203,12 @@ def test_seed_makes_the_first_weights(tmp_path: Path, fake: Callable[..., FakeFi
         ({"network": None}, ValueError, r"expected the keys .*'network'"),
         ({"warping": None}, ValueError, r"expected the keys .*'warping'"),
         ({"synthesis": "other.yaml"}, FileNotFoundError, r"synthesis names .*other\.yaml"),
+        ({"synthesis": 3}, ValueError, "file: expected a name, got 3"),
+        ({"network": {**NETWORK, "depth": 3}}, ValueError, "network: .*unexpected keyword argument 'depth'"),
+        ({"network": {**NETWORK, "scale": 3}}, ValueError, "network: scale: expected a power of two"),
+        ({"network": 3}, ValueError, "network: expected dict, got 3"),
+        ({"model_dir": 3}, ValueError, "model_dir: expected str, got 3"),
+        ({"initial": ["a"]}, ValueError, r"initial: expected str \| None, got \['a'\]"),
     ],
 )
 def test_wrong_files(tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -225,51 +220,31 @@ def test_wrong_files(tmp_path: Path, changes: dict[str, Any], error: type[Except
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just text"])
-def test_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
-    (tmp_path / "curriculum.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"curriculum\.yaml: expected a mapping"):
-        read_curriculum(tmp_path / "curriculum.yaml")
-
-
 # Going on
 
 
-@pytest.mark.parametrize(("stop_at", "error"), [(1, RuntimeError), (4, KeyboardInterrupt), (8, SystemExit)])
+@pytest.mark.parametrize(("stop_at", "error"), [(1, RuntimeError), (4, KeyboardInterrupt)])
 def test_killed_in_between_goes_on_with_the_rest(
-    tmp_path: Path, fake: Callable[..., FakeFits], stop_at: int, error: type[BaseException]
+    tmp_path: Path, fake: Fake, stop_at: int, error: type[BaseException]
 ) -> None:
     path = write_curriculum(tmp_path)
     first = fake(stop_at, error)
     with pytest.raises(error):
-        run_curriculum(path, say=quiet)
+        run(path)
     assert first.names == FITS[: stop_at - 1]
+    ends = ["finished"] * (stop_at - 1) + ["do"] * (9 - stop_at)
+    assert [line.split()[-1] for line in plan(path)] == ends
     second = fake()
-    run_curriculum(path, say=quiet)
+    run(path)
     assert second.names == FITS[stop_at - 1 :]
     third = fake()
     lines: list[str] = []
-    run_curriculum(path, say=lines.append)
+    run(path, say=lines.append)
     assert third.names == []
     assert all(line.endswith("finished before") for line in lines)
     assert len(lines) == 8
 
 
-def test_fit_goes_on_from_its_own_last_checkpoint(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
-    path = write_curriculum(tmp_path)
-    fake(4)
-    with pytest.raises(RuntimeError):
-        run_curriculum(path, say=quiet)
-    last = tmp_path / "model" / "runs" / FITS[3] / "checkpoints" / "last.ckpt"
-    last.parent.mkdir(parents=True)
-    last.touch()
-    fits = fake()
-    run_curriculum(path, say=quiet)
-    assert fits.args[0][-2:] == ["--ckpt_path", str(last)]
-    assert not any("--ckpt_path" in args for args in fits.args[1:])
-
-
-@pytest.mark.parametrize("dry_run", [True, False])
 @pytest.mark.parametrize(
     ("where", "expected"),
     [
@@ -278,13 +253,9 @@ def test_fit_goes_on_from_its_own_last_checkpoint(tmp_path: Path, fake: Callable
         ("network", "holds a model with other arguments .*channels: 4 there, 8 here"),
     ],
 )
-def test_changed_settings_of_a_finished_fit(
-    tmp_path: Path, fake: Callable[..., FakeFits], where: str, expected: str, dry_run: bool
-) -> None:
+def test_changed_settings_of_a_finished_fit(tmp_path: Path, fake: Fake, where: str, expected: str) -> None:
     path = write_curriculum(tmp_path)
-    fake(4)
-    with pytest.raises(RuntimeError):
-        run_curriculum(path, say=quiet)
+    stopped(fake, 4, path)
     fits = fake()
     if where == "file":
         change(tmp_path / "warping.yaml", "model", "learning_rate", 0.25)
@@ -292,63 +263,49 @@ def test_changed_settings_of_a_finished_fit(
         change(path, "network", "channels", 8)
     options = ["--trainer.precision", "bf16-mixed"] if where == "option" else []
     before = (tmp_path / "model" / "state.json").read_bytes()
-    with pytest.raises(ValueError, match=expected):
-        run_curriculum(path, options, dry_run=dry_run, say=quiet)
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match=expected):
+            run(path, options, dry_run=dry_run)
     assert fits.names == []
     assert (tmp_path / "model" / "state.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("dry_run", [True, False])
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--model.init_args.learning_rat", "1"], "learning_rat"),
-        (["--nonsense", "1"], "unrecognized arguments: --nonsense"),
         (["--trainer.max_epochs", "many"], "Expected a <class 'int'>"),
         (["--config", "none.yaml"], r"none\.yaml: there is no such file, and no preset"),
     ],
 )
-def test_what_no_fit_takes(
-    tmp_path: Path, fake: Callable[..., FakeFits], words: list[str], message: str, dry_run: bool
-) -> None:
+def test_what_no_fit_takes(tmp_path: Path, fake: Fake, words: list[str], message: str) -> None:
     fits = fake()
     path = write_curriculum(tmp_path)
-    with pytest.raises(
-        ValueError, match=rf"^block1-refinement, {tmp_path}/refinement\.yaml with (.|\n)*{message}"
-    ):
-        run_curriculum(path, words, dry_run=dry_run, say=quiet)
+    for dry_run in (True, False):
+        expected = rf"^block1-refinement, {tmp_path}/refinement\.yaml with (.|\n)*{message}"
+        with pytest.raises(ValueError, match=expected):
+            run(path, words, dry_run=dry_run)
     assert fits.names == []
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("form", ["two", "one"])
-def test_moved_data_is_no_change(tmp_path: Path, fake: Callable[..., FakeFits], form: str) -> None:
-    def overrides(root: str) -> list[str]:
-        where = ["--data.init_args.root", root] if form == "two" else [f"--data.init_args.root={root}"]
-        return [*where, "--trainer.max_epochs", "1"]
-
-    path = on_photos(write_curriculum(tmp_path))
-    fake(4)
-    with pytest.raises(RuntimeError):
-        run_curriculum(path, overrides("old"), say=quiet)
-    fits = fake()
-    run_curriculum(path, overrides("new"), say=quiet)
+def test_moved_data_model_directory_and_preset_are_no_change(tmp_path: Path, fake: Fake) -> None:
+    path = on_photos(write_curriculum(tmp_path / "a"))
+    stopped(fake, 4, path, ["--data.init_args.root", "old"], model_dir=str(tmp_path / "one"))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.move(tmp_path / "one", tmp_path / "two")
+    fits, path = fake(), tmp_path / "b" / "curriculum.yaml"
+    run(path, ["--data.init_args.root=new"], model_dir=str(tmp_path / "two"))
     assert fits.names == FITS[3:]
     assert "old" not in " ".join(fits.args[0])
 
 
-def test_moved_model_directory_and_preset_are_no_change(
-    tmp_path: Path, fake: Callable[..., FakeFits]
-) -> None:
-    path = write_curriculum(tmp_path / "a")
-    fake(4)
-    with pytest.raises(RuntimeError):
-        run_curriculum(path, model_dir=str(tmp_path / "one"), say=quiet)
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    shutil.move(tmp_path / "one", tmp_path / "two")
-    fits = fake()
-    run_curriculum(tmp_path / "b" / "curriculum.yaml", model_dir=str(tmp_path / "two"), say=quiet)
-    assert fits.names == FITS[3:]
+def test_own_arguments_that_begin_like_what_may_change_are_settings() -> None:
+    arguments = {"block": 1, "first": 1, "block_weight": 2, "model_dir": "here"}
+    trainer = {"callbacks": None, "enable_progress_bar": True, "logger": {"a": 1}, "max_epochs": 3}
+    parsed = {"model": {"init_args": arguments}, "data": {"init_args": {"root": "a"}}, "trainer": trainer}
+    names = {"model.init_args.block_weight", "trainer.callbacks", "trainer.max_epochs"}
+    assert settings_of(parsed).keys() == names
 
 
 # Only some of the fits
@@ -357,33 +314,29 @@ def test_moved_model_directory_and_preset_are_no_change(
 @pytest.mark.parametrize(
     ("only", "names"),
     [
-        (["block2-warping"], ["block2-warping"]),
-        ("block2", [name for name in FITS if name.startswith("block2")]),
         ("warping", ["block1-warping", "block2-warping"]),
         ("block2-synthesis,block1-warping", ["block1-warping", "block2-synthesis"]),
         (["synthesis", "block1,"], [name for name in FITS if "synthesis" in name or "block1" in name]),
     ],
 )
-def test_only(tmp_path: Path, fake: Callable[..., FakeFits], only: Any, names: list[str]) -> None:
+def test_only(tmp_path: Path, fake: Fake, only: Any, names: list[str]) -> None:
     path = write_curriculum(tmp_path)
     fits = fake()
-    run_curriculum(path, only=only, say=quiet)
+    run(path, only=only)
     assert fits.names == names
     assert list(state(tmp_path / "model")) == names
     again = fake()
-    run_curriculum(path, only=only, say=quiet)
+    run(path, only=only)
     assert again.names == []
-    run_curriculum(path, say=quiet)
+    run(path)
     assert again.names == [name for name in FITS if name not in names]
 
 
-@pytest.mark.parametrize(
-    ("start", "first"), [("block1-synthesis", 3), ("block2", 1), ("warping", 2), ("block1-refinement", 0)]
-)
-def test_from(tmp_path: Path, fake: Callable[..., FakeFits], start: str, first: int) -> None:
+@pytest.mark.parametrize(("start", "first"), [("warping", 2), ("block1-refinement", 0)])
+def test_from(tmp_path: Path, fake: Fake, start: str, first: int) -> None:
     fits = fake()
     lines: list[str] = []
-    run_curriculum(write_curriculum(tmp_path), start=start, say=lines.append)
+    run(write_curriculum(tmp_path), start=start, say=lines.append)
     assert fits.names == FITS[first:]
     missing = [line for line in lines if line.startswith("not finished")]
     assert len(missing) == (1 if first else 0)
@@ -395,46 +348,30 @@ def test_from(tmp_path: Path, fake: Callable[..., FakeFits], start: str, first: 
 @pytest.mark.parametrize(
     ("only", "missing"),
     [
-        ("refinement", []),
         ("block1-warping,block1-synthesis", []),
-        ("block1-finetune", ["block1-refinement", "block1-warping", "block1-synthesis"]),
         ("block2-warping", ["block1-refinement", "block1-warping", "block1-synthesis", "block1-finetune"]),
     ],
 )
 def test_modules_that_are_read_but_not_finished_are_named(
-    tmp_path: Path, fake: Callable[..., FakeFits], only: str, missing: list[str]
+    tmp_path: Path, fake: Fake, only: str, missing: list[str]
 ) -> None:
     path = write_curriculum(tmp_path)
     fake()
     lines: list[str] = []
-    run_curriculum(path, only=only, dry_run=True, say=lines.append)
+    run(path, only=only, dry_run=True, say=lines.append)
     expected = [
         f"not finished, their modules are taken as they are in {tmp_path / 'model'}: {', '.join(missing)}"
     ]
     *lines, total = lines
     assert total.startswith("in all  ")
     assert [line for line in lines if not line.startswith("block ")] == (expected if missing else [])
-    run_curriculum(path, say=quiet)
+    run(path)
     lines.clear()
-    run_curriculum(path, only=only, say=lines.append)
+    run(path, only=only, say=lines.append)
     assert all(line.endswith("finished before") for line in lines)
 
 
-@pytest.mark.parametrize("argument", ["only", "start"])
-def test_name_that_fits_nothing(tmp_path: Path, fake: Callable[..., FakeFits], argument: str) -> None:
-    fits = fake()
-    with pytest.raises(
-        ValueError, match=r"'block3' names no fit.*block2-synthesis.*block1, block2, ref"
-    ) as caught:
-        run_curriculum(write_curriculum(tmp_path), say=quiet, **{argument: "block3"})
-    assert all(name in str(caught.value) for name in FITS)
-    assert fits.names == []
-    assert not (tmp_path / "model").exists()
-
-
-def test_only_on_the_command_line_among_options_of_the_fits(
-    tmp_path: Path, fake: Callable[..., FakeFits]
-) -> None:
+def test_only_on_the_command_line_among_options_of_the_fits(tmp_path: Path, fake: Fake) -> None:
     path = str(write_curriculum(tmp_path))
     fits = fake()
     words = [
@@ -451,20 +388,12 @@ def test_only_on_the_command_line_among_options_of_the_fits(
     assert last.names == ["block2-finetune"]
 
 
-def test_settings_of_fits_that_do_not_run_may_differ(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
-    path = write_curriculum(tmp_path)
-    fits = fake()
-    run_curriculum(path, ["--trainer.max_epochs", "1"], only="block1-warping", say=quiet)
-    run_curriculum(path, ["--trainer.max_epochs", "2"], only="block1-synthesis", say=quiet)
-    assert fits.names == ["block1-warping", "block1-synthesis"]
-
-
 # The plan's costs
 
 
 def plan(path: Path, overrides: list[str] | None = None, **kwargs: Any) -> list[str]:
     lines: list[str] = []
-    run_curriculum(path, overrides, dry_run=True, say=lines.append, **kwargs)
+    run(path, overrides, dry_run=True, say=lines.append, **kwargs)
     assert lines[-1].startswith("in all  ")
     return lines[:-1]
 
@@ -472,26 +401,15 @@ def plan(path: Path, overrides: list[str] | None = None, **kwargs: Any) -> list[
 @pytest.mark.parametrize(
     ("overrides", "steps"),
     [
-        (["--trainer.max_epochs=3"], "3 steps"),
-        (["--trainer.max_epochs", "3", "--trainer.limit_train_batches", "5"], "15 steps"),
-        (
-            ["--trainer.limit_train_batches", "5", "--model.accumulate", "2", "--trainer.max_epochs", "3"],
-            "9 steps",
-        ),
-        (["--trainer.limit_train_batches", "1.0", "--trainer.max_epochs", "3"], "3 epochs"),
-        (["--trainer.limit_train_batches", "1.0", "--data.init_args.limit_train", "7"], "3 steps"),
-        (["--trainer.limit_train_batches", "0.5", "--data.limit_train", "8"], "2 steps"),
-        (
-            ["--trainer.limit_train_batches", "null", "--data.limit_train", "8", "--data.batch_size", "4"],
-            "2 steps",
-        ),
-        (["--trainer.limit_train_batches", "3", "--data.limit_train", "4"], "2 steps"),
+        ("--trainer.limit_train_batches 5 --model.accumulate 2 --trainer.max_epochs 3", "9 steps"),
+        ("--trainer.limit_train_batches 1.0 --trainer.max_epochs 3", "3 epochs"),
+        ("--trainer.limit_train_batches 0.5 --data.limit_train 8", "2 steps"),
+        ("--trainer.limit_train_batches null --data.limit_train 8 --data.batch_size 4", "2 steps"),
+        ("--trainer.limit_train_batches 3 --data.limit_train 4", "2 steps"),
     ],
 )
-def test_dry_run_counts_steps_as_far_as_they_are_known(
-    tmp_path: Path, overrides: list[str], steps: str
-) -> None:
-    for line in plan(write_curriculum(tmp_path), overrides, only="refinement"):
+def test_dry_run_counts_steps_as_far_as_they_are_known(tmp_path: Path, overrides: str, steps: str) -> None:
+    for line in plan(write_curriculum(tmp_path), overrides.split(), only="refinement"):
         assert f" M parameters  {steps}  {tmp_path}" in line
 
 
@@ -504,9 +422,9 @@ def test_dry_run_counts_the_steps_that_a_fit_takes(tmp_path: Path, prepared: Pat
     root = ["--data.init_args.root", str(prepared), "--model.init_args.accumulate", "4"]
     lines = plan(path, root)
     assert not (prepared / "cache").exists()
-    run_curriculum(path, root, say=quiet)
+    run(path, root)
     for line, name in zip(lines, state(tmp_path / "c" / "model"), strict=True):
-        last = tmp_path / "c" / "model" / "runs" / name / "checkpoints" / "last.ckpt"
+        last = checkpoint_of(tmp_path / "c" / "model", name)
         taken = torch.load(last, weights_only=True)["generator_steps"]
         assert f" M parameters  {taken} steps  " in line
 
@@ -514,37 +432,37 @@ def test_dry_run_counts_the_steps_that_a_fit_takes(tmp_path: Path, prepared: Pat
 # Interrupted fits
 
 
+def checkpoint_of(directory: Path, name: str) -> Path:
+    return directory / "runs" / name / "checkpoints" / "last.ckpt"
+
+
 def checkpoint(directory: Path, name: str) -> Path:
-    file = directory / "runs" / name / "checkpoints" / "last.ckpt"
+    file = checkpoint_of(directory, name)
     file.parent.mkdir(parents=True)
     file.touch()
     return file
 
 
-def interrupted(path: Path, fake: Callable[..., FakeFits], overrides: list[str] | None = None) -> Path:
+def interrupted(path: Path, fake: Fake, overrides: list[str] | None = None) -> Path:
     """The model directory of a curriculum whose fourth fit was killed after its first checkpoint."""
-    fake(4)
-    with pytest.raises(RuntimeError):
-        run_curriculum(path, overrides, say=quiet)
+    stopped(fake, 4, path, overrides)
     checkpoint(path.parent / "model", FITS[3])
     return path.parent / "model"
 
 
-@pytest.mark.parametrize("where", ["file", "short option", "overlay"])
+@pytest.mark.parametrize("where", ["file", "overlay"])
 def test_changed_settings_of_an_interrupted_fit(
-    tmp_path: Path, fake: Callable[..., FakeFits], where: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, fake: Fake, where: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_curriculum(tmp_path)
     directory = interrupted(path, fake)
     overrides = []
     if where == "file":
         change(tmp_path / "synthesis.yaml", "model", "learning_rate", 0.25)
-    elif where == "overlay":
+    else:
         overlay = tmp_path / "overlay.yml"
         overlay.write_text("model: {init_args: {learning_rate: 0.25}}")
         overrides = ["--only", FITS[3], "--config", str(overlay)]
-    else:
-        overrides = ["--model.learning_rate", "0.25"]
     fits = fake()
     expected = rf"{FITS[3]} in (.|\n)*interrupted(.|\n)*\n  model\.init_args\.learning_rate: 0\.001 then, 0\.25 now\n"
     with pytest.raises(SystemExit):
@@ -555,37 +473,38 @@ def test_changed_settings_of_an_interrupted_fit(
     assert fits.names == []
     if where == "file":
         shutil.rmtree(directory / "runs" / FITS[3])  # as the message says
-        run_curriculum(path, say=quiet)
+        run(path)
         assert fits.names == FITS[3:]
         assert "--ckpt_path" not in fits.args[0]
 
 
-def test_fit_without_a_checkpoint_starts_anew_with_any_settings(
-    tmp_path: Path, fake: Callable[..., FakeFits]
-) -> None:
+def test_fit_without_a_checkpoint_starts_anew_with_any_settings(tmp_path: Path, fake: Fake) -> None:
     path = write_curriculum(tmp_path)
     directory = interrupted(path, fake)
-    (directory / "runs" / FITS[3] / "checkpoints" / "last.ckpt").unlink()
+    checkpoint_of(directory, FITS[3]).unlink()
     change(tmp_path / "synthesis.yaml", "data", "batch_size", 1)  # it did not fit into memory, say
     fits = fake()
-    run_curriculum(path, say=quiet)
+    run(path)
     assert fits.names == FITS[3:]
 
 
-def test_interrupted_fit_is_noted_and_goes_on(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
+def test_interrupted_fit_is_noted_and_goes_on(tmp_path: Path, fake: Fake) -> None:
     path = write_curriculum(tmp_path)
     directory = interrupted(path, fake, ["--trainer.max_epochs", "1"])
     noted = json.loads((directory / "state.json").read_text())
     assert list(noted["finished"]) == FITS[:3]
     assert list(noted["started"]) == FITS[3:4]
+    last = checkpoint_of(directory, FITS[3])
     # the same, said otherwise, and on another machine
     moved = [
         "--trainer.max_epochs=1", "--trainer.accelerator", "gpu", "--trainer.devices=1",
         "--data.num_workers", "3"
     ]  # fmt: skip
     fits = fake()
-    run_curriculum(path, moved, say=quiet)
+    run(path, moved)
     assert fits.names == FITS[3:]
+    assert fits.args[0][-2:] == ["--ckpt_path", str(last)]
+    assert not any("--ckpt_path" in args for args in fits.args[1:])
     assert json.loads((directory / "state.json").read_text())["started"] == {}
 
 
@@ -600,7 +519,7 @@ TEXT = """{"data.class_path": "rpf_lightning.data.SyntheticFacesDataModule", "da
 "--data.init_args.num_workers": "0", "--model.learning_rate": "1e-3"}"""
 
 
-def test_state_file_of_an_older_release(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
+def test_state_file_of_an_older_release(tmp_path: Path, fake: Fake) -> None:
     """It holds what files and options said, in the order in which it acted, and no defaults."""
     path = write_curriculum(tmp_path)
     content = yaml.safe_load((tmp_path / "warping.yaml").read_text())
@@ -609,7 +528,7 @@ def test_state_file_of_an_older_release(tmp_path: Path, fake: Callable[..., Fake
     fits = fake()
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "state.json").write_text(f'{{"finished": {{"block1-warping": {TEXT}}}}}')
-    run_curriculum(path, ["--trainer.max_epochs", "3"], only="block1", say=quiet)
+    run(path, ["--trainer.max_epochs", "3"], only="block1")
     assert fits.names == ["block1-refinement", "block1-synthesis", "block1-finetune"]
     for words, expected in (
         (["--trainer.max_epochs", "4"], r"trainer\.max_epochs: 3 then, 4 now"),
@@ -618,35 +537,29 @@ def test_state_file_of_an_older_release(tmp_path: Path, fake: Callable[..., Fake
         with pytest.raises(
             ValueError, match=rf"finished with other settings:\n  [\w.]*{expected}\nUse another"
         ):
-            run_curriculum(path, words, only="block1-warping", say=quiet)
+            run(path, words, only="block1-warping")
 
 
-def test_a_changed_default_is_a_change(
-    tmp_path: Path, fake: Callable[..., FakeFits], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_default_and_a_setting_that_is_no_more_are_changes(tmp_path: Path, fake: Fake) -> None:
     path = write_curriculum(tmp_path)
     directory = interrupted(path, fake)
-    noted = json.loads((directory / "state.json").read_text())
-    assert noted["finished"]["block1-warping"]["model.class_path"] == "rpf_lightning.WarpingStage"
-    noted["finished"]["block1-warping"]["model.init_args.accumulate"] = 2  # what it was by default, say
-    del noted["finished"]["block1-warping"]["trainer.max_time"]  # a later release's argument, by default
-    (directory / "state.json").write_text(json.dumps(noted))
-    with pytest.raises(ValueError, match=r"settings:\n  model\.init_args\.accumulate: 2 then, 1 now\nUse"):
-        run_curriculum(path, say=quiet)
+    text = (directory / "state.json").read_text()
+    for name, now in (("accumulate", 1), ("gone", None)):
+        noted = json.loads(text)
+        settings = noted["finished"]["block1-warping"]
+        assert settings["model.class_path"] == "rpf_lightning.WarpingStage"
+        settings[f"model.init_args.{name}"] = 2  # what it was by default, say
+        if name == "accumulate":
+            del settings["trainer.max_time"]  # a later release's argument, by default
+        (directory / "state.json").write_text(json.dumps(noted))
+        with pytest.raises(
+            ValueError, match=rf"settings:\n  model\.init_args\.{name}: 2 then, {now} now\nUse"
+        ):
+            run(path)
 
 
-def test_a_setting_that_is_no_more_is_a_change(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
-    path = write_curriculum(tmp_path)
-    directory = interrupted(path, fake)
-    noted = json.loads((directory / "state.json").read_text())
-    noted["finished"]["block1-warping"]["model.init_args.gone"] = 2
-    (directory / "state.json").write_text(json.dumps(noted))
-    with pytest.raises(ValueError, match=r"settings:\n  model\.init_args\.gone: 2 then, None now\nUse"):
-        run_curriculum(path, say=quiet)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"finished": {"a": 1}}', "\xff"])
-def test_broken_state_file(tmp_path: Path, fake: Callable[..., FakeFits], text: str) -> None:
+@pytest.mark.parametrize("text", ["", "{}", '{"finished": {"a": 1}}', "\xff"])
+def test_broken_state_file(tmp_path: Path, fake: Fake, text: str) -> None:
     path = write_curriculum(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "state.json").write_bytes(text.encode("latin-1"))
@@ -655,61 +568,37 @@ def test_broken_state_file(tmp_path: Path, fake: Callable[..., FakeFits], text: 
         with pytest.raises(
             ValueError, match=re.escape(str(tmp_path / "model" / "state.json")) + ": expected"
         ):
-            run_curriculum(path, dry_run=dry_run, say=quiet)
+            run(path, dry_run=dry_run)
     assert fits.names == []
 
 
-@pytest.mark.parametrize(
-    ("words", "value"),
-    [
-        (["--model.learning_rate", "1e-3"], None),  # as in the file
-        (["--trainer.deterministic", "null"], None),  # as by default
-        (["--model.init_args.accumulate", "1"], None),
-        (["--model", "WarpingStage", "--data.class_path", "SyntheticFacesDataModule"], None),
-        (["--model", "rpf_lightning.stages.warping_stage.WarpingStage"], None),
-        (["--trainer.limit_train_batches", "1.0"], 1.0),  # all of them; 1 is one
-        (["--trainer.deterministic", "true"], True),
-        (["--trainer.max_epochs", "2", "--trainer.max_epochs", "1"], None),  # the last one acts
-        (["--trainer.max_epochs", "1", "--config", "over.yml"], 2),
-        (["--trainer.max_epochs", "1", "--config", "over.yml", "--trainer.max_epochs=1"], None),
-    ],
-)
-def test_options_count_by_what_they_mean(
-    tmp_path: Path,
-    fake: Callable[..., FakeFits],
-    monkeypatch: pytest.MonkeyPatch,
-    words: list[str],
-    value: Any,
-) -> None:
+def test_options_count_by_what_they_mean(tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("over.yml").write_text("trainer: {max_epochs: 2}")
     path = write_curriculum(tmp_path)
     fake()
-    run_curriculum(path, only="block1-warping", say=quiet)
-    if value is None:
-        run_curriculum(path, words, only="block1-warping", say=quiet)
-    else:
+    run(path, only="block1-warping")
+    for words in (
+        "--model.learning_rate 1e-3 --trainer.deterministic null --model.init_args.accumulate 1",  # as they are
+        "--model WarpingStage --data.class_path SyntheticFacesDataModule",
+        "--model rpf_lightning.stages.warping_stage.WarpingStage",
+        "--trainer.max_epochs 2 --trainer.max_epochs 1",  # the last one acts
+        "--trainer.max_epochs 1 --config over.yml --trainer.max_epochs=1",
+    ):
+        run(path, words.split(), only="block1-warping")
+    for words, value in (
+        ("--trainer.limit_train_batches 1.0", 1.0),  # all of them; 1 is one
+        ("--trainer.deterministic true", True),
+        ("--trainer.max_epochs 1 --config over.yml", 2),
+    ):
         with pytest.raises(ValueError, match=rf" then, {value} now"):
-            run_curriculum(path, words, only="block1-warping", say=quiet)
+            run(path, words.split(), only="block1-warping")
 
 
 # Overlays
 
 
-def test_logger_overlay_goes_to_every_fit_and_is_no_change(
-    tmp_path: Path, fake: Callable[..., FakeFits]
-) -> None:
-    path = write_curriculum(tmp_path)
-    interrupted(path, fake)
-    overlay = str(Path(__file__).parent.parent / "configs" / "logger" / "wandb.yaml")
-    fits = fake()
-    main(["curriculum", "--config", str(path), "--config", overlay])
-    assert fits.names == FITS[3:]
-    for args in fits.args:
-        assert args[3:5] == ["--config", overlay]
-
-
-def test_overlay_counts_by_its_contents(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
+def test_overlay_counts_by_its_contents(tmp_path: Path, fake: Fake) -> None:
     path = write_curriculum(tmp_path)
     overlay, moved = tmp_path / "over.yml", tmp_path / "moved.yml"
     overlay.write_text("trainer: {max_epochs: 4}")
@@ -717,13 +606,11 @@ def test_overlay_counts_by_its_contents(tmp_path: Path, fake: Callable[..., Fake
     overlay.rename(moved)
     fits = fake(2)
     with pytest.raises(RuntimeError):
-        run_curriculum(path, [f"--config={moved}"], say=quiet)
+        run(path, [f"--config={moved}"])
     assert fits.names == FITS[3:4]
-    run_curriculum(
-        path, ["--trainer.max_epochs", "4"], dry_run=False, only=FITS[3], say=quiet
-    )  # the same again
+    run(path, ["--trainer.max_epochs", "4"], only=FITS[3])  # the same again
     with pytest.raises(ValueError, match=r"max_epochs: 4 then, 1 now"):
-        run_curriculum(path, say=quiet)
+        run(path)
     assert " M parameters  4 steps  " in plan(path, ["--config", str(moved)])[0]
 
 
@@ -731,7 +618,7 @@ def test_overlay_counts_by_its_contents(tmp_path: Path, fake: Callable[..., Fake
 
 
 def test_other_data_under_the_same_options_is_a_change(
-    tmp_path: Path, prepare: Callable[..., dict[str, Any]], fake: Callable[..., FakeFits]
+    tmp_path: Path, prepare: Callable[..., dict[str, Any]], fake: Fake
 ) -> None:
     path = on_photos(write_curriculum(tmp_path / "c"))
     sha256 = prepare()["sha256"]
@@ -741,12 +628,12 @@ def test_other_data_under_the_same_options_is_a_change(
     assert {s["data.sha256"] for fits in noted.values() for s in fits.values()} == {sha256}
     (tmp_path / "prepared").rename(tmp_path / "moved")
     fits = fake()
-    run_curriculum(path, [f"--data.root={tmp_path / 'moved'}"], only=FITS[3], say=quiet)  # no change
+    run(path, [f"--data.root={tmp_path / 'moved'}"], only=FITS[3])  # no change
     assert fits.names == FITS[3:4]
     other = prepare("prepared", seed=1, val_fraction=0.34)["sha256"]
     assert other != sha256
     with pytest.raises(ValueError, match=rf"data\.sha256: '{sha256}' then, '{other}' now"):
-        run_curriculum(path, root, say=quiet)
+        run(path, root)
 
 
 def test_data_that_the_first_fit_prepares_are_noted_then(
@@ -762,17 +649,17 @@ def test_data_that_the_first_fit_prepares_are_noted_then(
             prepare()
 
     monkeypatch.setattr(curriculum, "lightning_cli", fit)
-    run_curriculum(path, root, only="block1-refinement", say=quiet)
+    run(path, root, only="block1-refinement")
     (settings,) = state(tmp_path / "c" / "model").values()
     assert "data.sha256" in settings
-    run_curriculum(path, root, say=quiet)
+    run(path, root)
     assert len(calls) == 8
 
 
 # Listed fits
 
 
-def test_listed_fits_and_their_arguments(tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
+def test_listed_fits_and_their_arguments(tmp_path: Path, fake: Fake) -> None:
     listed = [entry(name) for name in LISTED]
     listed[2]["options"] = {"trainer.max_epochs": 5, "trainer.precision": "bf16-mixed"}
     path = write_listed(tmp_path, listed)
@@ -781,7 +668,7 @@ def test_listed_fits_and_their_arguments(tmp_path: Path, fake: Callable[..., Fak
         "--trainer.max_epochs", "7", "--joint.model.init_args.learning_rate", "0.1",
         "--warping.model.decay", "cosine"
     ]  # fmt: skip
-    run_curriculum(path, words, say=lines.append)
+    run(path, words, say=lines.append)
     assert fits.names == LISTED == list(state(tmp_path / "model"))
     assert [line.partition(":")[0] for line in lines[:3]] == [
         "[1/6] block 1  warping", "[2/6] block 2  synthesis", "[3/6] blocks 1-2  joint",
@@ -789,22 +676,15 @@ def test_listed_fits_and_their_arguments(tmp_path: Path, fake: Callable[..., Fak
     own = ["--trainer.max_epochs", "5", "--trainer.precision", "bf16-mixed"]
     rate = ["--trainer.max_epochs", "7", "--model.init_args.learning_rate", "0.1"]
     where = ["--model.init_args.model_dir", str(tmp_path / "model")]
-    assert fits.args[2][3:] == [
-        *own,
-        *rate,
-        *where,
-        "--model.init_args.first",
-        "1",
-        "--model.init_args.block",
-        "2",
-    ]
-    assert fits.args[4][3:] == [*rate, *where, "--model.init_args.first", "1", "--model.init_args.block", "3"]
-    assert fits.args[0][3:] == [*words[:2], "--model.decay", "cosine", *where, "--model.init_args.block", "1"]
+    first, block = "--model.init_args.first", "--model.init_args.block"
+    assert fits.args[2][3:] == [*own, *rate, *where, first, "1", block, "2"]
+    assert fits.args[4][3:] == [*rate, *where, first, "1", block, "3"]
+    assert fits.args[0][3:] == [*words[:2], "--model.decay", "cosine", *where, block, "1"]
     listed[2]["options"]["trainer.precision"] = "32-true"
     with pytest.raises(
         ValueError, match=r"joint1-2 in .*\n  trainer\.precision: 'bf16-mixed' then, '32-true' now\n"
     ):
-        run_curriculum(write_listed(tmp_path, listed), words, say=quiet)
+        run(write_listed(tmp_path, listed), words)
 
 
 def forget(directory: Path, *names: str) -> None:
@@ -816,54 +696,47 @@ def forget(directory: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "later"),
+    ("name", "later", "how"),
     [
-        ("joint1-2", ["joint1-3", "joint3-3"]),
-        ("block1-warping", ["block2-synthesis", "joint1-2", "joint1-3", "joint3-3"]),
-        ("block3-refinement", ["joint1-3", "joint3-3"]),
-        ("joint1-3", ["joint3-3"]),
-        ("joint3-3", []),
+        ("joint1-2", ["joint1-3", "joint3-3"], "all"),
+        ("block1-warping", ["block2-synthesis", "joint1-2", "joint1-3", "joint3-3"], "only"),
+        ("joint3-3", [], "all"),
     ],
 )
-@pytest.mark.parametrize("how", ["all", "only"])
 def test_a_fit_on_which_finished_ones_rest_is_not_repeated(
-    tmp_path: Path, fake: Callable[..., FakeFits], name: str, later: list[str], how: str
+    tmp_path: Path, fake: Fake, name: str, later: list[str], how: str
 ) -> None:
     path, directory = write_listed(tmp_path), tmp_path / "model"
     fake()
-    run_curriculum(path, say=quiet)
+    run(path)
     forget(directory, name)
     fits, which = fake(), {} if how == "all" else {how: name}
     if later:
         with pytest.raises(
             ValueError, match=rf"^{name} is not finished in .*: {', '.join(later)}\. "
         ) as caught:
-            run_curriculum(path, say=quiet, dry_run=how == "only", **which)
+            run(path, dry_run=how == "only", **which)
         assert f"delete their folders in {directory / 'runs'} and their entries in {directory}" in str(
             caught.value
         )
         assert fits.names == []
         forget(directory, *later)
-    run_curriculum(path, say=quiet, **which)
+    run(path, **which)
     assert fits.names[0] == name
     if how != "only":
         assert fits.names == [name, *later]
 
 
-def test_what_has_begun_on_a_fit_counts_like_what_is_finished(
-    tmp_path: Path, fake: Callable[..., FakeFits]
-) -> None:
+def test_what_has_begun_on_a_fit_counts_like_what_is_finished(tmp_path: Path, fake: Fake) -> None:
     path, directory = write_listed(tmp_path), tmp_path / "model"
-    fake(5)
-    with pytest.raises(RuntimeError):
-        run_curriculum(path, say=quiet)
+    stopped(fake, 5, path)
     last = checkpoint(directory, "joint1-3")
     forget(directory, "joint1-2")
     fits = fake()
     with pytest.raises(ValueError, match=r"finished or has begun there: joint1-3\. "):
-        run_curriculum(path, say=quiet)
+        run(path)
     last.unlink()  # it would start anew
-    run_curriculum(path, say=quiet)
+    run(path)
     assert fits.names == ["joint1-2", "joint1-3", "joint3-3"]
 
 
@@ -875,7 +748,7 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **NETWORK, "scale": 8, "channels": [4, 4, 2], "width": [1 / 64] * 3, "synthesis_residual": True,
         "refinement_mean": False, "synthesis_copy": True, "flow_from": "previous",
     }  # fmt: skip
-    run_curriculum(write_listed(folder, network=network), say=quiet)
+    run(write_listed(folder, network=network))
     return folder
 
 
@@ -886,31 +759,13 @@ def test_listed_fits_run_on_one_directory(listed: Path) -> None:
     assert not list(directory.rglob("*.tmp"))
     model = RPFModel.from_pretrained(directory)
     for name, blocks in (("joint1-3", (0, 1)), ("joint3-3", (2,))):  # the last to train each of them
-        last = torch.load(directory / "runs" / name / "checkpoints" / "last.ckpt", weights_only=True)[
-            "state_dict"
-        ]
+        last = torch.load(checkpoint_of(directory, name), weights_only=True)["state_dict"]
         for n in blocks:
             for key, value in model.blocks[n].state_dict().items():
                 assert torch.equal(value, last[f"model.blocks.{n}.{key}"])
     lines: list[str] = []
-    run_curriculum(listed / "curriculum.yaml", say=lines.append)
+    run(listed / "curriculum.yaml", say=lines.append)
     assert [line.split(": ")[1] for line in lines] == ["finished before"] * 6
-
-
-def test_a_joint_fit_starts_from_what_the_directory_holds(listed: Path, tmp_path: Path) -> None:
-    """A fit that learns nothing leaves everything as it was."""
-    shutil.copytree(listed, tmp_path / "copy")
-    directory = tmp_path / "copy" / "model"
-    before = RPFModel.from_pretrained(directory).state_dict()
-    forget(directory, "joint1-3", "joint3-3")
-    for name in ("joint1-3", "joint3-3"):
-        shutil.rmtree(directory / "runs" / name)
-    words = ["--joint.model.init_args.learning_rate", "0"]
-    only = ["joint1-3", "joint3-3"]
-    run_curriculum(listed / "curriculum.yaml", words, model_dir=str(directory), only=only, say=quiet)
-    after = RPFModel.from_pretrained(directory).state_dict()
-    assert all(torch.equal(after[key], value) for key, value in before.items())
-    assert list(state(directory)) == LISTED
 
 
 def test_dry_run_of_joint_fits(listed: Path) -> None:
@@ -919,9 +774,7 @@ def test_dry_run_of_joint_fits(listed: Path) -> None:
     macs = [sum(row.macs for row in rows if row.block == n) for n in (1, 2, 3)]
     words = ["--joint.data.init_args.batch_size", "3"]
     lines: list[str] = []
-    run_curriculum(
-        listed / "curriculum.yaml", words, dry_run=True, say=lines.append, only="joint", model_dir="none"
-    )
+    run(listed / "curriculum.yaml", words, dry_run=True, say=lines.append, only="joint", model_dir="none")
     assert lines[1].startswith("blocks 1-2  joint  side 64  ")
     assert lines[3].startswith("block 3  joint  side 128  ")
     expected = [3 * sum(macs[:2]), 3 * sum(macs), sum(macs[:2]) + 3 * macs[2]]
@@ -934,7 +787,7 @@ def test_dry_run_of_joint_fits(listed: Path) -> None:
         *words, "--joint.data.init_args.references", "all", "--joint.data.init_args.max_references", "3"
     ]  # fmt: skip
     lines.clear()
-    run_curriculum(
+    run(
         listed / "curriculum.yaml", [*several, "--joint.data.init_args.several_fraction", "0.5"],
         dry_run=True, say=lines.append, only="joint1-2", model_dir="none",
     )  # fmt: skip
@@ -959,28 +812,24 @@ def first(tmp_path: Path) -> Path:
     return tmp_path / "first"
 
 
-def test_initial_weights(tmp_path: Path, first: Path, fake: Callable[..., FakeFits]) -> None:
+def test_initial_weights(tmp_path: Path, first: Path, fake: Fake) -> None:
     path, directory = write_curriculum(tmp_path, initial=str(first)), tmp_path / "model"
-    fake(2)
-    with pytest.raises(RuntimeError):
-        run_curriculum(path, say=quiet)
+    stopped(fake, 2, path)
     weights = RPFModel.from_pretrained(first).state_dict()
     assert start_of(directory) == {"name": str(first), "sha256": weights_hash(weights)}
     assert weights_hash(RPFModel.from_pretrained(directory).state_dict()) == start_of(directory)["sha256"]
     shutil.rmtree(first)  # not read again
     fits = fake()
-    run_curriculum(path, say=quiet)
+    run(path)
     assert fits.names == FITS[1:]
     assert start_of(directory)["name"] == str(first)
     assert list(state(directory)) == FITS
 
 
-def test_blocks_that_the_network_adds_start_anew(
-    tmp_path: Path, first: Path, fake: Callable[..., FakeFits]
-) -> None:
+def test_blocks_that_the_network_adds_start_anew(tmp_path: Path, first: Path, fake: Fake) -> None:
     fake()
     path = write_curriculum(tmp_path, initial=str(first), network={**NETWORK, "scale": 8})
-    run_curriculum(path, say=quiet)
+    run(path)
     model, before = RPFModel.from_pretrained(tmp_path / "model"), RPFModel.from_pretrained(first)
     assert len(model.blocks) == 3
     for own, given in zip(model.blocks, before.blocks, strict=False):
@@ -989,52 +838,45 @@ def test_blocks_that_the_network_adds_start_anew(
 
 @pytest.mark.parametrize("now", ["other", None])
 def test_another_start_of_a_directory_is_refused(
-    tmp_path: Path, first: Path, fake: Callable[..., FakeFits], now: str | None
+    tmp_path: Path, first: Path, fake: Fake, now: str | None
 ) -> None:
     fits = fake()
-    run_curriculum(write_curriculum(tmp_path, initial=str(first)), only="refinement", say=quiet)
+    run(write_curriculum(tmp_path, initial=str(first)), only="refinement")
     before = (tmp_path / "model" / "state.json").read_bytes()
     path = write_curriculum(tmp_path, **({} if now is None else {"initial": now}))
     for dry_run in (True, False):
         with pytest.raises(
             ValueError, match=rf"a model that was started from {first}, .*initial is {now or 'not given'}\. "
         ):
-            run_curriculum(path, dry_run=dry_run, say=quiet)
+            run(path, dry_run=dry_run)
     assert len(fits.args) == 2
     assert (tmp_path / "model" / "state.json").read_bytes() == before
+    if now is None:  # nor does a directory that started from nothing take one
+        run(path, only="refinement", model_dir=str(tmp_path / "fresh"))
+        path = write_curriculum(tmp_path, initial=str(first), model_dir=str(tmp_path / "fresh"))
+        with pytest.raises(
+            ValueError, match=rf"started from nothing, and the curriculum's initial is {first}"
+        ):
+            run(path)
 
 
-def test_a_directory_that_started_from_nothing_takes_no_initial(
-    tmp_path: Path, first: Path, fake: Callable[..., FakeFits]
-) -> None:
-    fake()
-    run_curriculum(write_curriculum(tmp_path), only="refinement", say=quiet)
-    with pytest.raises(ValueError, match=rf"started from nothing, and the curriculum's initial is {first}"):
-        run_curriculum(write_curriculum(tmp_path, initial=str(first)), say=quiet)
-
-
-def test_killed_before_the_model_was_written(
-    tmp_path: Path, first: Path, fake: Callable[..., FakeFits]
-) -> None:
+def test_killed_before_the_model_was_written(tmp_path: Path, first: Path, fake: Fake) -> None:
     fake()
     (tmp_path / "model").mkdir()
     noted = {"finished": {}, "started": {}, "initial": {"name": "another", "sha256": "0"}}
     (tmp_path / "model" / "state.json").write_text(json.dumps(noted))
-    run_curriculum(write_curriculum(tmp_path, initial=str(first)), say=quiet)
+    run(write_curriculum(tmp_path, initial=str(first)))
     assert start_of(tmp_path / "model")["name"] == str(first)
 
 
-@pytest.mark.parametrize("dry_run", [True, False])
-def test_arguments_of_the_initial_model_must_be_named(
-    tmp_path: Path, first: Path, fake: Callable[..., FakeFits], dry_run: bool
-) -> None:
+def test_arguments_of_the_initial_model_must_be_named(tmp_path: Path, first: Path, fake: Fake) -> None:
     fake()
     network = {key: value for key, value in NETWORK.items() if key != "residual"}
     path = write_curriculum(tmp_path, initial=str(first), network=network)
-    with pytest.raises(
-        ValueError, match=rf"initial: {first} has arguments that network lacks \({{'residual': True}}\)"
-    ):
-        run_curriculum(path, dry_run=dry_run, say=quiet)
+    expected = rf"initial: {first} has arguments that network lacks \({{'residual': True}}\)"
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match=expected):
+            run(path, dry_run=dry_run)
     assert not (tmp_path / "model" / "config.json").exists()
 
 
@@ -1067,7 +909,7 @@ def test_dry_run_counts_operations(tmp_path: Path) -> None:
         assert each == pytest.approx(2e-9 * expected, rel=5e-3)
         assert total == pytest.approx(2e-15 * expected * 5 * 3 * 2, rel=5e-3)  # batches of two
     lines: list[str] = []
-    run_curriculum(path, words, dry_run=True, say=lines.append)
+    run(path, words, dry_run=True, say=lines.append)
     sums = [operations(line)[1] for line in lines[:-1]]
     assert float(lines[-1].split()[2]) == pytest.approx(sum(sums), rel=5e-3)
 
@@ -1075,7 +917,7 @@ def test_dry_run_counts_operations(tmp_path: Path) -> None:
 def test_dry_run_says_what_it_cannot_count(tmp_path: Path) -> None:
     lines: list[str] = []
     words = ["--warping.trainer.limit_train_batches", "null"]
-    run_curriculum(write_curriculum(tmp_path), words, dry_run=True, say=lines.append)
+    run(write_curriculum(tmp_path), words, dry_run=True, say=lines.append)
     assert [operations(line)[1] is None for line in lines[:-1]] == ["warping" in name for name in FITS]
     assert lines[-1].endswith(" PFLOP, and 2 fits whose number of samples is not known")
 
@@ -1087,7 +929,7 @@ def test_dry_run_says_what_it_cannot_count(tmp_path: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a curriculum that ran to its end."""
     folder = tmp_path_factory.mktemp("curriculum")
-    run_curriculum(write_curriculum(folder), say=quiet)
+    run(write_curriculum(folder))
     return folder
 
 
@@ -1096,13 +938,17 @@ def test_all_fits_run_on_one_directory(finished: Path) -> None:
     assert list(state(directory)) == FITS
     assert sorted(p.name for p in (directory / "runs").iterdir()) == sorted(FITS)
     assert not list(directory.rglob("*.tmp"))
-    # what the last fit of every module left behind is what the directory holds
+    # every fit changed its module, and what the last one left behind is what the directory holds
     model = RPFModel.from_pretrained(directory).state_dict()
+    torch.manual_seed(0)
+    start = RPFModel(**NETWORK).state_dict()
+    for module in (f"blocks.{n}.{name}." for n in (0, 1) for name in ("warping", "synthesis", "refinement")):
+        assert any(not torch.equal(start[name], model[name]) for name in model if name.startswith(module))
     for name in FITS:
         stage = name[7:]
         if stage == "refinement":
             continue  # fine-tuned later
-        last = torch.load(directory / "runs" / name / "checkpoints" / "last.ckpt", weights_only=True)
+        last = torch.load(checkpoint_of(directory, name), weights_only=True)
         for key, value in last["state_dict"].items():
             if key.startswith("model."):
                 assert torch.equal(model[key.removeprefix("model.")], value)
@@ -1110,10 +956,10 @@ def test_all_fits_run_on_one_directory(finished: Path) -> None:
 
 def test_a_try_finishes_nothing(tmp_path: Path) -> None:
     path = write_curriculum(tmp_path, finetune=False)
-    run_curriculum(path, ["--trainer.fast_dev_run", "true"], say=quiet)
+    run(path, ["--trainer.fast_dev_run", "true"])
     assert not (tmp_path / "model" / "runs").exists()
     assert json.loads((tmp_path / "model" / "state.json").read_text()) == {"finished": {}, "started": {}}
-    run_curriculum(path, only="block1-refinement", say=quiet)
+    run(path, only="block1-refinement")
     assert list(state(tmp_path / "model")) == ["block1-refinement"]
 
 
@@ -1122,25 +968,44 @@ def test_two_commands_at_once_keep_each_others_notes(tmp_path: Path, monkeypatch
 
     def during(args: list[str]) -> None:  # another command finishes a fit while this one trains
         monkeypatch.setattr(curriculum, "lightning_cli", lambda args: None)
-        run_curriculum(path, only="block2-refinement", say=quiet)
+        run(path, only="block2-refinement")
 
     monkeypatch.setattr(curriculum, "lightning_cli", during)
-    run_curriculum(path, only="block1-refinement", say=quiet)
+    run(path, only="block1-refinement")
     assert sorted(state(tmp_path / "model")) == ["block1-refinement", "block2-refinement"]
 
 
-def test_what_a_kill_left_is_removed_of_the_fits_own_folder_only(
-    tmp_path: Path, fake: Callable[..., FakeFits]
+def test_a_curriculum_twice_at_once_is_told(
+    tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    path, directory = write_curriculum(tmp_path), tmp_path / "model"
+    stopped(fake, 4, path)
+    half = directory / "runs" / FITS[3] / "checkpoints" / ".last.ckpt.1.tmp"
+    half.parent.mkdir()
+    before = (directory / "state.json").read_bytes()
+    fits = fake()
+    with sole_fit(directory / "runs" / FITS[3]):
+        half.touch()  # the other is writing it
+        with pytest.raises(SystemExit):
+            main(["curriculum", "--config", str(path)])
+    assert f"{directory / 'runs' / FITS[3]}: another process runs this fit; wait" in capsys.readouterr().err
+    assert fits.names == []
+    assert half.exists()
+    assert (directory / "state.json").read_bytes() == before
+    with sole_fit(directory / "runs" / FITS[3]):  # fits side by side
+        run(path, only=FITS[4])
+    assert fits.names == FITS[4:5]
+
+
+def test_what_a_kill_left_is_removed_of_the_fits_own_folder_only(tmp_path: Path, fake: Fake) -> None:
     path = write_curriculum(tmp_path)
     fake()
-    folders = [
-        tmp_path / "model" / "runs" / name / "checkpoints" for name in ("block1-warping", "block2-warping")
-    ]
+    names = ("block1-warping", "block2-warping")
+    folders = [checkpoint_of(tmp_path / "model", name).parent for name in names]
     for folder in folders:
         folder.mkdir(parents=True)
         (folder / ".last.ckpt.tmp").touch()
-    run_curriculum(path, only="block1-warping", say=quiet)
+    run(path, only="block1-warping")
     assert [(folder / ".last.ckpt.tmp").exists() for folder in folders] == [False, True]
 
 
@@ -1148,30 +1013,18 @@ def test_a_state_file_deleted_meanwhile_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_curriculum(tmp_path)
-    monkeypatch.setattr(
-        curriculum, "lightning_cli", lambda args: (tmp_path / "model" / "state.json").unlink()
-    )
-    run_curriculum(path, only="refinement", say=quiet)
+    file = tmp_path / "model" / "state.json"
+    monkeypatch.setattr(curriculum, "lightning_cli", lambda args: file.unlink())
+    run(path, only="refinement")
     assert list(state(tmp_path / "model")) == ["block1-refinement", "block2-refinement"]
 
 
 def test_kept_prefixes_are_removed_at_the_end(tmp_path: Path) -> None:
     path = write_curriculum(tmp_path)
-    run_curriculum(path, start=None, only="block1,block2-refinement,block2-warping", say=quiet)
+    run(path, start=None, only="block1,block2-refinement,block2-warping")
     assert list((tmp_path / "model" / "cache").glob("x2-*.npy"))
-    run_curriculum(path, say=quiet)
+    run(path)
     assert not (tmp_path / "model" / "cache").exists()
-
-
-def test_every_fit_changed_its_module(finished: Path, tmp_path: Path, fake: Callable[..., FakeFits]) -> None:
-    fake()
-    run_curriculum(write_curriculum(tmp_path), say=quiet)  # no fit: the weights of the start
-    start = RPFModel.from_pretrained(tmp_path / "model")
-    model = RPFModel.from_pretrained(finished / "model")
-    for a, b in zip(start.blocks, model.blocks, strict=True):
-        for name in ("warping", "synthesis", "refinement"):
-            pairs = zip(getattr(a, name).parameters(), getattr(b, name).parameters(), strict=True)
-            assert any(not torch.equal(x, y) for x, y in pairs)
 
 
 def test_killed_after_the_last_fit_was_trained_but_before_it_was_noted(
@@ -1184,17 +1037,14 @@ def test_killed_after_the_last_fit_was_trained_but_before_it_was_noted(
     noted = done.pop(FITS[-1])
     (directory / "state.json").write_text(json.dumps({"finished": done}))
     lines: list[str] = []
-    run_curriculum(finished / "curriculum.yaml", model_dir=str(directory), say=lines.append)
+    run(finished / "curriculum.yaml", model_dir=str(directory), say=lines.append)
     assert ["finished before" in line for line in lines] == [True] * 7 + [False]
     assert "--ckpt_path" in lines[-1]
     assert state(directory)[FITS[-1]] == noted
     assert (directory / "model.safetensors").read_bytes() == before  # nothing was left to train
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_killed_within_a_fit_trains_the_rest_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
-) -> None:
+def test_killed_within_a_fit_trains_the_rest_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_curriculum(tmp_path, finetune=False, network={**NETWORK, "scale": 2})
     change(tmp_path / "warping.yaml", "trainer", "max_epochs", 3)
     step, handler = WarpingStage.training_step, signal.getsignal(signal.SIGINT)
@@ -1202,24 +1052,24 @@ def test_killed_within_a_fit_trains_the_rest_of_it(
 
     def training_step(self: WarpingStage, batch: Any, batch_idx: int) -> None:
         if self.current_epoch == 2 and len(epochs) == 2:
-            raise error("killed")
+            raise KeyboardInterrupt("killed")
         epochs.append(self.current_epoch)
         step(self, batch, batch_idx)
 
     monkeypatch.setattr(WarpingStage, "training_step", training_step)
     try:
         # Lightning turns an interrupt from the keyboard into an exit
-        with pytest.raises((error, SystemExit)):
-            run_curriculum(path, say=quiet)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run(path)
     finally:
         signal.signal(signal.SIGINT, handler)
     assert list(state(tmp_path / "model")) == ["block1-refinement"]
     epochs.append(-1)
-    run_curriculum(path, say=quiet)
+    run(path)
     assert epochs == [0, 1, -1, 2]
     assert list(state(tmp_path / "model")) == ["block1-refinement", "block1-warping", "block1-synthesis"]
-    folder = tmp_path / "model" / "runs" / "block1-warping" / "checkpoints"
-    assert torch.load(folder / "last.ckpt", weights_only=True)["generator_steps"] == 3
+    last = checkpoint_of(tmp_path / "model", "block1-warping")
+    assert torch.load(last, weights_only=True)["generator_steps"] == 3
 
 
 # kill -9
@@ -1242,8 +1092,7 @@ def test_kill_9_at_any_moment_and_the_same_command_goes_on(tmp_path: Path) -> No
         change(tmp_path / f"{stage}.yaml", "trainer", "max_epochs", number)
     directory = tmp_path / "model"
 
-    def last(name: str) -> Path:
-        return directory / "runs" / name / "checkpoints" / "last.ckpt"
+    last = partial(checkpoint_of, directory)
 
     def finished() -> list[str]:
         file = directory / "state.json"

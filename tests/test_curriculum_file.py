@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rpf_lightning.curriculum_file import choose, left_out, named, read_curriculum
-from small_fits import LISTED, entry, write_fit, write_listed
+from small_fits import LISTED, entry, write_listed
 
 
 def test_listed_fits_in_their_order(tmp_path: Path) -> None:
@@ -76,14 +76,6 @@ def test_one_form_or_the_other(tmp_path: Path) -> None:
         read_curriculum(path)
 
 
-def test_missing_file_of_a_listed_fit(tmp_path: Path) -> None:
-    path = write_listed(tmp_path, [{**entry("joint1-2"), "file": "other.yaml"}])
-    with pytest.raises(FileNotFoundError, match=r"joint names .*other\.yaml"):
-        read_curriculum(path)
-    write_fit(tmp_path / "other.yaml", "JointStage")
-    assert read_curriculum(path)[1][0].config == tmp_path / "other.yaml"
-
-
 @pytest.mark.parametrize(
     ("name", "means"),
     [
@@ -99,6 +91,8 @@ def test_a_joint_fit_belongs_to_each_of_its_blocks(tmp_path: Path, name: str, me
     assert [fit.name for fit in named(plan, name)] == means
     assert [fit.name for fit in choose(plan, name, None)] == means
     assert choose(plan, None, name) == plan[LISTED.index(means[0]) :]
+    with pytest.raises(ValueError, match="no fit is left: only 'block1-warping', from 'block2"):
+        choose(plan, "block1-warping", "block2")
 
 
 def test_names_that_there_are_are_said(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from rpf_lightning import RPFModel
+from documented import CARD, DOCS, ROOT, commands
+from rpf_lightning import RPFModel, command_options, training
 from rpf_lightning.cli import main
+from rpf_lightning.curriculum_file import JOINT, STAGES, read_curriculum
+from rpf_lightning.fit_settings import options_of
 
-ROOT = Path(__file__).parents[1]
-CARD = ROOT / "src" / "rpf_lightning" / "pretrained" / "celeba-hq-16to128" / "README.md"
 PAGES = [
-    ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "RESULTS.md", CARD,
-    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "RESULTS.md", CARD, *DOCS
 ]  # fmt: skip
 
 
@@ -28,6 +28,36 @@ def test_links_and_named_files_exist(page):
     missing = [link for link in links if not (page.parent / link).exists()]
     missing += [name for name in named if not (ROOT / name).exists()]
     assert missing == []
+
+
+class Parsed(Exception):
+    """Options are known and well-formed."""
+
+
+@pytest.mark.parametrize("words", commands(*DOCS, CARD), ids=lambda words: " ".join(words)[:60])
+def test_commands_take_their_options(words, monkeypatch):
+    """Nothing is run: neither photos nor models need be there."""
+
+    def read(*args):
+        raise Parsed(given(*args))
+
+    def fit(args):
+        training.read_fit(args[1:])
+        raise Parsed(args, {})
+
+    given = command_options.read
+    monkeypatch.setattr(command_options, "read", read)
+    monkeypatch.setattr(training, "lightning_cli", fit)
+    with pytest.raises(Parsed) as parsed:
+        main(words)
+    if words[0] == "curriculum":  # what it takes for its fits, by one of each stage
+        options, own = parsed.value.args[0]
+        _, plan = read_curriculum(own["configs"][0])
+        overlays = [word for overlay in own["configs"][1:] for word in ("--config", overlay)]
+        for stage, fit in {fit.stage: fit for fit in plan}.items():
+            more = options_of(stage, [*overlays, *options], (*STAGES, JOINT))
+            place = ["--model.init_args.model_dir", "here"]
+            training.read_fit(["--config", str(fit.config), *fit.options, *more, *place])
 
 
 def test_export_page(model_dir, tmp_path, monkeypatch, capsys):

@@ -72,7 +72,7 @@ def test_super_resolve_runs_in_a_fresh_clone(tmp_path: Path, monkeypatch: pytest
     faces = dict(re.findall(r"^(.*?) +PSNR .* inside the face (\d+\.\d\d) dB$", text, re.MULTILINE))
     assert float(faces["with reference"]) > float(faces["bicubic"])
     assert pictures == 6  # the result, three blocks, the flow, the enhanced crop
-    assert text.rstrip().splitlines()[-1].startswith("no detector here")
+    assert text.rstrip().splitlines()[-1].startswith("no insightface pack here")
 
 
 @pytest.mark.weights

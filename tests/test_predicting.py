@@ -49,17 +49,14 @@ def enhance(listed: Path, model: Path, out: Path) -> list[str]:
 
 
 def test_writes_what_the_model_makes(album: Path, model_dir: Path, tmp_path: Path) -> None:
-    path = write(
-        album, "lr,reference,mask", *(f"lr{n}.png,photos/ref{n}.png,photos/mask{n}.png" for n in range(2))
-    )
-    main(enhance(path, model_dir, tmp_path / "out"))
+    lines = (f"lr{n}.png,photos/ref{n}.png,photos/mask{n}.png" for n in range(2))
+    main(enhance(write(album, "lr,reference,mask", *lines), model_dir, tmp_path / "out"))
     model = RPFModel.from_pretrained(model_dir)
     for n in range(2):
+        given = load(album / f"lr{n}.png"), load(album / "photos" / f"ref{n}.png")
         mask = load_mask(album / "photos" / f"mask{n}.png")
         with torch.no_grad():
-            wanted = model(
-                load(album / f"lr{n}.png")[None], load(album / "photos" / f"ref{n}.png")[None], mask[None]
-            )[0]
+            wanted = model(*(image[None] for image in (*given, mask)))[0]
         assert (load(tmp_path / "out" / f"lr{n}.png") - wanted).abs().max() <= 0.5 / 255 + 1e-5
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["lr0.png", "lr1.png"]
 
@@ -70,9 +67,8 @@ def load_mask(path: Path) -> Tensor:
 
 def test_mask_and_reference_may_be_left_out(album: Path, model_dir: Path, tmp_path: Path) -> None:
     rows = ["lr0.png,photos/ref0.png,photos/mask0.png,a", "lr0.png,photos/ref0.png,,b", "lr0.png,,,c"]
-    files = predict_list(
-        model_dir, read_list(write(album, "lr,reference,mask,name", *rows)), tmp_path / "out"
-    )
+    listed = read_list(write(album, "lr,reference,mask,name", *rows))
+    files = predict_list(model_dir, listed, tmp_path / "out")
     assert [file.name for file in files] == ["a.png", "b.png", "c.png"]
     masked, whole, none = (load(file) for file in files)
     assert not torch.equal(masked, whole)
@@ -88,11 +84,8 @@ def test_larger_references_are_reduced_and_larger_lrs_enter_later(
     big = torch.nn.functional.interpolate(batch_of(2).gt[:1], scale_factor=4, mode="nearest")[0]
     save(album / "big.png", big)
     save(album / "lr32.png", batch_of(1).gt[0])
-    files = predict_list(
-        model_dir,
-        read_list(write(album, "lr,reference", "lr0.png,big.png", "lr32.png,big.png")),
-        tmp_path / "out",
-    )
+    rows = read_list(write(album, "lr,reference", "lr0.png,big.png", "lr32.png,big.png"))
+    files = predict_list(model_dir, rows, tmp_path / "out", num_workers=1)
     assert [Image.open(file).size for file in files] == [(64, 64)] * 2
 
 
@@ -172,7 +165,7 @@ def test_results_lie_where_an_evaluation_looks_for_them(album: Path, model_dir: 
     assert set(folder.files) == {stem(name) for name in names}
 
 
-@pytest.mark.parametrize("side", [32, 48, 64, 256])
+@pytest.mark.parametrize("side", [48, 256])
 def test_masks_of_any_side_are_brought_to_the_outputs(
     album: Path, model_dir: Path, tmp_path: Path, side: int
 ) -> None:
@@ -223,11 +216,8 @@ def test_bad_arguments_are_named(
 
 
 def test_batches_do_not_change_results(album: Path, model_dir: Path, tmp_path: Path) -> None:
-    rows = read_list(
-        write(
-            album, "lr,reference,name", "lr0.png,photos/ref0.png,a", "lr1.png,photos/ref1.png,b", "lr0.png,,c"
-        )
-    )
+    lines = ["lr0.png,photos/ref0.png,a", "lr1.png,photos/ref1.png,b", "lr0.png,,c"]
+    rows = read_list(write(album, "lr,reference,name", *lines))
     one = predict_list(model_dir, rows, tmp_path / "one", batch_size=1)
     all_ = predict_list(model_dir, rows, tmp_path / "all", batch_size=8)
     for a, b in zip(one, all_, strict=True):
@@ -255,19 +245,64 @@ def test_bad_lists(album: Path, lines: list[str], message: str) -> None:
 
 
 def test_missing_list_and_bad_images_are_named(
-    album: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    album: Path,
+    model_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.csv: no such file"):
         read_list(album / "none.csv")
     Image.new("RGB", (16, 20)).save(album / "tall.png")
     Image.new("RGB", (48, 48)).save(album / "side.png")
+    Image.new("RGB", (400, 400)).save(album / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64)
     (album / "broken.png").write_bytes(b"no image")
     for name, message in (
         ("tall", "tall.png: expected a square image, got 16 x 20"),
         ("side", "side.png: expected a side of 16, 32, got 48"),
         ("broken", "broken.png: cannot be read"),
+        ("huge", "huge.png: too large, cut or reduce it first"),
     ):
         path = write(album, "lr", f"{name}.png")
         with pytest.raises(SystemExit):
             main(enhance(path, model_dir, tmp_path / "out"))
         assert message in capsys.readouterr().err
+
+
+def test_grey_faces_stay_grey(album: Path, model_dir: Path, tmp_path: Path) -> None:
+    with Image.open(album / "lr0.png") as lr:
+        lr.convert("L").save(album / "lr0.png")
+    listed = write(album, "lr,reference", "lr0.png,photos/ref0.png", "lr1.png,photos/ref0.png")
+    main(enhance(listed, model_dir, tmp_path / "out"))
+    grey, coloured = (np.asarray(Image.open(tmp_path / "out" / f"lr{n}.png")).astype(int) for n in range(2))
+    assert np.ptp(grey, axis=2).max() == 0
+    assert np.ptp(coloured, axis=2).max() > 20
+
+
+def test_a_model_that_overflows_writes_no_picture(album: Path, model_dir: Path, tmp_path: Path) -> None:
+    model = RPFModel.from_pretrained(model_dir)
+    model.blocks[0].refinement.to_rgb.weight.data.fill_(3e38)
+    rows = read_list(write(album, "lr,reference", "lr0.png,photos/ref0.png", "lr1.png,photos/ref1.png"))
+    for validate in (
+        True,
+        False,
+    ):  # infinite values are found by the model, NaN by whoever makes a picture as well
+        model.validate = validate
+        if not validate:
+            model.blocks[0].refinement.to_rgb.weight.data.fill_(float("nan"))
+        with pytest.raises(ValueError, match=r"NaN or infinite values"):
+            predict_list(model, rows, tmp_path / "out")
+        assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("column", ["reference", "mask"])
+def test_huge_references_are_refused_before_they_are_decoded(
+    column: str, album: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (7000, 7000)).save(album / "huge.png")
+    monkeypatch.setattr("rpf_lightning.predicting.read_photo", lambda *_, **__: pytest.fail("decoded"))
+    line = {"reference": "lr0.png,huge.png,", "mask": "lr0.png,photos/ref0.png,huge.png"}[column]
+    rows = read_list(write(album, "lr,reference,mask", line))
+    with pytest.raises(ValueError, match=r"huge\.png has 49 million pixels, expected 48 at most"):
+        predict_list(model_dir, rows, tmp_path / "out")

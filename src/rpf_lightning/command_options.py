@@ -52,27 +52,25 @@ def parser_of(function: Callable[..., Any], prog: str, description: str, config:
     parser = ArgumentParser(prog=prog, description=description, formatter_class=OptionLines)
     if config:
         parser.add_argument("--config", action=ConfigFile, help="a YAML file with options of this command")
-    optional = [
-        name
-        for name, parameter in signature(function).parameters.items()
-        if parameter.kind is Parameter.POSITIONAL_OR_KEYWORD and parameter.default is not Parameter.empty
-    ]
+    places = [p for p in signature(function).parameters.values() if p.kind is Parameter.POSITIONAL_OR_KEYWORD]
+    optional = [place.name for place in places if place.default is not Parameter.empty]
     if optional:  # jsonargparse would make options of them; it has read their help
         options = ArgumentParser()
         options.add_function_arguments(function, as_group=False)
         texts = {action.dest: action.help for action in options._actions}
         for name in optional:
-            parser.add_argument(name, nargs="?", type=get_type_hints(function)[name], help=texts[name])
+            hint = get_type_hints(function)[name]
+            several = list[str] in get_args(hint)
+            kind = str if several else hint
+            parser.add_argument(name, nargs="*" if several else "?", type=kind, help=texts[name])
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(optional))
     for action in parser._actions:
         if action.dest.endswith("_"):
             action.option_strings = [f"--{action.dest[:-1]}"]
             action.metavar = action.dest[:-1].upper()
             parser._option_string_actions[action.option_strings[0]] = action
-    places = [
-        f"[{action.dest}]" if action.nargs else action.dest for action in parser._get_positional_actions()
-    ]
-    parser.usage = " ".join([prog, *places, "[options]"])
+    shown = [f"[{place.name}]" if place.name in optional else place.name for place in places]
+    parser.usage = " ".join([prog, *shown, "[options]"])
     return parser
 
 
@@ -115,6 +113,7 @@ def _plain(parser: ArgumentParser, words: Sequence[str]) -> tuple[list[str], lis
     """
     known: dict[str, Action] = parser._option_string_actions
     plain: list[str] = []
+    places: list[str] = []
     more: list[str] = []
     rest = list(words)
 
@@ -127,7 +126,7 @@ def _plain(parser: ArgumentParser, words: Sequence[str]) -> tuple[list[str], lis
         word = rest.pop(0)
         option, sign, value = word.partition("=")
         if not word.startswith("--"):
-            plain.append(word)
+            places.append(word)
         elif _is(known.get(option), bool):
             if not sign and rest and rest[0] in ("true", "false", "null"):
                 value = rest.pop(0)
@@ -139,7 +138,7 @@ def _plain(parser: ArgumentParser, words: Sequence[str]) -> tuple[list[str], lis
             texts = [value] if sign else values(1 if one else None)
             plain += [f"{option}{'s' * one}+={json.dumps([text])}" for text in texts] or [option + "s" * one]
         elif option.removesuffix("+") in known or option.partition(".")[0] in known:
-            plain.append(word)
+            plain.append("=".join([word, *([] if sign else values(1))]))
         else:
             more += [word, *values()]
-    return plain, more
+    return [*plain, *places], more  # argparse takes the words of one list only side by side

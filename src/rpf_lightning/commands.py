@@ -34,14 +34,10 @@ def curriculum(
         from_: Start at this fit.
         dry_run: Print the plan, one line per fit: side, parameters, steps, file, operations.
     """
-    from rpf_lightning.curriculum import RefusedError, run_curriculum
+    from rpf_lightning.curriculum import run_curriculum
 
     overlays = [word for overlay in configs[1:] for word in ("--config", overlay)]
-    try:
-        run_curriculum(configs[0], [*overlays, *options], model_dir, dry_run, only=only, start=from_)
-    except (RefusedError, FileNotFoundError) as error:  # what a fit itself raises keeps its traceback
-        print(f"rpf curriculum: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_curriculum(configs[0], [*overlays, *options], model_dir, dry_run, only=only, start=from_)
 
 
 def prepare_celeba_hq(
@@ -95,7 +91,7 @@ def prepare_faces(
     """Turn any folder of photos into hashed reference pairs.
 
     Args:
-        images: Folder with the photos (PNG, JPEG, WebP), with its subfolders.
+        images: Folder with the photos (PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, HEIC), with its subfolders.
         out: Prepared folder.
         identities: CSV file with the columns file, identity.
         identities_from_folders: The folder that holds a photo names its person.
@@ -136,73 +132,152 @@ def prepare_verify(folder: str, *, images: str | None = None) -> None:
 
 
 def enhance(
-    photo: str | None = None,
+    photos: list[str] | None = None,
     *,
     out: str,
     references: list[str] | None = None,
+    faces: list[str] | None = None,
+    people: str | None = None,
     model_dir: str = "celeba-hq-16to128",
-    face: int | None = None,
     aligned: bool = False,
     csv: str | None = None,
-    mask_model: Literal["bisenet", "hull", "template"] = "bisenet",
-    landmark_model: str = "face-alignment",
+    mask_model: Literal["auto", "bisenet", "hull", "template"] = "auto",
+    landmark_model: str | None = None,
+    face_models: Literal["auto", "insightface", "dlib"] = "auto",
     pack: str | None = None,
     force: bool = False,
+    scale: int | None = None,
+    keep_size: bool = False,
+    quality: int = 95,
+    strip_metadata: bool = False,
     batch_size: int = 8,
     num_workers: int = 0,
     device: str = "auto",
 ) -> None:
-    """Sharpen a small face in a photo with a portrait of the same person.
+    """Sharpen small faces in photos with portraits of the same people.
 
     Args:
-        photo: A photo with a small face; with --aligned an aligned square crop.
-        out: The PNG, beside it NAME_side_by_side.png; with --csv the folder of the PNGs.
+        photos: Photos with small faces, or folders of them; with --aligned one aligned square crop.
+        out: NAME.png, .jpg or .webp, beside it NAME_side_by_side.png; for several photos, a folder or --csv a folder.
         references: One large face of the same person; of several, the one whose pose is nearest, matches first.
+        faces: Which face of the photo, 0 is the largest; or INDEX=PORTRAIT for each of several people.
+        people: A folder with a folder of portraits per person: each is found by identity.
         model_dir: A model directory, the name of a packaged model, or a repository of the Hugging Face hub.
-        face: Which face of the photo; 0 is the largest.
         aligned: Photo and reference are aligned squares: detect nothing.
-        csv: With --aligned: a list in place of photo and references; columns lr, and as needed reference, mask, name.
-        mask_model: What masks the reference.
-        landmark_model: For --mask_model hull: face-alignment, onnx:PATH or my_module.MyLandmarks.
-        pack: insightface pack of the detector and of ArcFace.
+        csv: A list in place of photos: columns photo, and as needed reference, face, name; with --aligned lr, and as
+            needed reference, mask, name.
+        mask_model: What masks the reference; auto is bisenet where its weights are found, else hull.
+        landmark_model: For --mask_model hull: dlib (when left out), face-alignment, onnx:PATH or my_module.MyLandmarks.
+        face_models: What finds and compares faces; auto is insightface where a pack is found or named, else dlib.
+        pack: insightface pack.
         force: Enhance also with a reference of another person.
-        batch_size: Of --csv: faces per step.
-        num_workers: Of --csv: processes that load.
+        scale: How many times the photo is enlarged; left out: as the face needs it.
+        keep_size: The photo keeps its size, as --scale 1.
+        quality: Of JPEG and WebP, 1 to 100.
+        strip_metadata: Keep neither EXIF nor colour profile.
+        batch_size: Of --aligned --csv: faces per step.
+        num_workers: Of --aligned --csv: processes that load.
         device: A torch device, such as cuda:1; auto is the GPU where there is one.
 
     Raises:
         FileNotFoundError: If a photo, a model or weights are missing.
-        ValueError: If arguments do not go together, or a photo cannot be enhanced, see `enhance_photo`.
+        ValueError: If arguments do not go together, or a photo cannot be enhanced, see `enhance_people`; of many photos
+            after all others are done, with every reason.
     """
-    if csv is not None:
-        if not aligned or photo is not None or references or face is not None:
-            raise ValueError("--csv: expected --aligned with it, and no photo, --reference or --face")
-        if mask_model != "bisenet" or landmark_model != "face-alignment" or pack is not None or force:
-            raise ValueError("--csv: expected none of --mask_model, --landmark_model, --pack, --force")
+    photos, references, faces = photos or [], references or [], faces or []
+    if aligned and csv is not None:
+        if photos or references or faces or people is not None:
+            raise ValueError("--aligned --csv: expected no photo, --reference, --face or --people with it")
+        given = [mask_model != "auto", landmark_model, face_models != "auto", pack, force]
+        if any(value not in (None, False) for value in given):
+            raise ValueError(
+                "--aligned --csv: expected none of --mask_model, --landmark_model, --face_models, --pack, --force"
+            )
+        if scale is not None or keep_size or quality != 95 or strip_metadata:
+            raise ValueError(
+                "--aligned --csv: expected none of --scale, --keep_size, --quality, --strip_metadata"
+            )
         from rpf_lightning.predicting import predict_list, read_list
 
         predict_list(model_dir, read_list(csv), out, batch_size, num_workers, device)
         return
-    if photo is None or not references:
-        raise ValueError("expected a photo and --reference, or --aligned --csv LIST")
-    if aligned and (face is not None or len(references) > 1):
-        raise ValueError("--aligned: expected one --reference and no --face, since nothing is detected")
+    if keep_size and scale is not None:
+        raise ValueError("--scale, --keep_size: expected one of them")
+    if aligned and (
+        faces or people or len(photos) != 1 or len(references) != 1 or keep_size or scale is not None
+    ):
+        raise ValueError(
+            "--aligned: expected one photo, one --reference, and none of --face, --people, --scale, --keep_size; or "
+            "--csv LIST"
+        )
+    if csv is not None and (photos or references or faces):
+        raise ValueError("--csv: expected no photo, --reference or --face, which stand in the list")
+    if csv is None and not (photos and (references or faces or people)):
+        raise ValueError(
+            "expected a photo and --reference, --face INDEX=PORTRAIT or --people FOLDER; or --csv LIST"
+        )
+    if people is not None and references:
+        raise ValueError("--people: expected no --reference, but --face INDEX=PORTRAIT for further people")
     from rpf_lightning.devices import place_of
-    from rpf_lightning.enhancing import FaceNetworks, enhance_aligned, enhance_photo, outputs, write_enhanced
+    from rpf_lightning.enhancing import FaceNetworks, enhance_aligned, outputs, people_in, write_enhanced
+    from rpf_lightning.enhancing.found import check_size
+    from rpf_lightning.enhancing.many import Done, Enhancer, enhance_many
+    from rpf_lightning.enhancing.tasks import Task, asked_faces, read_tasks, tasks_of
     from rpf_lightning.model import RPFModel
 
-    outputs.check_places(out, [photo, *references])  # before anything is computed
+    def warn(text: str) -> None:
+        print(f"warning: {text}", file=sys.stderr)
+
+    scale = 1 if keep_size else scale
+    known = {} if people is None else people_in(people)
+    asked = asked_faces(faces, references)
+    many = csv is not None or len(photos) > 1 or Path(photos[0]).is_dir()
+    if many:
+        tasks = tasks_of(photos, out, asked) if csv is None else read_tasks(csv, out)
+        if not known and (bare := [task.photo for task in tasks if not task.faces]):
+            raise ValueError(f"{csv}: expected a reference for {bare[0]}, or --people FOLDER")
+    else:
+        tasks = [Task(Path(photos[0]), Path(out), asked)]
+        for file, times in (
+            (photos[0], scale),
+            *((file, None) for files in asked.values() for file in files),
+        ):
+            check_size(file, times)  # before networks are loaded
+    portraits = [file for task in tasks for files in task.faces.values() for file in files]
+    inputs = [
+        *(task.photo for task in tasks),
+        *portraits,
+        *(file for files in known.values() for file in files),
+    ]
+    outputs.check_places([task.out for task in tasks], inputs, quality)  # before anything is computed
     place = place_of(device)
-    networks = FaceNetworks(pack, mask_model, landmark_model, place)
+    networks = FaceNetworks(pack, mask_model, landmark_model, place, face_models)
+    print(networks.said, file=sys.stderr)  # results go to stdout
     model = RPFModel.from_pretrained(model_dir).to(place)
     if aligned:
-        result = enhance_aligned(photo, references[0], model, networks, force)
+        done = Done(enhance_aligned(photos[0], references[0], model, networks, force), {})
     else:
-        result = enhance_photo(photo, references, model, networks, face, force)
-    files = write_enhanced(result, out)
-    for warning in result.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(f"{outputs.summary(result)}; reference {references[result.reference_index]}")
+        enhancer = Enhancer(model, networks, known, force, scale)
+        if many:
+            if failed := enhance_many(tasks, out, enhancer, quality, strip_metadata, warn=warn):
+                reasons = "".join(
+                    f"\n  {reason if str(photo) in reason else f'{photo}: {reason}'}"
+                    for photo, reason in failed.items()
+                )
+                raise ValueError(f"{len(failed)} of {len(tasks)} photos could not be enhanced:{reasons}")
+            return
+        for text in enhancer.warnings:
+            warn(text)
+        done = enhancer(tasks[0], lambda text: print(f"{text} ...", file=sys.stderr, flush=True))
+        del enhancer
+    del networks, model  # writing a large photo needs their memory
+    files = write_enhanced(done.result, out, strip_metadata, quality)
+    for text in done.result.warnings:
+        warn(text)
+    for line in done.lines():
+        print(line)
+    if done.result.sought:
+        print(f"faces were sought from {done.result.sought} pixels on")
     print(" and ".join(map(str, files)))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -26,19 +26,17 @@ from rpf_lightning.curriculum_file import (
     left_out,
     read_curriculum,
 )
-from rpf_lightning.files import locked, write_atomically
+from rpf_lightning.environment import first_process
+from rpf_lightning.errors import RefusedError
+from rpf_lightning.files import locked, read_json, write_atomically
 from rpf_lightning.fit_settings import Settings, data_hash, differences, options_of, settings_of
 from rpf_lightning.model import RPFConfig, RPFModel
 from rpf_lightning.model.storage import CONFIG_FILE, pretrained_names, weights_hash
 from rpf_lightning.planning import plan_lines
 from rpf_lightning.stages.model_dir import LOCK, open_model
-from rpf_lightning.training import lightning_cli, read_fit
+from rpf_lightning.training import lightning_cli, read_fit, sole_fit
 
 STATE_FILE = "state.json"
-
-
-class RefusedError(ValueError):
-    """What a curriculum finds wrong before anything has begun."""
 
 
 class State(TypedDict):
@@ -83,6 +81,7 @@ def run_curriculum(
 
     Raises:
         FileNotFoundError: If the curriculum, or a file that it names, is missing.
+        FileExistsError: If another process runs one of the fits on this directory.
         RefusedError: A ValueError, if finished or interrupted fits among those to run had other settings (the
             difference is shown), if a listed fit would be trained under later ones that are there already, if the
             model has other arguments or was started from another `initial`, if an option is unknown, if `only` or
@@ -103,9 +102,7 @@ def run_curriculum(
             except ValueError as error:
                 raise ValueError(f"{fit.name}, {fit.config} with the options given: {error}") from error
             _refuse_changes(fit, state, parsed[fit.name], directory)
-            if (
-                curriculum.fits is not None
-            ):  # else the fits of a block may run in any order, at one's own risk
+            if curriculum.fits is not None:  # else a block's fits may run in any order, at one's own risk
                 _refuse_repeat(fit, plan, state, directory)
     if missing := [fit.name for fit in left_out(plan, chosen, start) if fit.name not in state["finished"]]:
         say(f"not finished, their modules are taken as they are in {directory}: {', '.join(missing)}")
@@ -128,19 +125,23 @@ def run_curriculum(
             say(f"{head}: finished before")
             continue
         settings, last = settings_of(parsed[fit.name]), _last(directory, fit)
-        _clean(directory, fit)
-        _note(directory, state, "started", fit.name, settings)
+        trying = bool(parsed[fit.name]["trainer"]["fast_dev_run"])
+        # the fit itself takes the lock again; told here, nothing is changed yet
+        with nullcontext() if trying else _alone(directory, fit):
+            _clean(directory)
+            _note(directory, state, "started", fit.name, settings)
         words = ["fit", *arguments[fit.name], *(["--ckpt_path", str(last)] if last.is_file() else [])]
         say(f"{head}: rpf {' '.join(words)}")
-        cli = lightning_cli(words)
-        if cli is not None and cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        lightning_cli(words)
+        if trying:
             _note(directory, state, "started", fit.name, None)
             continue  # a try, of which nothing was written
         done = {**settings, **data_hash(parsed[fit.name])}  # the fit may have prepared the data
         state["finished"][fit.name] = done
         _note(directory, state, "finished", fit.name, done)
     if all(fit.name in state["finished"] for fit in plan):
-        _remove_cache(directory)
+        # x^(n) of the last block: nothing is left that would read it
+        rank_zero_only(shutil.rmtree)(directory / "cache", ignore_errors=True)
     return directory
 
 
@@ -153,7 +154,7 @@ def _refusing() -> Iterator[None]:
 
 
 def _open(directory: Path, curriculum: Curriculum, state: State) -> None:
-    """Make the model where there is none, and note where its weights come from."""
+    """Make the model where there is none, and note where its weights come from; see `_refuse_model`."""
     with locked(directory / LOCK):  # of several processes that start at once, one makes it
         noted = _read_state(directory)
         if (directory / CONFIG_FILE).is_file():
@@ -172,11 +173,7 @@ def _open(directory: Path, curriculum: Curriculum, state: State) -> None:
 
 
 def _initial_model(name: str, network: dict[str, Any]) -> RPFModel:
-    """Read the weights to start from.
-
-    Raises:
-        ValueError: If they are of a model with arguments that the curriculum does not name.
-    """
+    """Read the weights to start from; raise a ValueError if the curriculum names not all of their arguments."""
     model = RPFModel.from_pretrained(name, **network)
     differing = model.config.differences(RPFConfig(**network))
     if other := {name: there for name, (there, _) in differing.items()}:
@@ -217,12 +214,11 @@ def _last(directory: Path, fit: Fit) -> Path:
 
 
 def _read_state(directory: Path) -> State:
-    """Settings of the finished fits and of those that were started and not finished."""
     path = directory / STATE_FILE
     if not path.is_file():
         return {"finished": {}, "started": {}}
     try:
-        state: State = json.loads(path.read_text(encoding="utf-8"))
+        state: State = read_json(path)
         state.setdefault("started", {})  # older files lack it
         fits = [*state["finished"].values(), *state["started"].values(), state.get("initial", {})]
         whole = all(isinstance(settings, dict) for settings in fits)
@@ -240,7 +236,7 @@ def _read_state(directory: Path) -> State:
 def _note(
     directory: Path, state: State, kind: Literal["finished", "started"], name: str, settings: Settings | None
 ) -> None:
-    """Write down that a fit was started or is finished; what another command noted meanwhile stays."""
+    """Write down that a fit was started or is finished, or None: neither; what others noted meanwhile stays."""
     with locked(directory / LOCK):
         there = _read_state(directory) if (directory / STATE_FILE).is_file() else state
         there["started"].pop(name, None)
@@ -253,26 +249,28 @@ def _write_state(directory: Path, state: State) -> None:
     write_atomically(directory / STATE_FILE, (json.dumps(state, indent=2) + "\n").encode())
 
 
-@rank_zero_only
-def _clean(directory: Path, fit: Fit) -> None:
-    """Remove what a kill in the middle of a write has left, but nothing of a fit that may run beside this one."""
-    with locked(directory / LOCK):  # who writes into the directory itself holds it
-        for pattern in (".*.*.tmp", f"runs/{fit.name}/checkpoints/.*.tmp"):
-            for file in directory.glob(pattern):
-                file.unlink(missing_ok=True)
+def _alone(directory: Path, fit: Fit) -> AbstractContextManager[None]:
+    """See `sole_fit`; the first of several processes speaks for all."""
+    return sole_fit(directory / "runs" / fit.name) if first_process() else nullcontext()
 
 
 @rank_zero_only
-def _remove_cache(directory: Path) -> None:
-    """Remove x^(n) of the last block: nothing is left that would read it."""
-    shutil.rmtree(directory / "cache", ignore_errors=True)
+def _clean(directory: Path) -> None:
+    """Remove what a kill in the middle of a write has left in the directory itself."""
+    with locked(directory / LOCK):  # who writes there holds it
+        for file in directory.glob(".*.*.tmp"):
+            file.unlink(missing_ok=True)
+
+
+def _begun(fit: Fit, state: State, directory: Path) -> bool:
+    return fit.name in state["started"] and _last(directory, fit).is_file()
 
 
 def _refuse_changes(fit: Fit, state: State, parsed: dict[str, Any], directory: Path) -> None:
     if fit.name in state["finished"]:
         before, what = state["finished"][fit.name], "was finished"
         remedy = "Use another --model_dir, or put the settings back"
-    elif fit.name in state["started"] and _last(directory, fit).is_file():  # else it starts anew
+    elif _begun(fit, state, directory):  # else it starts anew
         before, what = state["started"][fit.name], "was interrupted, and had been started"
         folder = directory / "runs" / fit.name
         remedy = f"Delete {folder} to train it from its beginning, or put the settings back"
@@ -287,16 +285,10 @@ def _refuse_repeat(fit: Fit, plan: list[Fit], state: State, directory: Path) -> 
     """Refuse to train what later fits were trained on."""
     if fit.name in state["finished"]:
         return
-    later = [
-        other.name
-        for other in plan[plan.index(fit) + 1 :]
-        if other.rests_on(fit)
-        and (
-            other.name in state["finished"]
-            or (other.name in state["started"] and _last(directory, other).is_file())
-        )
-    ]
-    if later:
+    resting = [other for other in plan[plan.index(fit) + 1 :] if other.rests_on(fit)]
+    if later := [
+        other.name for other in resting if other.name in state["finished"] or _begun(other, state, directory)
+    ]:
         raise ValueError(
             f"{fit.name} is not finished in {directory}, but what rests on it is finished or has begun there: "
             f"{', '.join(later)}. Training {fit.name} now would change it under them. To train them all anew, delete "

@@ -16,6 +16,7 @@ from rpf_lightning.stages.roles import ROLES
 
 STAGES = ("refinement", "warping", "synthesis", "finetune")
 JOINT = "joint"
+KINDS = {"model_dir": str, "network": dict, "seed": int, "initial": str | None}
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Fit:
     Attributes:
         first: The first block that it trains, counted from 1.
         block: The last one; the same but in a joint fit.
-        stage: ``"refinement"``, ``"warping"``, ``"synthesis"``, ``"finetune"`` or ``"joint"``.
+        stage: Of `STAGES`, or ``"joint"``.
         config: Its LightningCLI configuration.
         options: Options that the curriculum adds to it.
     """
@@ -118,8 +119,15 @@ def read_curriculum(path: str | Path) -> tuple[Curriculum, list[Fit]]:
             f"{path}: expected either fits, which names every fit's file, or the files of the stages; got fits and "
             f"{', '.join(files)}"
         )
+    for name, kind in KINDS.items():
+        if name in content and not isinstance(content[name], kind):
+            expected = getattr(kind, "__name__", kind)
+            raise ValueError(f"{path}: {name}: expected {expected}, got {content[name]!r}")
     curriculum = Curriculum(**content)
-    count = len(on_meta(curriculum.network).blocks)
+    try:
+        count = len(on_meta(curriculum.network).blocks)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: network: {error}") from error
     plan = _listed(path, curriculum.fits if listed else _in_the_papers_order(curriculum, count), count)
     for fit in plan:
         if not fit.config.is_file():
@@ -139,9 +147,7 @@ def named(plan: list[Fit], name: str) -> list[Fit]:
     Raises:
         ValueError: If it means none.
     """
-    found = [
-        fit for fit in plan if name in (fit.name, fit.stage) or name in [f"block{n}" for n in fit.blocks]
-    ]
+    found = [fit for fit in plan if name in (fit.name, fit.stage, *(f"block{n}" for n in fit.blocks))]
     if not found:
         several = [f"block{n}" for n in sorted({n for fit in plan for n in fit.blocks})]
         several += dict.fromkeys(fit.stage for fit in plan)
@@ -158,15 +164,11 @@ def choose(plan: list[Fit], only: str | Sequence[str] | None, start: str | None)
     Raises:
         ValueError: If a name means no fit, or if none is left.
     """
-    chosen = plan
+    chosen = plan if start is None else plan[plan.index(named(plan, start)[0]) :]
     if only is not None:
-        words = [only] if isinstance(only, str) else only
-        names = [name for word in words for name in word.split(",") if name]
-        wanted = {fit.name for name in names for fit in named(plan, name)}
-        chosen = [fit for fit in plan if fit.name in wanted]
-    if start is not None:
-        first = plan.index(named(plan, start)[0])
-        chosen = [fit for fit in chosen if plan.index(fit) >= first]
+        names = ",".join([only] if isinstance(only, str) else only).split(",")
+        wanted = [fit for name in names if name for fit in named(plan, name)]
+        chosen = [fit for fit in chosen if fit in wanted]
     if not chosen:
         raise ValueError(f"no fit is left: only {only!r}, from {start!r}")
     return chosen

@@ -102,21 +102,20 @@ def draw_rows(rows: Sequence[Row]) -> tuple[Image.Image, list[FigureRow]]:
     figure = Image.new("RGB", (width, GAP + title_height + sum(heights)), "white")
     draw = ImageDraw.Draw(figure)
     for column, title in enumerate(titles):
-        _text(
-            draw, _left(column, side) + side / 2, GAP + title_height / 2, title, side, 15 * k, "black", "mm"
-        )
+        middle = _left(column, side) + side / 2, GAP + title_height / 2
+        _text(draw, middle, title, side, 15 * k)
     placed = []
     for number, row in enumerate(rows):
         top = GAP + title_height + sum(heights[:number])
-        _text(draw, GAP, top + caption_height / 2, row.caption, width - 2 * GAP, 13 * k, "dimgray", "lm")
+        _text(draw, (GAP, top + caption_height / 2), row.caption, width - 2 * GAP, 13 * k, "dimgray", "lm")
         boxes = {}
         for title, shown in row.cells.items():
             left = _left(titles.index(title), side)
             boxes[title] = (left, top + caption_height, left + side, top + caption_height + side)
             figure.paste(_scaled(shown, side), boxes[title][:2])
             for line, text in enumerate(shown.lines):
-                middle = boxes[title][3] + line_height * (line + 0.5) + 2
-                _text(draw, left + side / 2, middle, text, side, 12 * k, "black", "mm")
+                middle = left + side / 2, boxes[title][3] + line_height * (line + 0.5) + 2
+                _text(draw, middle, text, side, 12 * k)
         values = {title: dict(shown.values) for title, shown in row.cells.items() if shown.values}
         placed.append(FigureRow(row.caption, values, boxes))
     return figure, placed
@@ -142,10 +141,8 @@ def _left(column: int, side: int) -> int:
 def _scaled(shown: Cell, side: int) -> Image.Image:
     """Bring a picture to the cell's side, with its dots."""
     picture = Image.fromarray(shown.pixels)
-    if picture.width <= side and side % picture.width == 0:
-        picture = picture.resize((side, side), Image.Resampling.NEAREST)
-    else:
-        picture = picture.resize((side, side), Image.Resampling.LANCZOS)
+    how = Image.Resampling.NEAREST if side % picture.width == 0 else Image.Resampling.LANCZOS
+    picture = picture.resize((side, side), how)
     if shown.points is not None:
         draw, radius = ImageDraw.Draw(picture), max(1.0, side / 160)
         for x, y in (shown.points * side).tolist():
@@ -155,13 +152,12 @@ def _scaled(shown: Cell, side: int) -> Image.Image:
 
 def _text(
     draw: ImageDraw.ImageDraw,
-    x: float,
-    y: float,
+    place: tuple[float, float],
     text: str,
     width: float,
     size: int,
-    fill: str,
-    anchor: str,
+    fill: str = "black",
+    anchor: str = "mm",
 ) -> None:
     """Write one line, smaller where it is too long, and cut where that does not suffice."""
     text = " ".join(text.split())[:500]
@@ -170,4 +166,4 @@ def _text(
     font = ImageFont.load_default(size)
     while len(text) > 4 and draw.textlength(text, font) > width:
         text = text.rstrip(".")[:-1] + "..."
-    draw.text((x, y), text, fill=fill, font=font, anchor=anchor)
+    draw.text(place, text, fill=fill, font=font, anchor=anchor)

@@ -17,13 +17,13 @@ DATA_HASH = "data.sha256"  # of a prepared folder, beside a fit's own settings
 FREEZING = "FreezeEarlierBlocks"  # every stage brings it; files of old list it
 # what may change between two starts: where the data lie, and what it runs on
 MOVABLE = (
-    *(f"data.init_args.{name}" for name in (
+    *(f"data.init_args.{name}." for name in (
         "root", "prepared", "images", "mapping", "identities", "partition", "landmarks", "labels", "cache_dir",
         "num_workers",
     )),
-    "model.init_args.model_dir", "model.init_args.first", "model.init_args.block",  # the curriculum names them
-    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.logger",
-    "trainer.enable_", "ckpt_path", "weights_only",
+    "model.init_args.model_dir.", "model.init_args.first.", "model.init_args.block.",  # the curriculum names them
+    "trainer.accelerator.", "trainer.devices.", "trainer.num_nodes.", "trainer.strategy.", "trainer.logger.",
+    "trainer.enable_", "ckpt_path.", "weights_only.",
 )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def options_of(stage: str, overrides: Sequence[str], stages: Iterable[str]) -> l
     """
     common: list[str] = []
     own: list[str] = []
-    target: list[str] = common
+    target = common
     for word in overrides:
         if word.startswith("--") or word.partition("=")[0] == "-c":  # no value such as -1
             name, _, rest = word.removeprefix("--").partition(".")
@@ -52,14 +52,11 @@ def options_of(stage: str, overrides: Sequence[str], stages: Iterable[str]) -> l
 def settings_of(parsed: dict[str, Any]) -> Settings:
     """Everything that a fit's result depends on, flat: what `read_fit` gave, and the content hash of its data."""
     named = _with_public_paths(parsed)
-    callbacks = named["trainer"]["callbacks"] or []
-    others = [
-        callback
-        for callback in (callbacks if isinstance(callbacks, list) else [callbacks])
-        if callback["class_path"].rpartition(".")[2] != FREEZING
-    ]
+    given = named["trainer"]["callbacks"] or []
+    callbacks = given if isinstance(given, list) else [given]
+    others = [callback for callback in callbacks if not callback["class_path"].endswith(f".{FREEZING}")]
     named["trainer"]["callbacks"] = others or None
-    settings = {name: value for name, value in flatten(named).items() if not name.startswith(MOVABLE)}
+    settings = {name: value for name, value in flatten(named).items() if not _movable(name)}
     return {**settings, **data_hash(parsed)}
 
 
@@ -100,14 +97,16 @@ def word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _movable(name: str) -> bool:
+    return f"{name}.".startswith(MOVABLE)
+
+
 def _read_again(before: Settings, parsed: dict[str, Any]) -> Settings:
     """Noted settings with today's names, types and defaults."""
-    places = {
-        name: value
-        for name, value in flatten(parsed).items()
-        if name.startswith(MOVABLE) and name.startswith(("model", "data")) and value is not None
-    }
-    given = [*before.items(), *places.items()]
+    places = [
+        (name, value) for name, value in flatten(parsed).items() if _movable(name) and value is not None
+    ]
+    given = [*before.items(), *(place for place in places if place[0].startswith(("model", "data")))]
     words = [f"--{name.lstrip('-')}={word(value)}" for name, value in given if name != DATA_HASH]
     try:
         then = settings_of(read_fit(words))

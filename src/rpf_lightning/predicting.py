@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
+from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from rpf_lightning.data.image_files import read_photo
+from rpf_lightning.data.dataset import fingerprint
+from rpf_lightning.data.image_files import open_image, read_photo
+from rpf_lightning.data.sample import bicubic, mask_to
 from rpf_lightning.devices import place_of
 from rpf_lightning.files import write_atomically
+from rpf_lightning.lists import read_lines
 from rpf_lightning.model import RPFModel
-from rpf_lightning.model.resize import resize, resize_mask
 from rpf_lightning.model.storage import weights_hash
-from rpf_lightning.pictures import png, result_file, to_uint8
+from rpf_lightning.pictures import MOST_PIXELS, is_grey, png, result_file, to_grey, to_uint8
 
 COLUMNS = ("lr", "reference", "mask", "name")
 MADE_FROM = "rpf-lightning made from"
 """Key of the text in a PNG that says what it was made from, see `_origins`."""
+logger = logging.getLogger(__name__)
+
 Images = tuple[str, Tensor, Tensor | None, Tensor | None]
 
 
@@ -59,19 +65,13 @@ def read_list(path: str | Path) -> list[Row]:
         ValueError: If a column is missing or unknown, a field is empty, a name leads out of the folder of results,
             or two results have one name.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; expected a CSV file with the columns {', '.join(COLUMNS)}"
-        )
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        if "lr" not in columns or set(columns) - set(COLUMNS):
-            raise ValueError(
-                f"{path}: expected the column lr and at most {', '.join(COLUMNS)}, got {', '.join(columns)}"
-            )
-        rows = [_row(path, number, line) for number, line in enumerate(reader, start=2)]
+    rows: list[Row] = []
+    for line in read_lines(path, COLUMNS):
+        lr = line.needed("lr")
+        row = Row(result_file(line.name("lr")), lr, line.file("reference"), line.file("mask"))
+        if row.mask is not None and row.reference is None:
+            raise ValueError(f"{line.place}: mask without a reference; it masks the reference")
+        rows.append(row)
     seen: dict[str, int] = {}
     for number, row in enumerate(rows, start=2):
         if row.name in seen:
@@ -82,99 +82,48 @@ def read_list(path: str | Path) -> list[Row]:
     return rows
 
 
-def _row(path: Path, number: int, line: dict[str, str | None]) -> Row:
-    def file(column: str) -> Path | None:
-        text = (line.get(column) or "").strip()
-        if not text:
-            return None
-        found = path.parent / text
-        if not found.is_file():
-            raise FileNotFoundError(f"{path}, line {number}: {column} {found} is not there")
-        return found
+def read_images(row: Row, size: int) -> Images:
+    """Read a line's name, LR (3, l, l), reference (3, S, S) or None, and mask (1, S, S) or None; `size` is S.
 
-    lr = file("lr")
-    if lr is None:
-        raise ValueError(f"{path}, line {number}: lr is empty")
-    reference, mask = file("reference"), file("mask")
-    if mask is not None and reference is None:
-        raise ValueError(f"{path}, line {number}: mask without a reference; it masks the reference")
-    listed = (line.get("lr") or "").strip()
-    outside = Path(listed).is_absolute() or ".." in Path(listed).parts
-    try:
-        name = result_file(
-            (line.get("name") or "").strip() or (lr.name if outside else Path(listed).as_posix())
-        )
-    except ValueError as error:
-        raise ValueError(f"{path}, line {number}: name {error}") from error
-    return Row(name, lr, reference, mask)
-
-
-class ListedImages(Dataset[Images]):
-    """The images of a list at the model's sides.
-
-    Args:
-        rows: The list.
-        sides: Sides of the LRs that the model takes.
-        size: Its output side.
+    Raises:
+        ValueError: If an image is broken or not square.
     """
-
-    def __init__(self, rows: list[Row], sides: Sequence[int], size: int) -> None:
-        self.rows, self.sides, self.size = rows, sides, size
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Images:
-        """Read the name, LR (3, l, l), reference (3, S, S) or None, and mask (1, S, S) or None.
-
-        Raises:
-            ValueError: If an image is broken, not square, or the LR has another side than the model takes.
-        """
-        row = self.rows[index]
-        lr = _square(row.lr)
-        _check_side(row.lr, lr.shape[-1], self.sides)
-        reference = None if row.reference is None else resize(_square(row.reference)[None], self.size)[0]
-        mask = None if row.mask is None else (_square(row.mask).amax(0, keepdim=True) > 0).float()
-        if mask is not None:
-            mask = (
-                resize_mask(mask[None], self.size)[0]
-                if mask.shape[-1] >= self.size
-                else _enlarged(mask, self.size)
-            )
-        return row.name, lr, None if reference is None else reference.clamp(0, 1), mask
+    reference = None if row.reference is None else bicubic(_square(row.reference)[None], size)[0]
+    mask = None if row.mask is None else (_square(row.mask).amax(0, keepdim=True) > 0).float()
+    return row.name, _square(row.lr), reference, None if mask is None else mask_to(mask[None], size)[0]
 
 
 def check_sides(rows: Sequence[Row], sides: Sequence[int]) -> None:
-    """Check the sides of all LRs by their files' heads, before the first is super-resolved.
+    """Check the sides of all images by their files' heads, before the first is super-resolved.
 
     Raises:
-        ValueError: If one is no image, or has a side that the model does not take.
+        ValueError: If one is no image, an LR has a side that the model does not take, or a reference or mask has more
+            than 48 million pixels.
     """
+    for path in dict.fromkeys(path for row in rows for path in (row.reference, row.mask) if path):
+        with open_image(path) as file:
+            pixels = file.width * file.height
+        if pixels > MOST_PIXELS:
+            raise ValueError(
+                f"{path} has {pixels / 1e6:.0f} million pixels, expected 48 at most: cut or reduce it"
+            )
     for path in dict.fromkeys(row.lr for row in rows):
-        try:
-            with Image.open(path) as file:
-                width, height = file.size
-        except OSError as error:  # also where it is no image
-            raise ValueError(f"{path}: cannot be read as an image: {error}") from error
+        with open_image(path) as file:
+            width, height = file.size
         if width != height:
             raise ValueError(f"{path}: expected a square image, got {width} x {height}")
-        _check_side(path, width, sides)
-
-
-def _check_side(path: Path, side: int, sides: Sequence[int]) -> None:
-    if side not in sides:
-        raise ValueError(f"{path}: expected a side of {', '.join(map(str, sides))}, got {side}")
+        if width not in sides:
+            raise ValueError(f"{path}: expected a side of {', '.join(map(str, sides))}, got {width}")
 
 
 def _square(path: Path) -> Tensor:
-    pixels = read_photo(path)
+    notes: list[str] = []
+    pixels = read_photo(path, notes=notes)
+    for note in notes:
+        logger.warning("warning: %s", note)
     if pixels.shape[0] != pixels.shape[1]:
         raise ValueError(f"{path}: expected a square image, got {pixels.shape[1]} x {pixels.shape[0]}")
     return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1).contiguous()
-
-
-def _enlarged(mask: Tensor, side: int) -> Tensor:
-    return torch.nn.functional.interpolate(mask[None], size=(side, side), mode="nearest")[0]
 
 
 def predict_list(
@@ -204,7 +153,8 @@ def predict_list(
         The files, in the order of the rows.
 
     Raises:
-        ValueError: If an argument or an image does not fit; the file is named, and what was written before stays.
+        ValueError: If an argument or an image does not fit, or the model makes values that are not finite; the files
+            are named, and what was written before stays.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
@@ -218,13 +168,19 @@ def predict_list(
     folder.mkdir(parents=True, exist_ok=True)
     origins = _origins(model, rows)
     todo = [row for row in rows if _origin_of(folder / row.name) != origins[row.name]]
-    loader = DataLoader(ListedImages(todo, sides, model.size), batch_size=None, num_workers=num_workers)
+    read: Any = partial(read_images, size=model.size)
+    loader: Any = DataLoader(todo, batch_size=None, num_workers=num_workers, collate_fn=read)  # type: ignore[arg-type]
     steps = track(_batches(loader, batch_size), "super-resolving", total=None, disable=not todo)
     for names, lr, reference, mask in steps:
         with torch.inference_mode():
             given = (None if tensor is None else tensor.to(chosen) for tensor in (reference, mask))
-            output = model(lr.to(chosen), *given)
-        for name, image in zip(names, to_uint8(output), strict=True):
+            try:
+                output = model(lr.to(chosen), *given)
+            except ValueError as error:
+                raise ValueError(f"{', '.join(names)}: {error}") from error
+        for name, image, small in zip(names, to_uint8(output), to_uint8(lr), strict=True):
+            if is_grey(small):
+                image = to_grey(image)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / name, png(image, {MADE_FROM: origins[name]}))
     say(f"{len(rows)} images in {out}, {len(todo)} of them new")
@@ -234,46 +190,32 @@ def predict_list(
 def _origins(model: RPFModel, rows: Sequence[Row]) -> dict[str, str]:
     """Say for every result what it is made from: a SHA-256 over the model and over the images' files."""
     network = [asdict(model.config), weights_hash(model.state_dict())]
-    hashes: dict[Path, str] = {}  # a reference may serve many LRs
-    for path in (path for row in rows for path in (row.lr, row.reference, row.mask) if path is not None):
-        if path not in hashes:
-            with path.open("rb") as file:
-                hashes[path] = hashlib.file_digest(file, "sha256").hexdigest()
-    origins = {}
-    for row in rows:
-        images = [None if path is None else hashes[path] for path in (row.lr, row.reference, row.mask)]
-        origins[row.name] = hashlib.sha256(json.dumps([network, images]).encode()).hexdigest()
-    return origins
+
+    @cache  # a reference may serve many LRs
+    def content(path: Path | None) -> str | None:
+        if path is None:
+            return None
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return {
+        row.name: fingerprint(network, [content(path) for path in (row.lr, row.reference, row.mask)])
+        for row in rows
+    }
 
 
 def _origin_of(file: Path) -> str | None:
     """Read what a PNG was made from; None where there is none, or it is not one of ours."""
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=["PNG"]) as image:
             return image.info.get(MADE_FROM)
-    except OSError:  # missing, or no image: it is made
+    except (OSError, Image.DecompressionBombError):  # missing, or not one of ours: it is made
         return None
 
 
-def _batches(
-    images: DataLoader[Images], batch_size: int
-) -> Iterator[tuple[list[str], Tensor, Tensor | None, Tensor | None]]:
-    """Gather neighbours that fit together."""
-    held: list[Images] = []
-
-    def kind(image: Images) -> tuple[int, bool, bool]:
-        return image[1].shape[-1], image[2] is None, image[3] is None
-
-    for image in images:
-        if held and (len(held) == batch_size or kind(image) != kind(held[0])):
-            yield _stack(held)
-            held = []
-        held.append(image)
-    if held:
-        yield _stack(held)
-
-
-def _stack(held: list[Images]) -> tuple[list[str], Tensor, Tensor | None, Tensor | None]:
-    names, lr, references, masks = (list(column) for column in zip(*held, strict=True))
-    reference = None if references[0] is None else torch.stack(references)
-    return names, torch.stack(lr), reference, None if masks[0] is None else torch.stack(masks)
+def _batches(images: Iterable[Images], batch_size: int) -> Iterator[tuple[Any, ...]]:
+    """Gather neighbours that fit together: names, LRs, references or None, masks or None."""
+    for _, alike in groupby(images, lambda image: (image[1].shape[-1], image[2] is None, image[3] is None)):
+        while held := list(islice(alike, batch_size)):
+            names, *columns = (list(column) for column in zip(*held, strict=True))
+            yield names, *(None if column[0] is None else torch.stack(column) for column in columns)

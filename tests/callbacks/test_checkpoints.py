@@ -13,15 +13,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
+import small_fits
 from rpf_lightning.callbacks import LastCheckpoint
 
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-}
+QUIET = {**small_fits.QUIET, "enable_checkpointing": True}
 
 
 class TwoOptimizers(LightningModule):
@@ -64,39 +59,31 @@ class TwoOptimizers(LightningModule):
 
 
 def fit(
-    folder: Path, n: int, batches: int = 7, epochs: int = 1, accumulate: int = 1, **kwargs: Any
+    folder: Path | None, n: int, batches: int = 7, epochs: int = 1, accumulate: int = 1, **kwargs: Any
 ) -> TwoOptimizers:
-    module = TwoOptimizers(accumulate)
+    module, ckpt_path = TwoOptimizers(accumulate), kwargs.pop("ckpt_path", None)
     callbacks = [*kwargs.pop("callbacks", []), LastCheckpoint(folder, n)]
     trainer = Trainer(max_epochs=epochs, callbacks=callbacks, **{**QUIET, **kwargs})
     loader = DataLoader(torch.ones(batches, 1), batch_size=1)
-    trainer.fit(module, loader, DataLoader(torch.ones(1, 1)))
+    trainer.fit(module, loader, DataLoader(torch.ones(1, 1)), ckpt_path=ckpt_path, weights_only=True)
     return module
 
 
-def test_writes_every_n_batches_and_after_the_validation(tmp_path: Path) -> None:
-    seen = fit(tmp_path / "new", 3, epochs=2).seen
-    assert seen == [(0, 3, 0), (0, 6, 0), (0, 7, 1), (1, 3, 1), (1, 6, 1), (1, 7, 2)]
+@pytest.mark.parametrize(
+    ("n", "options", "seen"),
+    [
+        (3, {"epochs": 2}, [(0, 3, 0), (0, 6, 0), (0, 7, 1), (1, 3, 1), (1, 6, 1), (1, 7, 2)]),
+        (3, {"batches": 6}, [(0, 3, 0), (0, 6, 1)]),  # the last batch is the epoch's end
+        (0, {"epochs": 2}, [(0, 7, 1), (1, 7, 2)]),
+        (500, {}, [(0, 7, 1)]),
+        (0, {"epochs": 3, "check_val_every_n_epoch": 3}, [(0, 7, 0), (1, 7, 0), (2, 7, 1)]),
+        # batches 3 and 6 are in the middle of a step; the module itself refuses to be saved there
+        (3, {"batches": 11, "accumulate": 4}, [(0, 4, 0), (0, 8, 0), (0, 11, 1)]),
+    ],
+)
+def test_when_it_writes(tmp_path: Path, n: int, options: dict[str, Any], seen: list[Any]) -> None:
+    assert fit(tmp_path / "new", n, **options).seen == seen
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["last.ckpt"]
-
-
-def test_the_last_batch_is_the_epochs_end(tmp_path: Path) -> None:
-    assert fit(tmp_path, 3, batches=6).seen == [(0, 3, 0), (0, 6, 1)]
-
-
-@pytest.mark.parametrize("n", [0, 500])
-def test_short_epochs_are_written_at_their_ends(tmp_path: Path, n: int) -> None:
-    assert fit(tmp_path, n, epochs=2).seen == [(0, 7, 1), (1, 7, 2)]
-
-
-def test_epochs_without_validation_are_written(tmp_path: Path) -> None:
-    seen = fit(tmp_path, 0, epochs=3, check_val_every_n_epoch=3).seen
-    assert seen == [(0, 7, 0), (1, 7, 0), (2, 7, 1)]
-
-
-def test_waits_for_the_whole_step(tmp_path: Path) -> None:
-    """Batches 3 and 6 are in the middle of a step; the module itself refuses to be saved there."""
-    assert fit(tmp_path, 3, batches=11, accumulate=4).seen == [(0, 4, 0), (0, 8, 0), (0, 11, 1)]
 
 
 def test_knows_the_best_checkpoints_score(tmp_path: Path) -> None:
@@ -124,17 +111,16 @@ def test_a_failed_write_keeps_the_file_before(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_file_is_never_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While Lightning writes, `last.ckpt` is the one before."""
-    epochs = []
-    save = Trainer.save_checkpoint
+    """While it is written, `last.ckpt` is the one before."""
+    epochs, save = [], torch.save
 
-    def saving(trainer: Trainer, path: Any, **kwargs: Any) -> None:
-        save(trainer, path, **kwargs)
+    def saving(content: Any, file: Any) -> None:
+        save(content, file)
         if (tmp_path / "last.ckpt").exists():
             epochs.append(torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"])
-        assert Path(path).parent == tmp_path  # on the same disk, so that it can be renamed
+        assert Path(file.name).parent == tmp_path  # on the same disk, so that it can be renamed
 
-    monkeypatch.setattr(Trainer, "save_checkpoint", saving)
+    monkeypatch.setattr(torch, "save", saving)
     fit(tmp_path, 0, epochs=3)
     assert epochs == [0, 1]
 
@@ -142,13 +128,7 @@ def test_the_file_is_never_half_written(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_finished_fit_can_be_resumed_and_lengthened(tmp_path: Path) -> None:
     fit(tmp_path, 3)
     for epochs, expected in ((1, []), (2, [(1, 3, 0), (1, 6, 0), (1, 7, 1)])):
-        module = TwoOptimizers()
-        trainer = Trainer(max_epochs=epochs, callbacks=[LastCheckpoint(tmp_path, 3)], **QUIET)
-        loader = DataLoader(torch.ones(7, 1), batch_size=1)
-        trainer.fit(
-            module, loader, DataLoader(torch.ones(1, 1)), ckpt_path=tmp_path / "last.ckpt", weights_only=True
-        )
-        assert module.seen == expected
+        assert fit(tmp_path, 3, epochs=epochs, ckpt_path=tmp_path / "last.ckpt").seen == expected
 
 
 def test_fast_dev_run_writes_nothing(tmp_path: Path) -> None:
@@ -157,9 +137,7 @@ def test_fast_dev_run_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_default_folder(tmp_path: Path) -> None:
-    module = TwoOptimizers()
-    trainer = Trainer(max_epochs=1, callbacks=[LastCheckpoint()], default_root_dir=tmp_path, **QUIET)
-    trainer.fit(module, DataLoader(torch.ones(1, 1)))
+    fit(None, 0, default_root_dir=tmp_path)
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
 
 
@@ -171,24 +149,20 @@ def test_negative_number() -> None:
 def test_two_processes_write_one_file(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "import sys, time\n"
         "from pathlib import Path\n"
         "from test_checkpoints import fit\n"
         "if __name__ == '__main__':\n"
         "    ddp = {'strategy': 'ddp_find_unused_parameters_true', 'devices': 2}\n"
-        "    module = fit(Path(sys.argv[2]), 3, batches=14, accumulate=2, **ddp)\n"
-        "    seen = [Path(sys.argv[2]).with_name(f'seen{rank}') for rank in (0, 1)]\n"
+        "    module = fit(Path(sys.argv[1]), 3, batches=14, accumulate=2, **ddp)\n"
+        "    seen = [Path(sys.argv[1]).with_name(f'seen{rank}') for rank in (0, 1)]\n"
         "    seen[module.global_rank].write_text(str(module.seen))\n"
         # Lightning's first process takes the other with it when it ends
         "    while not seen[1].is_file(): time.sleep(0.1)\n"
     )
-    done = subprocess.run(
-        [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "MASTER_ADDR": "127.0.0.1"},
-    )
+    command = [sys.executable, str(script), str(tmp_path / "out")]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr
     for rank in (0, 1):
         assert (tmp_path / f"seen{rank}").read_text() == "[(0, 4, 0), (0, 6, 0), (0, 7, 1)]"

@@ -12,8 +12,9 @@ from rpf_lightning.callbacks import FaceMetrics, face_metrics
 from rpf_lightning.cli import main
 from rpf_lightning.data import SyntheticFacesDataModule
 from rpf_lightning.metrics import ISC, LPIPS, NetworkMetric, ReferenceISC
-from rpf_lightning.stages import RefinementStage, RPFStage, SynthesisStage
+from rpf_lightning.stages import RPFStage, SynthesisStage
 from small_fits import FACES, QUIET, write_fit
+from stage_fits import make
 
 
 def distance(output: Tensor, gt: Tensor) -> Tensor:
@@ -66,29 +67,6 @@ def test_values_are_means_over_images(model_dir: Path, phase: str) -> None:
     assert logged[f"{phase}/landmark_distance"] == logged[f"{phase}/lpips"]
 
 
-def stage_1(model_dir: Path, **kwargs: Any) -> RefinementStage:
-    return RefinementStage(
-        str(model_dir), 1, input="lr", adversarial_weight=0, perceptual_weight=0, identity_weight=0, **kwargs
-    )
-
-
-@pytest.mark.usefixtures("fakes")
-def test_every_epoch_begins_anew(model_dir: Path) -> None:
-    seen: list[float] = []
-
-    class Keep(FaceMetrics):
-        def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-            super().on_validation_epoch_end(trainer, pl_module)
-            seen.append(trainer.callback_metrics["val/lpips"].item())
-
-    stage = stage_1(model_dir, learning_rate=0.01)
-    data = SyntheticFacesDataModule(**FACES["init_args"])
-    Trainer(callbacks=[Keep(lpips=True)], max_epochs=2, **QUIET).fit(stage, data)
-    (fresh,) = Trainer(callbacks=[FaceMetrics(lpips=True)], **QUIET).validate(stage, data, verbose=False)
-    assert seen[1] == pytest.approx(fresh["val/lpips"], rel=1e-6)
-    assert seen[0] != pytest.approx(seen[1], rel=1e-3)
-
-
 @pytest.mark.usefixtures("fakes")
 @pytest.mark.parametrize("phase", ["validate", "test"])
 def test_an_interrupted_epoch_leaves_nothing_for_the_next(model_dir: Path, phase: str) -> None:
@@ -115,7 +93,7 @@ def test_only_what_is_wanted_and_what_the_stage_reads_is_measured(model_dir: Pat
     """Pairs give stage 1 a reference as well, but it looks at none."""
     data = SyntheticFacesDataModule(**FACES["init_args"])
     for stage, expected in (
-        (stage_1(model_dir), {"isc"}),
+        (make("lr", model_dir, 1), {"isc"}),
         (SynthesisStage(str(model_dir), 1), {"isc", "isc_reference"}),
     ):
         (logged,) = Trainer(callbacks=[FaceMetrics(isc=True)], **QUIET).validate(stage, data, verbose=False)

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from rpf_lightning.callbacks import PredictionWriter
 from rpf_lightning.evaluation.folder import Folder
-from rpf_lightning.stages import RefinementStage
+from small_fits import QUIET
+from stage_fits import make
 
 
 def write(folder: Path, names: list[str], images: Tensor) -> None:
@@ -35,14 +36,6 @@ def test_every_value_is_written_as_it_is(tmp_path: Path, dtype: torch.dtype) -> 
     assert torch.equal(pixels.float(), expected[0])
     if dtype == torch.float32:
         assert torch.equal(pixels[0].flatten().float(), torch.arange(256.0))
-
-
-def test_rounds_to_the_nearest(tmp_path: Path) -> None:
-    near = torch.tensor([0.4, 0.6, 127.4, 127.6, 254.4, 254.6]).reshape(1, 1, 2, 3).expand(1, 3, 2, 3) / 255
-    write(tmp_path, ["a"], near)
-    pixels = np.asarray(Image.open(tmp_path / "a.png"))
-    assert pixels[..., 0].flatten().tolist() == [0, 1, 127, 128, 254, 255]
-    assert pixels.shape == (2, 3, 3)
 
 
 def test_names(tmp_path: Path) -> None:
@@ -93,21 +86,11 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
-def test_names_and_images_must_match(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"shorter|longer"):
-        write(tmp_path, ["a"], torch.zeros(2, 3, 4, 4))
-
-
 def test_files_equal_the_stages_outputs(
     model_dir: Path, tmp_path: Path, batch_of: Callable[..., Any]
 ) -> None:
-    stage = RefinementStage(
-        str(model_dir), 2, input="lr", adversarial_weight=0, perceptual_weight=0, identity_weight=0
-    )
-    trainer = Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        callbacks=[PredictionWriter(str(tmp_path / "out"))],
-    )  # fmt: skip
+    stage = make("lr", model_dir)
+    trainer = Trainer(callbacks=[PredictionWriter(str(tmp_path / "out"))], **QUIET)
     trainer.predict(stage, DataLoader([batch_of(2, 0), batch_of(2, 1)], batch_size=None))
     for batch in (batch_of(2, 0), batch_of(2, 1)):
         with torch.no_grad():

@@ -15,9 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from rpf_lightning.data import degradation
-from rpf_lightning.data.batches import Photo
 from rpf_lightning.data.degradation import Degradation, Draw, _kernel
-from rpf_lightning.data.sample import make_sample
 from rpf_lightning.model.resize import resize
 
 KINDS = ["bicubic", "dpsr", "realistic"]
@@ -27,14 +25,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "degradations.md"
 Y, X = np.mgrid[:64, :64]
 
 GOLDEN_DPSR = (0.85995, 0.85995, 4.32520, 0.19197)  # sigma (2), delta, first number of the noise
-GOLDEN_REALISTIC = (
-    4.42760,
-    12.58055,
-    1.67716,
-    2.68301,
-    41,
-    -0.50620,
-)  # sigma (2), angle, delta, quality, first number of the noise
+# sigma (2), angle, delta, quality, first number of the noise
+GOLDEN_REALISTIC = (4.42760, 12.58055, 1.67716, 2.68301, 41, -0.50620)
 
 # The 64-pixel image of `golden_image` reduced to 4 by Pillow (BICUBIC on 32-bit float images), clamped, rounded.
 GOLDEN = [
@@ -107,15 +99,6 @@ def test_bicubic_golden_numbers() -> None:
     assert (lr - exact.clamp(0, 1)).abs().max() <= 0.501 / 255
 
 
-def test_bicubic_equals_the_lr_of_a_sample() -> None:
-    index = np.arange(68)
-    points = np.stack([np.cos(index * 2.4), np.sin(index * 2.4)]).T * np.sqrt(index + 1)[:, None] * 2.5 + 32
-    pixels = (made_up(1, 64)[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
-    photo = Photo("x", "someone", pixels, points, np.ones((64, 64), np.uint8))
-    sample = make_sample(photo, photo, lr_size=8, size=64, side=64)
-    assert torch.equal(Degradation("bicubic", 8)(sample.gt[None], ["x"])[0], sample.lr)
-
-
 # ---- the other two against independent implementations
 
 
@@ -156,7 +139,7 @@ def test_realistic_is_blur_then_bicubic_then_noise_then_jpeg(sigma: tuple[float,
     assert levels(module(gt, ["x"]) - expected) < 0.4 * levels(before_jpeg - expected)
 
 
-@pytest.mark.parametrize("quality", [30, 50, 75, 90])
+@pytest.mark.parametrize("quality", [30, 90])
 def test_jpeg_is_close_to_libjpeg(quality: int) -> None:
     """The change that it makes is about libjpeg's; they filter the colours differently."""
     lr = Degradation("bicubic")(made_up(16), [str(i) for i in range(16)])
@@ -179,12 +162,8 @@ def test_parameters_fill_their_ranges(
 ) -> None:
     module = Degradation(kind)
     draws = [module.draw(f"photo {i}") for i in range(1000)]
-    for values, (low, high) in (
-        ([draw.sigma[0] for draw in draws], sigma),
-        ([draw.sigma[1] for draw in draws], sigma),
-        ([draw.delta for draw in draws], delta),
-        ([draw.quality for draw in draws], quality),
-    ):
+    columns = zip(*((*draw.sigma, draw.delta, draw.quality) for draw in draws), strict=True)
+    for values, (low, high) in zip(columns, (sigma, sigma, delta, quality), strict=True):
         margin = 0.02 * (high - low)
         assert low <= min(values) <= low + margin
         assert high - margin <= max(values) <= high
@@ -208,74 +187,20 @@ def test_parameters_fill_their_ranges(
     assert abs(noise.std() - 1) < 0.01
 
 
-# ---- every step acts
-
-
-@pytest.mark.parametrize("kind", RANDOM)
-def test_noise_has_its_standard_deviation(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Degradation, "_jpeg", staticmethod(lambda lr, _draws: lr))
-    grey = torch.full((1, 3, 128, 128), 0.5)
-    lr = with_draw(kind, 64, delta=10.0)(grey, ["x"])
-    assert lr.std() * 255 == pytest.approx(10, rel=0.03)
-    assert with_draw(kind, 64)(grey, ["x"]).std() == 0
-
-
-@pytest.mark.parametrize(("kind", "sigmas"), [("dpsr", (0.3, 0.7, 1.2)), ("realistic", (0.0, 8.0, 16.0))])
-def test_blur_removes_contrast(kind: str, sigmas: tuple[float, ...]) -> None:
-    fine = torch.zeros(1, 3, 512, 512)
-    fine[..., (torch.arange(512) // 32) % 2 == 1] = 1  # stripes one LR pixel wide
-    contrasts = [with_draw(kind, sigma=(sigma, sigma))(fine, ["x"]).std().item() for sigma in sigmas]
-    assert contrasts[0] > 1.1 * contrasts[1] > 1.2 * contrasts[2]
-
-
-def test_anisotropic_blur_has_a_direction() -> None:
-    stripes = torch.zeros(2, 3, 512, 512)
-    lines = (torch.arange(512) // 32) % 2 == 1
-    stripes[0][..., lines] = 1
-    stripes[1][:, lines] = 1
-    upright, level = with_draw("realistic", sigma=(16.0, 0.0))(stripes, ["x", "y"]).std((1, 2, 3))
-    assert upright < 0.8 * level
-    upright, level = with_draw("realistic", sigma=(16.0, 0.0), angle=math.pi / 2)(stripes, ["x", "y"]).std(
-        (1, 2, 3)
-    )
-    assert level < 0.8 * upright
-
-
-def test_lower_quality_is_further_away() -> None:
-    gt = made_up()
-    start = Degradation("bicubic")(gt, IDS)
-    far, near = (levels(with_draw("realistic", quality=quality)(gt, IDS) - start) for quality in (30, 99))
-    assert far > 1.8 * near
-
-
-def test_each_sample_has_its_own_quality_and_blur() -> None:
-    gt = made_up(1, 64).repeat(4, 1, 1, 1)
-    for kind in RANDOM:
-        lr = Degradation(kind)(gt, IDS)
-        assert all(levels(lr[i] - lr[j]) > 1 for i in range(4) for j in range(i))
-
-
 # ---- sides
 
 
-@pytest.mark.parametrize("side", [256, 128, 64, 32])
-def test_the_blur_scales_with_the_side(side: int) -> None:
-    """Covariance in fractions of the side: that of side 512, also where the 41 taps cut the Gaussian."""
-
-    def covariance(of: int) -> np.ndarray:
-        kernel = _kernel(with_draw("realistic", sigma=(14.0, 8.0), angle=0.5).draw("x"), of).numpy()
-        x = (np.arange(len(kernel)) - len(kernel) // 2) / of
-        return np.array(
-            [[(kernel * x * x).sum(), (kernel * x * x[:, None]).sum()], [0, (kernel.T * x * x).sum()]]
-        )
-
-    expected = covariance(512)
-    assert expected[0, 0] > 1.3 * expected[1, 1]
-    assert np.abs(covariance(side) - expected).max() < 0.08 * expected.max()
+def test_a_gt_of_another_side_gives_nearly_the_same_lr() -> None:
+    gt, module = made_up(4, 512), Degradation("realistic")
+    full = module(gt, IDS)
+    assert all(levels(module(reduced(gt, side), IDS) - full) < 1 for side in (256, 128))
+    assert levels(Degradation("bicubic")(gt, IDS) - full) > 4
+    larger = made_up(1, 1024)
+    assert torch.equal(module(larger, ["x"]), module(resize(larger, 512).clamp(0, 1), ["x"]))
 
 
-@pytest.mark.parametrize("sigma", [(0.0, 0.0), (0.0, 16.0), (1e-30, 1e-30)])
-@pytest.mark.parametrize("side", [32, 128, 512])
+@pytest.mark.parametrize("sigma", [(0.0, 0.0), (0.0, 16.0)])
+@pytest.mark.parametrize("side", [32, 512])
 def test_the_narrowest_blur_is_finite(side: int, sigma: tuple[float, float]) -> None:
     kernel = _kernel(with_draw("realistic", sigma=sigma, angle=0.55).draw("x"), side)
     assert kernel.isfinite().all()
@@ -284,18 +209,6 @@ def test_the_narrowest_blur_is_finite(side: int, sigma: tuple[float, float]) -> 
         assert kernel.max() > 0.97  # no blur
     else:  # a rotated line: without a lower bound on sigma its samples miss the ridge and little is left
         assert kernel.max() < (0.75 if side == 32 else 0.2)
-
-
-def test_a_reduced_gt_gives_nearly_the_same_lr() -> None:
-    gt, module = made_up(4, 512), Degradation("realistic")
-    full = module(gt, IDS)
-    assert levels(module(reduced(gt, 128), IDS) - full) < 1
-    assert levels(Degradation("bicubic")(gt, IDS) - full) > 4
-
-
-def test_a_larger_gt_is_reduced_to_512() -> None:
-    gt, module = made_up(1, 1024), Degradation("realistic")
-    assert torch.equal(module(gt, ["x"]), module(resize(gt, 512).clamp(0, 1), ["x"]))
 
 
 def test_a_larger_gt_is_not_reduced_below_the_lr(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +220,7 @@ def test_a_larger_gt_is_not_reduced_below_the_lr(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("lr_size", [1, 2, 4])
+@pytest.mark.parametrize("lr_size", [1, 4])
 def test_the_smallest_sides(kind: str, lr_size: int) -> None:
     lr = Degradation(kind, lr_size)(made_up(4, 2 * lr_size), IDS)
     assert lr.shape == (4, 3, lr_size, lr_size)
@@ -324,10 +237,9 @@ def test_a_finished_lr_is_only_blurred_and_noised() -> None:
 # ---- seeds
 
 
-@pytest.mark.parametrize("side", [32, 128])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_batch_does_not_matter(kind: str, side: int) -> None:
-    gt, module = made_up(side=side), Degradation(kind)
+def test_the_batch_does_not_matter(kind: str) -> None:
+    gt, module = made_up(), Degradation(kind)
     lr = module(gt, IDS, 1)
     assert torch.equal(torch.cat([module(gt[i : i + 1], IDS[i : i + 1], 1) for i in range(4)]), lr)
     order = [2, 0, 3, 1]
@@ -400,16 +312,15 @@ def test_a_gpu_gives_the_same(kind: str) -> None:
 # ---- wrong input
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("blur",), "kind must be one of bicubic, dpsr, realistic, got 'blur'"),
-        (("bicubic", 0), "lr_size must be at least 1, got 0"),
-    ],
-)
-def test_wrong_arguments(arguments: tuple[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Degradation(*arguments)
+def test_wrong_arguments() -> None:
+    with pytest.raises(ValueError, match="kind must be one of bicubic, dpsr, realistic, got 'blur'"):
+        Degradation("blur")
+    with pytest.raises(ValueError, match="lr_size must be at least 1, got 0"):
+        Degradation("bicubic", 0)
+    with pytest.raises(ValueError, match=r"gt must be .* floating point, got .* torch.uint8"):
+        Degradation()(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), ["x"])
+    with pytest.raises(ValueError, match="kind must be dpsr or realistic"):
+        Degradation().draw("x")
 
 
 @pytest.mark.parametrize(
@@ -417,28 +328,17 @@ def test_wrong_arguments(arguments: tuple[str, int], message: str) -> None:
     [
         ("bicubic", (3, 64, 64), ["x"], r"gt must be \(B, 3, H, H\)"),
         ("bicubic", (1, 1, 64, 64), ["x"], r"gt must be \(B, 3, H, H\)"),
-        ("bicubic", (1, 3, 64, 32), ["x"], r"gt must be \(B, 3, H, H\)"),
         ("bicubic", (0, 3, 64, 64), [], r"gt must be \(B, 3, H, H\)"),
         ("bicubic", (1, 3, 8, 8), ["x"], r"gt's side must be lr_size \(16\) times a power of two, got 8"),
-        ("bicubic", (1, 3, 0, 0), ["x"], "times a power of two, got 0"),
-        ("bicubic", (1, 3, 40, 40), ["x"], "times a power of two, got 40"),
         ("dpsr", (1, 3, 48, 48), ["x"], "times a power of two, got 48"),
         ("realistic", (1, 3, 16, 16), ["x"], r"gt's side must be above lr_size \(16\) for realistic"),
         ("dpsr", (2, 3, 64, 64), ["x"], "ids must be one name for each of the 2 samples of gt, got 1"),
-        ("bicubic", (2, 3, 64, 64), ["x", "y", "z"], "ids must be .* got 3"),
         ("dpsr", (2, 3, 64, 64), "xy", "ids must be .* got 'xy'"),
     ],
 )
 def test_wrong_input(kind: str, shape: tuple[int, ...], ids: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Degradation(kind)(torch.zeros(shape), ids)
-
-
-def test_integers_and_bicubic_draws_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"gt must be .* floating point, got .* torch.uint8"):
-        Degradation()(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), ["x"])
-    with pytest.raises(ValueError, match="kind must be dpsr or realistic"):
-        Degradation().draw("x")
 
 
 # ---- documentation and real photos

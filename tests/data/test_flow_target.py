@@ -19,6 +19,11 @@ def moved(
     return scale * points @ turn.T + shift
 
 
+def grid(side: int) -> np.ndarray:
+    centre = (np.arange(side) + 0.5) / side
+    return np.stack(np.meshgrid(centre, centre), -1)
+
+
 def test_names_and_shares() -> None:
     assert [rest_of(value) for value in ("tps", "similarity", 0.25, 1, 0)] == [1, 0, 0.25, 1, 0]
     for wrong in ("affine", -0.1, 1.5, float("nan"), True, None):
@@ -28,11 +33,9 @@ def test_names_and_shares() -> None:
             rest_of(wrong)
 
 
-@pytest.mark.parametrize("side", [16, 64])
-def test_the_similarity_is_found(side: int) -> None:
-    centre = (np.arange(side) + 0.5) / side
-    grid = np.stack(np.meshgrid(centre, centre), -1)
-    expected = ((moved(grid) - grid) * side).transpose(2, 0, 1)
+def test_the_similarity_is_found() -> None:
+    side = 32
+    expected = ((moved(grid(side)) - grid(side)) * side).transpose(2, 0, 1)
     flow = target_flow(GT, moved(GT), side, 0.0)
     np.testing.assert_allclose(flow.numpy(), expected, atol=1e-4)
     for rest in (0.5, 1.0):  # the spline of a similarity is that similarity
@@ -48,12 +51,9 @@ def test_it_is_the_best_one_and_no_reflection() -> None:
 
     for target in (OTHER, GT * [-1, 1] + [1, 0]):
         best = least_squares(miss, [1.0, 0, 0, 0]).x
-        side = 32
-        centre = (np.arange(side) + 0.5) / side
-        grid = np.stack(np.meshgrid(centre, centre), -1)
-        expected = grid @ np.array([[best[0], best[1]], [-best[1], best[0]]]) + best[2:] - grid
-        flow = target_flow(GT, target, side, 0.0)
-        np.testing.assert_allclose(flow.permute(1, 2, 0).numpy(), expected * side, atol=1e-3)
+        expected = grid(32) @ np.array([[best[0], best[1]], [-best[1], best[0]]]) + best[2:] - grid(32)
+        flow = target_flow(GT, target, 32, 0.0)
+        np.testing.assert_allclose(flow.permute(1, 2, 0).numpy(), expected * 32, atol=1e-3)
 
 
 def test_a_share_lies_between() -> None:
@@ -65,12 +65,11 @@ def test_a_share_lies_between() -> None:
 
 @pytest.mark.parametrize("rest", [0.0, 0.5, 1.0])
 def test_a_moved_reference_moves_the_flows_ends(rest: float) -> None:
-    side = 32
-    flow, other = target_flow(GT, OTHER, side, rest), target_flow(GT, moved(OTHER), side, rest)
-    centre = (np.arange(side) + 0.5) / side
-    grid = np.stack(np.meshgrid(centre, centre), -1)
-    ends = grid + flow.permute(1, 2, 0).numpy() / side
-    np.testing.assert_allclose(grid + other.permute(1, 2, 0).numpy() / side, moved(ends), atol=1e-4)
+    ends, of_moved = (
+        grid(32) + target_flow(GT, reference, 32, rest).permute(1, 2, 0).numpy() / 32
+        for reference in (OTHER, moved(OTHER))
+    )
+    np.testing.assert_allclose(of_moved, moved(ends), atol=1e-4)
 
 
 def test_landmarks_at_one_place_are_refused() -> None:

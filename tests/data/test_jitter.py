@@ -1,14 +1,13 @@
 """Changed references: as sharp as before, where the flow says, and masked where they were."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small_data import data
 
-from rpf_lightning.data import ReferencePairsDataModule
 from rpf_lightning.data.dataset import PairsDataset
 from rpf_lightning.data.jitter import Colour, Warp, inverse_flow, resample
 from rpf_lightning.data.level_cache import CachedPairs
@@ -23,15 +22,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def data(prepared: Path, **kwargs: Any) -> ReferencePairsDataModule:
-    given = {"lr_size": 8, "size": 64, "side": 32, "val_fraction": 0.34, **kwargs}
-    module = ReferencePairsDataModule(str(prepared), **given)
-    module.prepare_data()
-    module.setup("fit")
-    return module
-
-
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(5))
 def test_warps_are_inverted(seed: int) -> None:
     points = torch.rand(500, 2, dtype=torch.float64)
     for warp in (Warp.similarity(rng(seed), 0.3, CENTRE), Warp.smooth(rng(seed), CENTRE)):
@@ -54,9 +45,9 @@ def test_a_similarity_has_the_strength_that_was_asked_for() -> None:
         assert 0.4 * limit < size.mean() < 0.6 * limit
 
 
-@pytest.mark.parametrize("cache_side", [0, 32, 64])
+@pytest.mark.parametrize("cache_side", [32, 64])
 def test_a_face_that_is_its_own_reference_is_found_by_the_flow(prepared: Path, cache_side: int) -> None:
-    module = data(prepared, self_fraction=1.0, cache_side=cache_side)
+    module = data(prepared, side=32, self_fraction=1.0, cache_side=cache_side)
     dataset = module.train_dataset
     found, before = [], []
     for index in range(len(dataset)):
@@ -78,10 +69,8 @@ def test_a_face_that_is_its_own_reference_is_found_by_the_flow(prepared: Path, c
 def test_the_inverse_of_a_smooth_picture_is_exact() -> None:
     centre = (torch.arange(128) + 0.5) / 128
     y, x = torch.meshgrid(centre, centre, indexing="ij")
-    picture = (
-        torch.stack([torch.sin(9 * x) * torch.cos(7 * y), torch.sin(8 * y + 3 * x), torch.cos(9 * y)]) / 2
-        + 0.5
-    )
+    waves = [torch.sin(9 * x) * torch.cos(7 * y), torch.sin(8 * y + 3 * x), torch.cos(9 * y)]
+    picture = torch.stack(waves) / 2 + 0.5
     full = torch.ones(1, 128, 128)
     warp = Warp.smooth(rng(4), CENTRE)
     found = resample(ReferenceLevel(picture, full, full), 64, warp)
@@ -94,7 +83,7 @@ def test_the_inverse_of_a_smooth_picture_is_exact() -> None:
 
 def test_a_moved_reference_and_its_flow_belong_together(prepared: Path) -> None:
     plain, moved = (
-        data(prepared, similarity_jitter=strength, warped_reference=True).train_dataset
+        data(prepared, side=32, similarity_jitter=strength, warped_reference=True).train_dataset
         for strength in (0.0, 0.1)
     )
     errors, before = [], []
@@ -128,16 +117,15 @@ def noise(side: int) -> ReferenceLevel:
 def band(image: torch.Tensor) -> torch.Tensor:
     """Strength of the highest octave in the middle."""
     side = image.shape[-1]
-    high = (image - resize(resize(image[None], side // 2), side)[0])[
-        :, side // 3 : -side // 3, side // 3 : -side // 3
-    ]
+    middle = slice(side // 3, -side // 3)
+    high = (image - resize(resize(image[None], side // 2), side)[0])[:, middle, middle]
     return high.square().mean().sqrt()
 
 
 def test_warped_references_stay_sharp() -> None:
     level = noise(128)
     wanted = band(resize(level.image[None], 64)[0])
-    for seed in range(5):
+    for seed in range(3):
         warp = Warp.similarity(rng(seed), 0.05, CENTRE)
         assert band(resample(level, 64, warp).image) > 0.9 * wanted
         bilinear = F.grid_sample(resize(level.image[None], 64), warp_grid(warp, 64), align_corners=False)
@@ -149,8 +137,7 @@ def warp_grid(warp: Warp, side: int) -> torch.Tensor:
     return 2 * warp(torch.stack(torch.meshgrid(centre, centre, indexing="xy"), -1))[None] - 1
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("source", [32, 64])
+@pytest.mark.parametrize(("seed", "source"), [(0, 32), (1, 64)])
 def test_ok_never_claims_what_mixes_masked_pixels(seed: int, source: int) -> None:
     """Every pixel that the sampling reads, written down independently."""
     level = noise(source)
@@ -205,7 +192,8 @@ def test_colour_leaves_the_mask_and_the_range() -> None:
 
 def test_colour_in_a_sample(prepared: Path) -> None:
     plain, changed = (
-        data(prepared, colour_jitter=strength, warped_reference=True).train_dataset for strength in (0.0, 0.2)
+        data(prepared, side=32, colour_jitter=strength, warped_reference=True).train_dataset
+        for strength in (0.0, 0.2)
     )
     for index in range(len(plain)):
         before, after = plain[index], changed[index, 5]
@@ -213,15 +201,13 @@ def test_colour_in_a_sample(prepared: Path) -> None:
             assert torch.equal(getattr(before, name), getattr(after, name))
         assert (after.reference - before.reference).abs().mean() > 1e-3
         assert (after.warped_reference - before.warped_reference).abs().mean() > 1e-3
-        assert (
-            after.reference[:, (before.reference == 0).all(0) & (before.reference_mask[0] == 0)].abs().max()
-            == 0
-        )
+        outside = (before.reference == 0).all(0) & (before.reference_mask[0] == 0)
+        assert after.reference[:, outside].abs().max() == 0
 
 
 def test_the_cache_and_the_photos_give_the_same(prepared: Path) -> None:
     options = {"similarity_jitter": 0.05, "colour_jitter": 0.1, "self_fraction": 0.3, "references": "all"}
-    read, made = (data(prepared, **options, cache_side=side).train_dataset for side in (64, 0))
+    read, made = (data(prepared, side=32, **options, cache_side=side).train_dataset for side in (64, 0))
     assert isinstance(read, CachedPairs)
     assert isinstance(made, PairsDataset)
     assert read.sampled == made.sampled == 64

@@ -38,16 +38,8 @@ def test_processes_share_an_epoch_out() -> None:
     assert len({place % 11 for part in parts for place in part}) == 9
     whole = epoch(Shuffled(11, True, 0), 5)
     assert {place for part in parts for place in part} == set(whole[:9])
-
-
-def test_what_does_not_divide_is_left_out_of_one_epoch_only() -> None:
-    seen = {
-        place
-        for number in range(6)
-        for rank in range(3)
-        for place in epoch(Shuffled(11, False, 0, rank, 3), number)
-    }
-    assert seen == set(range(11))
+    epochs = [epoch(Shuffled(11, False, 0, rank, 3), number) for rank in range(3) for number in range(6)]
+    assert set().union(*epochs) == set(range(11))  # what does not divide is left out of one epoch only
 
 
 class Numbers(Dataset[int]):
@@ -104,7 +96,7 @@ def test_another_epoch_is_whole() -> None:
     assert len(batches(resumed, 0)) == 5  # the state counts once
 
 
-@pytest.mark.parametrize("given", [1, 5, 7, 9])
+@pytest.mark.parametrize("given", [1, 9])
 @pytest.mark.parametrize("changed", ["batch_size", "processes"])
 def test_another_division_of_the_rest_is_refused(changed: str, given: int) -> None:
     """Also where more batches were given than an epoch has now."""

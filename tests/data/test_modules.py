@@ -5,12 +5,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -18,12 +16,12 @@ from torch.utils.data import DataLoader
 from rpf_lightning.cli import main
 from rpf_lightning.data import CelebAHQDataModule, FFHQDataModule, ReferencePairsDataModule
 from rpf_lightning.data.batches import ReferenceBatch
-from rpf_lightning.data.dataset import FacesDataset, PairsDataset
+from rpf_lightning.data.dataset import PairsDataset
 from rpf_lightning.data.degradation import Degradation
-from rpf_lightning.data.level_cache import CachedFaces, CachedPairs
-from rpf_lightning.data.pairing import nearest_references
-from rpf_lightning.data.preparation import Options, prepare_faces
+from rpf_lightning.data.level_cache import CachedPairs
+from rpf_lightning.data.pairing import Pair, nearest_references
 from rpf_lightning.data.sample import mirror
+from small_fits import QUIET, write_fit
 
 SIDES = {"lr_size": 8, "size": 64, "side": 16}
 Prepare = Callable[..., dict[str, Any]]
@@ -50,6 +48,10 @@ def test_pairs_come_from_the_cache_where_the_level_is_cached(prepared: Path) -> 
     assert isinstance(batch, ReferenceBatch)
     assert batch.gt.shape == (4, 3, 16, 16)
     assert (prepared / "cache").is_dir()
+    pairs, identities = module.split_pairs(), module.prepared().identities
+    people = {identities[pair.gt] for pair in pairs.val}
+    for pair in module.val_dataset(other_person=True).pairs:
+        assert identities[pair.reference] in people - {identities[pair.gt]}
     for above in ({"cache_side": 0}, {"cache_side": 8}, {"cache_side": 32, "side": 64}):
         direct = ready(ReferencePairsDataModule(str(prepared), **{**SIDES, **above}, val_fraction=0.34))
         assert isinstance(direct.train_dataset, PairsDataset)
@@ -68,19 +70,14 @@ def test_the_command_line_knows_the_arguments_of_all_bases() -> None:
         return parser.parse_args([f"--data=rpf_lightning.data.{name}", *given]).data.init_args
 
     common = ("flip=true", "degradation=dpsr", "limit_train=3")
-    assert (
-        parse("ReferencePairsDataModule", "root=x", "mask_reference=false", *common).mask_reference is False
-    )
-    celeba = parse(
-        "CelebAHQDataModule", "root=x", "mapping=m", "identities=i", "mask_reference=false", *common
-    )
-    assert (celeba.limit_train, celeba.cache_side) == (3, 256)
+    of_pairs = ("mask_reference=false", "references=all", "wrong_fraction=0.1", *common)
+    pairs = parse("ReferencePairsDataModule", "root=x", *of_pairs)
+    celeba = parse("CelebAHQDataModule", "root=x", "mapping=m", "identities=i", *of_pairs)
+    for given in (pairs, celeba):
+        assert (given.limit_train, given.cache_side, given.flow_target) == (3, 256, "tps")
+        assert (given.mask_reference, given.references, given.wrong_fraction) == (False, "all", 0.1)
     assert parse("FFHQDataModule", "root=x", *common).degradation == "dpsr"
     assert parse("SyntheticFacesDataModule", "people=3", *common).flip is True
-    drawn = parse(
-        "CelebAHQDataModule", "root=x", "mapping=m", "identities=i", "references=all", "wrong_fraction=0.1"
-    )
-    assert (drawn.references, drawn.wrong_fraction, drawn.flow_target) == ("all", 0.1, "tps")
     for given, expected in (("similarity", "similarity"), ("0.5", 0.5)):
         assert parse("ReferencePairsDataModule", "root=x", f"flow_target={given}").flow_target == expected
     for name, wrong in (("FFHQDataModule", "mask_reference=false"), ("SyntheticFacesDataModule", "root=x")):
@@ -131,19 +128,6 @@ def test_caches_may_lie_elsewhere(prepared: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "fast").glob("*/lr.npy"))) == 1
 
 
-def test_people_are_in_one_part(prepared: Path) -> None:
-    module = ready(ReferencePairsDataModule(str(prepared), **SIDES, val_fraction=0.34, seed=2))
-    pairs = module.split_pairs()
-    people = [{pairs.photos.identities[i] for p in part for i in p[:2]} for part in (pairs.train, pairs.val)]
-    assert not people[0] & people[1]
-    other = module.val_dataset(side=16, other_person=True)
-    for pair in other.pairs:
-        assert pairs.photos.identities[pair.gt] != pairs.photos.identities[pair.reference]
-        assert pairs.photos.identities[pair.reference] in people[1]
-    assert isinstance(module.val_dataset(), PairsDataset)  # unrounded, at full size
-    assert module.val_dataset()[0].gt.shape == (3, 64, 64)
-
-
 def test_limits(prepared: Path) -> None:
     module = ready(
         ReferencePairsDataModule(str(prepared), **SIDES, val_fraction=0.34, limit_train=5, limit_val=2)
@@ -154,98 +138,75 @@ def test_limits(prepared: Path) -> None:
     assert module.train_dataset.cache.indices == sorted({index for pair in pairs for index in pair[:2]})
 
 
-def test_flips_are_seeded_and_whole(prepared: Path) -> None:
-    def epochs(**kwargs: Any) -> list[tuple[str, bool]]:
-        module = ready(
-            ReferencePairsDataModule(
-                str(prepared),
-                **SIDES,
-                val_fraction=0.34,
-                batch_size=1,
-                flip=True,
-                warped_reference=True,
-                **kwargs,
-            )
-        )
-        by_name = {sample.id: sample for sample in module.train_dataset}
-        loader, seen = module.train_dataloader(), []
-        for _ in range(3):
-            for batch in loader:
-                original = by_name[batch.id[0]]
-                flipped = not torch.equal(batch.gt[0], original.gt)
-                expected = mirror(original) if flipped else original
-                for name, value in expected._asdict().items():
-                    if not isinstance(value, Tensor):
-                        continue
-                    torch.testing.assert_close(getattr(batch, name)[0], value)
-                seen.append((batch.id[0], flipped))
-        for batch, sample in zip(module.val_dataloader(), module.val_dataset_, strict=True):
-            assert torch.equal(batch.gt[0], sample.gt)  # validation is never flipped
-        assert sorted(name for name, _ in seen[:12]) == sorted(by_name)
-        return seen
-
-    seen = epochs(seed=1)
-    assert 8 < sum(flipped for _, flipped in seen) < 28  # of 36
-    assert epochs(seed=1, num_workers=2) == seen  # nothing random happens in workers
-    assert epochs(seed=4) != seen
+def test_flips_are_whole_and_of_training_alone(prepared: Path) -> None:
+    given = {**SIDES, "val_fraction": 0.34, "batch_size": 1, "flip": True, "warped_reference": True}
+    module = ready(ReferencePairsDataModule(str(prepared), **given))
+    seen = []
+    for batch in module.train_dataloader():
+        place = batch.place[0] % 12
+        seen.append((place, flipped := batch.place[0] >= 12))
+        original = module.train_dataset[place]
+        for name, value in (mirror(original) if flipped else original)._asdict().items():
+            if isinstance(value, Tensor):
+                torch.testing.assert_close(getattr(batch, name)[0], value)
+    assert sorted(place for place, _ in seen) == list(range(12))
+    assert 0 < sum(flipped for _, flipped in seen) < 12
+    for batch, sample in zip(module.val_dataloader(), module.val_dataset_, strict=True):
+        assert torch.equal(batch.gt[0], sample.gt)
 
 
-@pytest.mark.parametrize("kind", ["dpsr", "realistic"])
-@pytest.mark.parametrize("cache_side", [0, 64])
+class Listening(LightningModule):
+    """Keeps the LRs of training and validation."""
+
+    lr_size, size, side = 8, 64, 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 3, 1)
+        self.train_lr: dict[tuple[int, str], Tensor] = {}
+        self.val_lr: list[tuple[str, Tensor]] = []
+
+    def training_step(self, batch: ReferenceBatch, index: int) -> Tensor:
+        self.train_lr |= {(self.current_epoch, name): lr for name, lr in zip(batch.id, batch.lr, strict=True)}
+        return self.layer(batch.gt).mean()
+
+    def validation_step(self, batch: ReferenceBatch, index: int) -> None:
+        self.val_lr += zip(batch.id, batch.lr, strict=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+@pytest.mark.parametrize(("kind", "cache_side"), [("dpsr", 0), ("dpsr", 64), ("realistic", 64)])
 def test_degradations_are_made_in_the_trainers_hook(prepared: Path, kind: Any, cache_side: int) -> None:
-    class Listening(LightningModule):
-        lr_size, size, side = 8, 64, 16
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = torch.nn.Conv2d(3, 3, 1)
-            self.train_lr: dict[tuple[int, str], Tensor] = {}
-            self.val_lr: list[tuple[str, Tensor]] = []
-
-        def training_step(self, batch: ReferenceBatch, index: int) -> Tensor:
-            for name, lr in zip(batch.id, batch.lr, strict=True):
-                self.train_lr[self.current_epoch, name] = lr
-            return self.layer(batch.gt).mean()
-
-        def validation_step(self, batch: ReferenceBatch, index: int) -> None:
-            self.val_lr += zip(batch.id, batch.lr, strict=True)
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), 0.01)
-
     model = Listening()
     module = ReferencePairsDataModule(
         str(prepared), val_fraction=0.34, batch_size=4, degradation=kind, seed=5, cache_side=cache_side
     )
-    trainer = Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0,
-    )  # fmt: skip
-    trainer.fit(model, module)
+    Trainer(max_epochs=2, **QUIET).fit(model, module)
     assert isinstance(module.train_dataset, CachedPairs if cache_side else PairsDataset)
-    name = next(iter(model.train_lr))[1]
-    in_training = PairsDataset(module.prepared(), module.split_pairs().train, lr_size=8, size=64, side=64)
-    (trained,) = (sample for sample in in_training if sample.id == name)
-    start = trained.lr if kind == "dpsr" else trained.gt
+    tolerance = {"atol": 0.021 if cache_side else 1e-6, "rtol": 0}
+    degrade = Degradation(kind, 8, seed=5)
+
+    def plain(pairs: list[Pair]) -> PairsDataset:
+        return PairsDataset(module.prepared(), pairs, lr_size=8, size=64, side=64)
+
+    def expected(sample: ReferenceBatch, epoch: int) -> Tensor:
+        start = sample.lr if kind == "dpsr" else sample.gt
+        return degrade(start[None], [sample.id], epoch)[0]
+
+    sample = plain(module.split_pairs().train)[0]
     for epoch in (0, 1):  # epoch 0 of the noise is validation's
-        expected = Degradation(kind, 8, seed=5)(start[None], [name], epoch + 1)[0]
-        tolerance = 0.021 if cache_side else 1e-6
-        torch.testing.assert_close(model.train_lr[epoch, name], expected, atol=tolerance, rtol=0)
-    assert model.train_lr[0, name].shape == (3, 8, 8)
-    assert not torch.equal(model.train_lr[0, name], model.train_lr[1, name])  # other noise in every epoch
+        found = model.train_lr[epoch, sample.id]
+        torch.testing.assert_close(found, expected(sample, epoch + 1), **tolerance)
+    assert not torch.equal(model.train_lr[0, sample.id], model.train_lr[1, sample.id])
     first, second = (dict(model.val_lr[i : i + 6]) for i in (0, 6))
     assert all(torch.equal(first[key], second[key]) for key in first)  # the same in validation
-    photos = module.prepared()
     evaluated = module.val_dataset(side=16)  # without a trainer's hook
-    for sample in list(evaluated)[:3]:
-        torch.testing.assert_close(sample.lr, first[sample.id], atol=0.021 if cache_side else 1e-6, rtol=0)
-    plain = PairsDataset(photos, module.split_pairs().val, lr_size=8, size=64, side=64)
-    degrade = Degradation(kind, 8, seed=5)
-    for sample in list(plain)[:3]:
-        start = sample.lr if kind == "dpsr" else sample.gt
-        expected = degrade(start[None], [sample.id], 0)[0]
+    for index, sample in enumerate(list(plain(module.split_pairs().val))[:3]):
         assert (first[sample.id] - sample.lr).abs().max() > 0.01
-        torch.testing.assert_close(first[sample.id], expected, atol=0.021 if cache_side else 1e-6, rtol=0)
+        torch.testing.assert_close(first[sample.id], expected(sample, 0), **tolerance)
+        torch.testing.assert_close(evaluated[index].lr, first[sample.id], **tolerance)
 
 
 def test_faces_without_references(prepare: Prepare, folder: Path, tmp_path: Path) -> None:
@@ -254,7 +215,7 @@ def test_faces_without_references(prepare: Prepare, folder: Path, tmp_path: Path
     prepare()
     root = str(tmp_path / "prepared")
     module = ready(FFHQDataModule(root, **SIDES, val_fraction=0.34, batch_size=3))
-    assert isinstance(module.train_dataset, CachedFaces)
+    assert isinstance(module.train_dataset.source, CachedPairs)
     trained = {sample.id for sample in module.train_dataset}
     pairs = ready(ReferencePairsDataModule(root, **SIDES, val_fraction=0.34))
     assert "0-2.png" in trained
@@ -265,7 +226,7 @@ def test_faces_without_references(prepare: Prepare, folder: Path, tmp_path: Path
     assert batch._fields == ("lr", "gt", "gt_mask", "id", "place")
     assert batch.gt.shape == (3, 3, 16, 16)
     direct = ready(FFHQDataModule(root, **SIDES, val_fraction=0.34, cache_side=0, limit_train=4))
-    assert isinstance(direct.train_dataset, FacesDataset)
+    assert isinstance(direct.train_dataset.source, PairsDataset)
     assert len(direct.train_dataset) == 4
     torch.testing.assert_close(direct.val_dataset_[0].lr, module.val_dataset_[0].lr)
 
@@ -351,33 +312,19 @@ def test_the_disjoint_split(release: dict[str, str]) -> None:
         CelebAHQDataModule(**release, split="own")
 
 
-def config(tmp_path: Path, stage: str, data: dict[str, Any], **model: Any) -> str:
-    content = {
-        "seed_everything": 0,
-        "trainer": {
-            "accelerator": "cpu", "devices": 1, "max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1,
-            "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
-        },
-        "model": {
-            "class_path": f"rpf_lightning.stages.{stage}",
-            "init_args": {
-                "model_dir": str(tmp_path / "model"), "block": 1,
-                "network": {"lr_size": 8, "scale": 8, "channels": 4, "width": 1 / 64}, **model,
-            },
-        },
-        "data": data,
-    }  # fmt: skip
-    path = tmp_path / f"{stage}.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return str(path)
+def config(tmp_path: Path, stage: str, name: str, data: dict[str, Any], **model: Any) -> str:
+    network = {"lr_size": 8, "scale": 8, "channels": 4, "width": 1 / 64}
+    faces = {
+        "class_path": f"rpf_lightning.data.{name}",
+        "init_args": {"batch_size": 2, "val_fraction": 0.34, **data},
+    }
+    given = {"model_dir": str(tmp_path / "model"), "block": 1, "network": network, **model}
+    return str(write_fit(tmp_path / f"{stage}.yaml", stage, data=faces, **given))
 
 
 def test_rpf_fit_works_from_the_raw_release(release: dict[str, str], folder: Path, tmp_path: Path) -> None:
-    data = {
-        "class_path": "rpf_lightning.data.CelebAHQDataModule",
-        "init_args": {**release, "batch_size": 2, "flip": True, "val_fraction": 0.34},
-    }
-    main(["fit", "--config", config(tmp_path, "WarpingStage", data)])
+    file = config(tmp_path, "WarpingStage", "CelebAHQDataModule", {**release, "flip": True})
+    main(["fit", "--config", file])
     assert (folder / "prepare.json").is_file()
     assert len(list((folder / "cache").glob("*/ok_16.npy"))) == 1
     assert (tmp_path / "model" / "model.safetensors").is_file()
@@ -388,11 +335,7 @@ def test_rpf_fit_works_from_the_raw_release(release: dict[str, str], folder: Pat
 @pytest.mark.slow
 def test_two_processes_prepare_and_cache_once(release: dict[str, str], folder: Path, tmp_path: Path) -> None:
     """The pass over the photos is a prediction inside of a fit whose environment names two processes."""
-    data = {
-        "class_path": "rpf_lightning.data.CelebAHQDataModule",
-        "init_args": {**release, "batch_size": 2, "val_fraction": 0.34},
-    }
-    file = config(tmp_path, "WarpingStage", data)
+    file = config(tmp_path, "WarpingStage", "CelebAHQDataModule", release)
     command = [sys.executable, "-m", "rpf_lightning", "fit", "--config", file, "--trainer.devices", "2"]
     command += ["--trainer.strategy", "ddp_find_unused_parameters_true"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -404,62 +347,16 @@ def test_two_processes_prepare_and_cache_once(release: dict[str, str], folder: P
 
 
 def test_stage_one_on_faces_without_references(prepared: Path, tmp_path: Path) -> None:
-    data = {
-        "class_path": "rpf_lightning.data.FFHQDataModule",
-        "init_args": {"root": str(prepared), "batch_size": 2, "val_fraction": 0.34},
-    }
+    def fit(stage: str, **options: Any) -> None:
+        main(
+            ["fit", "--config", config(tmp_path, stage, "FFHQDataModule", {"root": str(prepared)}, **options)]
+        )
+
     off = {"adversarial_weight": 0.0, "perceptual_weight": 0.0, "identity_weight": 0.0}
-    main(["fit", "--config", config(tmp_path, "RefinementStage", data, **off)])
+    fit("RefinementStage", **off)
     assert (tmp_path / "model" / "runs" / "block1-refinement" / "checkpoints" / "last.ckpt").is_file()
-    with pytest.raises(
-        ValueError, match=r"RefinementStage \(finetune\) needs references; FFHQDataModule gives none"
-    ):
-        main(["fit", "--config", config(tmp_path, "RefinementStage", data, **off, input="synthesized")])
+    message = r"RefinementStage \(finetune\) needs references; FFHQDataModule gives none"
+    with pytest.raises(ValueError, match=message):
+        fit("RefinementStage", **off, input="synthesized")
     with pytest.raises(ValueError, match=r"WarpingStage \(warping\) needs references"):
-        main(["fit", "--config", config(tmp_path, "WarpingStage", data)])
-
-
-@pytest.fixture(scope="module")
-def subset(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real photos of 40 people, prepared."""
-    root = shared / "data" / "celeba_hq_subset"
-    tmp = tmp_path_factory.mktemp("subset")
-    (tmp / "images").mkdir()
-    rows = (root / "identities.csv").read_text().splitlines()[1:]
-    people = sorted({row.split(",")[1] for row in rows} - {""})[:40]
-    for row in rows:
-        if row.split(",")[1] in people:
-            name = row.split(",")[0]
-            (tmp / "images" / name).symlink_to(root / "images" / name)
-    options = Options(
-        landmarks=str(root / "landmarks.csv"), labels=str(root / "labels"), label_scheme="celebamask-hq",
-        embeddings=False, num_workers=0,
-    )  # fmt: skip
-    prepare_faces(
-        tmp / "images",
-        tmp / "out",
-        identities=root / "identities.csv",
-        options=options,
-        say=lambda line: None,
-    )
-    return tmp / "out"
-
-
-@pytest.mark.realdata
-def test_real_warps_bring_the_reference_nearer(subset: Path) -> None:
-    module = ReferencePairsDataModule(
-        str(subset), lr_size=16, size=512, side=64, limit_val=12, mask_reference=False
-    )
-    before, after = [], []
-    for sample in module.val_dataset(side=64, warped=True):
-        face = sample.gt_mask
-        before.append((face * (sample.reference - sample.gt).abs()).sum() / face.sum())
-        after.append((face * (sample.warped_reference - sample.gt).abs()).sum() / face.sum())
-    assert torch.stack(after).mean() < torch.stack(before).mean()
-
-
-def test_the_trainers_module_gives_the_sides(prepared: Path) -> None:
-    module = ReferencePairsDataModule(str(prepared), val_fraction=0.34)
-    module.trainer = SimpleNamespace(lightning_module=SimpleNamespace(**SIDES))
-    ready(module)
-    assert module.train_dataset[0].gt.shape == (3, 16, 16)
+        fit("WarpingStage")

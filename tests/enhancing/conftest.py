@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import ImageCms
 from scipy import ndimage
 
 from rpf_lightning.enhancing.aligned_faces import AlignedFace, FaceNetworks
-from rpf_lightning.enhancing.identity_check import MEASURED
+from rpf_lightning.enhancing.identity_check import LIMITS
 from rpf_lightning.faces.detection import Face
 from rpf_lightning.model import RPFModel
 
@@ -20,10 +21,13 @@ Square = tuple[int, int, int, int]  # left, top, side, blue
 class SquareDetector:
     """Finds squares that are red, with any blue, from 12 pixels on; their aligned square is the square itself.
 
+    It sees what SCRFD sees: photos of up to 1920 pixels.
+
     `nose` moves the nose: a pose of its own, told by the square's green.
     """
 
     pack = "squares"
+    smallest_face, smallest_square, input_side, max_input_side = 20, 20, 640, 1920
 
     def detect(self, image: NDArray[np.uint8]) -> list[Face]:
         red = (image[..., 0] > 200) & (image[..., 1] < 60)
@@ -59,10 +63,11 @@ class Networks(FaceNetworks):
 
     def __init__(self) -> None:
         super().__init__(mask_model="template")
+        recogniser = SimpleNamespace(file=LIMITS["insightface"].file)
+        self.models = SimpleNamespace(
+            kind="insightface", said="squares", detector=SquareDetector(), recogniser=recogniser
+        )
         self.compared = 0
-
-    detector = SquareDetector()
-    arcface = SimpleNamespace(file=MEASURED)
 
     def features(self, face: AlignedFace) -> torch.Tensor:
         self.compared += 1
@@ -112,3 +117,29 @@ def portraits() -> Sequence[NDArray[np.uint8]]:
 @pytest.fixture
 def face_points() -> Callable[..., NDArray[np.float64]]:
     return points_of
+
+
+def fixed(value: float) -> bytes:
+    return round(value * 65536).to_bytes(4, "big", signed=True)
+
+
+@pytest.fixture
+def wide_profile() -> bytes:
+    """A profile of Display P3's primaries and a gamma of 2.2: lcms's sRGB with other columns and curves."""
+    content = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    columns = {
+        b"rXYZ": (0.5151, 0.2412, -0.0011),
+        b"gXYZ": (0.2920, 0.6922, 0.0419),
+        b"bXYZ": (0.1571, 0.0666, 0.7841),
+    }
+    for number in range(int.from_bytes(content[128:132], "big")):
+        at = 132 + 12 * number
+        tag, start = bytes(content[at : at + 4]), int.from_bytes(content[at + 4 : at + 8], "big")
+        if tag in columns:
+            content[start + 8 : start + 20] = b"".join(fixed(value) for value in columns[tag])
+        elif tag == b"desc":
+            size = int.from_bytes(content[at + 8 : at + 12], "big")
+            name = "wide".encode("utf-16-be")
+            place = content.find("sRGB".encode("utf-16-be"), start, start + size)
+            content[place : place + len(name)] = name
+    return bytes(content)

@@ -21,32 +21,11 @@ def fixed(value: float) -> bytes:
     return round(value * 65536).to_bytes(4, "big", signed=True)
 
 
-def wide_profile() -> bytes:
-    """A profile of Display P3's primaries and a gamma of 2.2: lcms's sRGB with other columns and curves."""
-    content = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    columns = {
-        b"rXYZ": (0.5151, 0.2412, -0.0011),
-        b"gXYZ": (0.2920, 0.6922, 0.0419),
-        b"bXYZ": (0.1571, 0.0666, 0.7841),
-    }
-    for number in range(int.from_bytes(content[128:132], "big")):
-        at = 132 + 12 * number
-        tag, start = bytes(content[at : at + 4]), int.from_bytes(content[at + 4 : at + 8], "big")
-        if tag in columns:
-            content[start + 8 : start + 20] = b"".join(fixed(value) for value in columns[tag])
-        elif tag == b"desc":
-            size = int.from_bytes(content[at + 8 : at + 12], "big")
-            name = "wide".encode("utf-16-be")
-            place = content.find("sRGB".encode("utf-16-be"), start, start + size)
-            content[place : place + len(name)] = name
-    return bytes(content)
-
-
-def test_display_p3_becomes_srgb(tmp_path: Path) -> None:
+def test_display_p3_becomes_srgb(tmp_path: Path, wide_profile: bytes) -> None:
     """Known values: P3's (200, 100, 100) is sRGB's (213, 96, 98), to a level or two; white stays white."""
     pixels = np.full((8, 8, 3), (200, 100, 100), np.uint8)
     pixels[0] = 255
-    Image.fromarray(pixels).save(tmp_path / "p3.png", icc_profile=wide_profile())
+    Image.fromarray(pixels).save(tmp_path / "p3.png", icc_profile=wide_profile)
     warnings: list[str] = []
     read = read_srgb(tmp_path / "p3.png", "p3.png", warnings)
     assert warnings == []
@@ -129,22 +108,24 @@ def test_profiles_that_cannot_be_used_are_told(
     assert result.before.shape == (240, 320, 3)
 
 
-def test_references_are_converted_too(tmp_path: Path, drawn: Draw, networks: Any, bicubic: RPFModel) -> None:
+def test_references_are_converted_too(
+    tmp_path: Path, wide_profile: bytes, drawn: Draw, networks: Any, bicubic: RPFModel
+) -> None:
     pixels = drawn(120, 120, (10, 10, 100, 0), green=50)
-    Image.fromarray(pixels).save(tmp_path / "reference.png", icc_profile=wide_profile())
+    Image.fromarray(pixels).save(tmp_path / "reference.png", icc_profile=wide_profile)
     photo = drawn(160, 120, (70, 40, 52, 0))
     plain = enhance_photo(photo, [pixels], bicubic, networks)
     wide = enhance_photo(photo, [tmp_path / "reference.png"], bicubic, networks)
     assert wide.reference[32, 32, 1] < plain.reference[32, 32, 1] - 20
 
 
-def test_grey_and_turned_photos(tmp_path: Path) -> None:
+def test_grey_and_turned_photos(tmp_path: Path, wide_profile: bytes) -> None:
     content = io.BytesIO()
     grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.repeat(grey[..., None], 3, 2)).save(
-        content, "PNG", icc_profile=wide_profile(), exif=exif
+        content, "PNG", icc_profile=wide_profile, exif=exif
     )
     (tmp_path / "a.png").write_bytes(content.getvalue())
     read = read_srgb(tmp_path / "a.png", "a", [])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rpf_lightning.drawn_faces.photo import render_photo
-from rpf_lightning.enhancing import FaceNetworks, RefusedError, enhance_aligned, enhance_photo
+from rpf_lightning.enhancing import FaceNetworks, RefusedError, aligned_faces, enhance_aligned, enhance_photo
 from rpf_lightning.enhancing.enhance import entry_side
 from rpf_lightning.enhancing.paste import enlarge
 from rpf_lightning.faces.detection import Face
@@ -215,7 +215,7 @@ def test_arguments_are_named(drawn: Draw, networks: Any, bicubic: RPFModel, port
 def test_nobody_is_refused_by_a_network_that_was_not_measured(
     drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits
 ) -> None:
-    networks.arcface = SimpleNamespace(file="w600k_r50.onnx")
+    networks.models.recogniser = SimpleNamespace(file="w600k_r50.onnx")
     photo = drawn(160, 120, (70, 40, 52, 255))
     result = enhance_photo(photo, portraits[:1], bicubic, networks)
     assert result.warnings[0].startswith("the limits were not measured for w600k_r50.onnx")
@@ -259,33 +259,23 @@ def test_the_mask_is_made_and_reduced_as_in_training(
         assert (result.mask == value).all()
 
 
-def test_what_was_not_searched_is_said(
+def test_what_was_not_sought_is_said(
     drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    area = 300 * 700
-    monkeypatch.setattr(
-        "rpf_lightning.enhancing.aligned_faces.MAX_PIXELS", {1: area, 2: 4 * area, 4: 15 * area}
-    )
-    monkeypatch.setattr("rpf_lightning.enhancing.aligned_faces.MAX_PIXELS_OF_NOTHING", 15 * area)
+    monkeypatch.setitem(aligned_faces.MAX_PIXELS, 4, 15 * 300 * 700)
     several = drawn(700, 300, (10, 10, 55, 255), (200, 40, 20, 0))
-    left_out = "ot searched: its enlargement by 4; cut the photo to the surroundings of a tiny face"
-    with pytest.raises(RefusedError, match=f"choose with --face.*N{left_out}"):
+    missed = "aces below 10 pixels were not sought, since the photo is large: cut it to the surroundings"
+    with pytest.raises(RefusedError, match=f"choose with --face.*F{missed}"):
         enhance_photo(several, portraits, bicubic, networks)
-    with pytest.raises(RefusedError, match=f"--force enhances nevertheless. N{left_out}"):
+    with pytest.raises(RefusedError, match=f"--force enhances nevertheless. F{missed}"):
         enhance_photo(drawn(700, 300, (10, 10, 55, 255)), portraits, bicubic, networks)
-    with pytest.raises(RefusedError, match=f"nothing to gain; n{left_out}"):
+    with pytest.raises(RefusedError, match=f"nothing to gain; f{missed}"):
         enhance_photo(drawn(700, 300, (10, 10, 80, 255)), portraits, bicubic, networks)
-    nothing = f"no face found; searched: the photo, and its enlargement by 2; n{left_out}"
-    with pytest.raises(RefusedError, match=nothing):
+    with pytest.raises(RefusedError, match=f"no face found, sought from 10 pixels on; f{missed}"):
         enhance_photo(drawn(700, 300), portraits, bicubic, networks)
-    assert enhance_photo(several, portraits, bicubic, networks, face=1).factor == 4
-    monkeypatch.setattr(
-        "rpf_lightning.enhancing.aligned_faces.MAX_PIXELS", {1: area, 2: 3 * area, 4: 15 * area}
-    )
-    alone = drawn(700, 300, (10, 10, 55, 0))
-    (warning,) = enhance_photo(alone, portraits, bicubic, networks).warnings
-    assert warning.startswith("the photo: not searched: its enlargement by 2 and 4; cut the photo")
-    assert enhance_photo(alone, portraits, bicubic, networks, face=0).warnings == ()
+    chosen = enhance_photo(several, portraits, bicubic, networks, face=1)
+    assert (chosen.factor, chosen.sought) == (4, 10)
+    assert enhance_photo(drawn(700, 300, (10, 10, 55, 0)), portraits, bicubic, networks).warnings == ()
 
 
 def test_several_faces(drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits) -> None:
@@ -317,7 +307,7 @@ def test_missing_weights_of_the_mask_are_known_before_anything_is_searched(
     drawn: Draw, bicubic: RPFModel
 ) -> None:
     with pytest.raises(FileNotFoundError, match=r"parsing_bisenet\.pth.*--mask-model hull"):
-        enhance_photo(drawn(100, 100), [drawn(100, 100)], bicubic, FaceNetworks())
+        enhance_photo(drawn(100, 100), [drawn(100, 100)], bicubic, FaceNetworks(mask_model="bisenet"))
 
 
 def test_missing_weights_of_the_mask_are_known_before_anything_is_compared(
@@ -358,15 +348,87 @@ def test_huge_photos_are_enlarged_less(
     assert (result.image[93:113, 153:173] == (255, 0, 0)).all()
 
 
-def test_photos_that_cannot_be_enlarged_are_refused(
+def test_photos_too_large_to_be_enlarged_keep_their_size(
     drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In its own pixels the photo would come out as it was."""
+    """With the face in it, and what that costs is said."""
+    details(bicubic)
+    photo = drawn(160, 120, FACE)
     monkeypatch.setattr("rpf_lightning.enhancing.paste.MAX_PIXELS", 2 * 160 * 120)
+    result = enhance_photo(photo, portraits, bicubic, networks)
+    assert result.factor == 1
+    np.testing.assert_array_equal(result.before, photo)
+    changed = np.argwhere((result.image != photo).any(2))
+    assert len(changed) > 100
+    assert (changed.min(0) >= (40, 70)).all()
+    assert (changed.max(0) < (64, 94)).all()
+    assert (
+        "the photo: it keeps its size; the face has 24 pixels there and loses detail" in result.warnings[-1]
+    )
+
+
+@pytest.mark.parametrize("kind", ["file", "array"])
+def test_sizes_are_known_before_anything_is_computed(
+    drawn: Draw, bicubic: RPFModel, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rpf_lightning.enhancing.found.read_srgb", lambda *_: pytest.fail("decoded"))
+    photo: Any = np.zeros((7000, 7000, 3), np.uint8)
+    large: Any = np.zeros((4000, 4000, 3), np.uint8)
+    if kind == "file":
+        for name, array in (("a", photo), ("b", large)):
+            Image.fromarray(array).save(tmp_path / f"{name}.png")
+        photo, large = tmp_path / "a.png", tmp_path / "b.png"
+    networks = FaceNetworks()
+    monkeypatch.setattr(FaceNetworks, "mask", property(lambda _: pytest.fail("loaded")))
+    with pytest.raises(RefusedError, match=r"has 49 million pixels, expected 48 at most: cut it"):
+        enhance_photo(photo, [photo], bicubic, networks)
     with pytest.raises(
-        RefusedError, match=r"the photo has 0 million pixels, too many .* surroundings of the face"
+        RefusedError, match=r"has 16\.0 million pixels, 3 times as large 144 million, expected 100"
     ):
-        enhance_photo(drawn(160, 120, FACE), portraits, bicubic, networks)
+        enhance_photo(large, [large], bicubic, networks, scale=3)
+    for enhance in (
+        lambda: enhance_photo(large, [large, photo], bicubic, networks),
+        lambda: enhance_aligned(large, photo, bicubic, networks),
+    ):
+        with pytest.raises(RefusedError, match=r"has 49 million pixels, expected 48 at most: cut it"):
+            enhance()
+    with pytest.raises(ValueError, match="scale: expected 1 or more, got 0"):
+        enhance_photo(large, [large], bicubic, networks, scale=0)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 5])
+def test_a_scale_that_is_given_is_taken(
+    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits, scale: int
+) -> None:
+    for side in (21, 22, 32, 33):  # would be 4, 3, 2, 2
+        result = enhance_photo(drawn(160, 120, (70, 40, side, 0)), portraits, bicubic, networks, scale=scale)
+        assert result.factor == scale
+        assert result.image.shape == (120 * scale, 160 * scale, 3)
+        np.testing.assert_allclose(result.matrix[:, 2], (70 * scale, 40 * scale), atol=1e-6)
+
+
+@pytest.mark.parametrize("noise", [0, 4])
+def test_a_grey_photo_stays_grey(
+    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits, noise: int, face_points: Any
+) -> None:
+    """Whatever the model makes of it and the colours of the reference, in a scan whose channels differ a little too."""
+    details(bicubic)
+    grey = np.repeat(drawn(160, 120, FACE)[..., 2:], 3, 2)
+    grey[..., 0] += np.uint8(noise)
+    own = networks.detector.detect
+    found = [Face(np.array([70, 40, 94, 64], np.float64), 1.0, face_points(70, 40, 24))]
+    networks.detector.detect = lambda image: found if image.shape[:2] == (120, 160) else own(image)
+    result = enhance_photo(grey, portraits, bicubic, networks)
+    for picture in (result.image, result.face, result.before, result.lr):
+        assert np.ptp(picture.astype(int), axis=2).max() == 0
+    assert np.ptp(result.reference.astype(int), axis=2).max() > 200
+    assert (result.image != result.before).any()
+    crop = enhance_aligned(grey[40:64, 70:94], drawn(64, 64, (0, 0, 64, 0)), bicubic, networks)
+    assert np.ptp(crop.image.astype(int), axis=2).max() == 0
+    # a photo with one coloured spot has colours
+    grey[100:108, 100:108] = (200, 100, 100)
+    spot = enhance_photo(grey, portraits, bicubic, networks)
+    assert np.ptp(spot.face.astype(int), axis=2).max() > 0
 
 
 @pytest.mark.parametrize("kind", ["grey", "transparent", "turned"])
@@ -398,9 +460,7 @@ def test_files_of_all_kinds(
         box = np.array([70, 40, 94, 64], np.float64)
         found = [Face(box, 1.0, face_points(70, 40, 24))]  # grey squares are no faces
         own = networks.detector.detect
-        networks.detector = SimpleNamespace(
-            detect=lambda image: found if image.shape[:2] == (120, 160) else own(image)
-        )
+        networks.detector.detect = lambda image: found if image.shape[:2] == (120, 160) else own(image)
     result = enhance_photo(str(path), portraits[1:], bicubic, networks)
     assert result.image.shape == (360, 480, 3)
     np.testing.assert_array_equal(result.before, enlarge(pixels, 3))
@@ -437,3 +497,16 @@ def test_aligned_crops(drawn: Draw, networks: Any, bicubic: RPFModel) -> None:
     with pytest.raises(RefusedError, match="the reference is clearly another person than the photo"):
         enhance_aligned(drawn(60, 60, (0, 0, 60, 0)), stranger, bicubic, networks)
     assert enhance_aligned(drawn(60, 60, (0, 0, 60, 0)), stranger, bicubic, networks, force=True).warnings
+
+
+def test_a_model_that_overflows_enhances_nothing(
+    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits
+) -> None:
+    """What the photo corrects would look like a photo."""
+    bicubic.blocks[0].refinement.to_rgb.weight.data.fill_(3e38)
+    for validate in (True, False):
+        bicubic.validate = validate
+        if not validate:
+            bicubic.blocks[0].refinement.to_rgb.weight.data.fill_(float("nan"))
+        with pytest.raises(ValueError, match="NaN or infinite values"):
+            enhance_photo(drawn(160, 120, FACE), portraits[1:], bicubic, networks)

@@ -10,22 +10,23 @@ from numpy.typing import NDArray
 
 from rpf_lightning.enhancing.aligned_faces import AlignedFace
 from rpf_lightning.enhancing.identity_check import (
-    OTHER,
-    SAME,
-    SMALLEST_SIDE,
+    LIMITS,
     Comparison,
+    Limits,
     comparable,
     compare,
+    limits_of,
     not_measured,
 )
 
 
-def test_verdicts() -> None:
-    assert -1 < OTHER < SAME < 1
-    assert Comparison(SAME).matches
-    assert not Comparison(SAME - 0.01).matches
-    assert Comparison(OTHER - 0.01).differs
-    assert not Comparison(OTHER).differs
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
+def test_verdicts(limits: Limits) -> None:
+    assert -1 < limits.other < limits.same < 1
+    assert Comparison(limits.same, limits).matches
+    assert not Comparison(limits.same - 0.01, limits).matches
+    assert Comparison(limits.other - 0.01, limits).differs
+    assert not Comparison(limits.other, limits).differs
 
 
 def test_both_faces_must_be_large_enough(drawn: Callable[..., NDArray[np.uint8]], networks: Any) -> None:
@@ -36,15 +37,15 @@ def test_both_faces_must_be_large_enough(drawn: Callable[..., NDArray[np.uint8]]
         found = compare(*pair, networks)
         assert found is not None
         assert found.cosine == pytest.approx(0, abs=0.05)
-    assert [comparable(face) for face in (large, small, tiny)] == [True, True, False]
-    assert tiny.side < SMALLEST_SIDE <= small.side
+    assert [comparable(face, networks) for face in (large, small, tiny)] == [True, True, False]
+    assert tiny.side < limits_of(networks).smallest_side <= small.side
     assert compare(large, tiny, networks) is None
     assert compare(tiny, large, networks) is None
 
 
 def test_the_limits_belong_to_one_file(networks: Any) -> None:
     assert not_measured(networks) == ""
-    networks.arcface = SimpleNamespace(file="w600k_r50.onnx")
+    networks.models.recogniser = SimpleNamespace(file="w600k_r50.onnx")
     assert not_measured(networks).startswith(
         "the limits were not measured for w600k_r50.onnx, only for rec_mbf"
     )

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpf_lightning.enhancing.aligned_faces import MAX_PIXELS, MAX_PIXELS_OF_NOTHING
-from rpf_lightning.enhancing.identity_check import MEASURED, OTHER, SAME, SMALLEST_SIDE
-from rpf_lightning.faces.detection import Face
+from rpf_lightning.enhancing.aligned_faces import MAX_PIXELS
+from rpf_lightning.enhancing.identity_check import LIMITS
+from rpf_lightning.enhancing.paste import MAX_PIXELS as LARGEST
+from rpf_lightning.faces.detection import Face, FaceDetector
+from rpf_lightning.faces.dlib_models import DlibDetector
+from rpf_lightning.pictures import MOST_PIXELS
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,15 +30,15 @@ def roc(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_row(roc: Any) -> None:
     other = np.linspace(-0.5, 0.5, 100_001)  # 1 % above 0.49
     own = np.array([0.0, 0.495, 0.4995, 0.8])
-    assert roc.row(48, own, other, 0.5) == [
+    assert roc.row(48, own, other, 0.5, 0.05) == [
         "48", "50.0%", "75.0%", "0.490", "50.0%", "0.499", "25.0%", "55.0%",
     ]  # fmt: skip
 
 
 def test_a_row_without_pairs_has_dashes(roc: Any) -> None:
     nothing = np.zeros(0)
-    assert roc.row(16, nothing, nothing, None) == ["16", *["-"] * 7]
-    assert roc.row(16, nothing, np.linspace(-0.5, 0.5, 101), 1.0)[1:4] == ["100.0%", "-", "0.490"]
+    assert roc.row(16, nothing, nothing, None, 0.05) == ["16", *["-"] * 7]
+    assert roc.row(16, nothing, np.linspace(-0.5, 0.5, 101), 1.0, 0.05)[1:4] == ["100.0%", "-", "0.490"]
 
 
 def test_pairs_are_of_one_person_and_no_near_duplicates(roc: Any) -> None:
@@ -61,11 +64,11 @@ def test_people_in_folders(
             image = drawn(200, 150, (20 + number, 30, 100, blue))
             Image.fromarray(image).save(tmp_path / person / f"{number}.png")
     Image.fromarray(drawn(200, 150)).save(tmp_path / "a" / "nobody.png")
-    networks.arcface = SimpleNamespace(file="arcface.onnx")
-    monkeypatch.setattr(roc, "FaceNetworks", lambda pack: networks)
+    networks.models.recogniser = SimpleNamespace(file="arcface.onnx")
+    monkeypatch.setattr(roc, "FaceNetworks", lambda pack, models: networks)
     roc.main(["--folders", str(tmp_path), "--sides", "64"])
     first, *_, last = capsys.readouterr().out.splitlines()
-    assert "pack squares (arcface.onnx), 2 people" in first
+    assert "insightface's squares (arcface.onnx), 2 people" in first
     assert re.sub(r"0\.0\d\d", "0", last) == "| 64 | 100.0% | 100.0% | 0 | 100.0% | 0 | 0.0% | 100.0% |"
     # no photo has a face of 128 pixels
     roc.main(["--folders", str(tmp_path), "--sides", "128"])
@@ -81,8 +84,8 @@ def test_faces_are_found_as_by_the_command(
         for number in range(2):
             image = drawn(1500, 1200, (600 + number, 300, 36, blue))
             Image.fromarray(image).save(tmp_path / person / f"{number}.png")
-    networks.arcface = SimpleNamespace(file="arcface.onnx")
-    monkeypatch.setattr(roc, "FaceNetworks", lambda pack: networks)
+    networks.models.recogniser = SimpleNamespace(file="arcface.onnx")
+    monkeypatch.setattr(roc, "FaceNetworks", lambda pack, models: networks)
     # 375 pixels wide, which the enlargement by 2 makes 750
     roc.main(["--folders", str(tmp_path), "--sides", "9"])
     assert capsys.readouterr().out.splitlines()[-1].startswith("| 9 | 100.0% |")
@@ -96,9 +99,9 @@ def test_prepared_photos(
     def detect(image: Any) -> list[Face]:
         return [Face(np.array([0, 0, *image.shape[1::-1]], float), 1.0, face_points(0, 0, len(image)))]
 
-    networks.detector = SimpleNamespace(pack="whole", detect=detect)
-    networks.arcface = SimpleNamespace(file="arcface.onnx")
-    monkeypatch.setattr(roc, "FaceNetworks", lambda pack: networks)
+    networks.detector.pack, networks.detector.detect = "whole", detect
+    networks.models.recogniser = SimpleNamespace(file="arcface.onnx")
+    monkeypatch.setattr(roc, "FaceNetworks", lambda pack, models: networks)
     roc.main(["--data", str(prepared), "--sides", "32", "--people", "3"])
     lines = capsys.readouterr().out.splitlines()
     assert "3 people" in lines[0]
@@ -107,16 +110,20 @@ def test_prepared_photos(
 
 def test_the_page_states_the_constants() -> None:
     page = (ROOT / "docs" / "enhance.md").read_text()
-    assert f"| {SAME} and more | the same person |" in page
-    assert f"| below {OTHER} | refused as clearly another person" in page
-    assert f"From {SMALLEST_SIDE} pixels on, face and reference are compared by ArcFace" in page
-    assert f"`{MEASURED}`" in page
+    arcface, dlib = LIMITS["insightface"], LIMITS["dlib"]
+    assert f"| {arcface.same} and more | {dlib.same} and more | the same person |" in page
+    assert f"| below {arcface.other} | below {dlib.other} | refused as clearly another person" in page
+    sides = f"From {arcface.smallest_side} pixels on (ArcFace) or {dlib.smallest_side} (dlib)"
+    assert f"{sides}, face and reference are compared" in page
+    assert f"`{arcface.file}`" in page
     itself, twice, four_times = (int(MAX_PIXELS[scale] / 1e6) for scale in (1, 2, 4))
     flat = " ".join(page.split())
-    assert f"enlargement by 2 (of up to {twice} million pixels, photos of {twice // 4} million)" in flat
-    assert f"else the photo itself (up to {itself} million;" in flat
-    nothing = int(MAX_PIXELS_OF_NOTHING / 1e6)
-    line = (
-        f"the enlargement by 4 (up to {four_times} million, {nothing} million where no face was found so far)"
-    )
-    assert line in flat
+    for pixels, how, scale in (
+        (four_times // 16, "enlarged by 4", 4),
+        (twice // 4, "enlarged by 2", 2),
+        (itself, "as it is", 1),
+        (int(MOST_PIXELS / 1e6), "reduced by 2", 0.5),
+    ):
+        scrfd, dlibs = FaceDetector.smallest_square / scale, DlibDetector.smallest_square / scale / 2
+        assert f"| {pixels} million | {how} | {scrfd:.0f} pixels | {dlibs:.0f} pixels |" in flat
+    assert f"up to {int(LARGEST / 1e6)} million pixels" in flat

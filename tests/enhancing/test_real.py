@@ -26,7 +26,7 @@ pytestmark = pytest.mark.weights
 
 @pytest.fixture(scope="module")
 def networks() -> FaceNetworks:
-    return FaceNetworks(mask_model="template")
+    return FaceNetworks(mask_model="template", models="insightface")
 
 
 def shrunk(photo: NDArray[np.uint8], networks: FaceNetworks, side: float) -> NDArray[np.uint8]:

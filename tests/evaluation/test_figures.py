@@ -66,11 +66,10 @@ def shows(out, box, image, dots=False):
     np.testing.assert_array_equal(found[~dotted], expected[~dotted])
 
 
-def printed(output, batch):
-    return {
-        "psnr": metrics.psnr(output, batch.gt).item(),
-        "ssim": metrics.ssim(output, batch.gt).item(),
-    }
+def printed(output, gt):
+    """What stands under a result."""
+    values = {"psnr": metrics.psnr(output, gt).item(), "ssim": metrics.ssim(output, gt).item()}
+    return pytest.approx(values, rel=1e-6)
 
 
 def run(model, batch):
@@ -110,9 +109,7 @@ def test_comparison(model, model_dir, out, pairs, tmp_path):
         for title, image in pictures.items():
             shows(out, row.boxes[title], image)
         results = ("bicubic", "grey", "files", "again", "RPF")
-        assert list(row.values) == list(results)
-        for title in results:
-            assert row.values[title] == pytest.approx(printed(pictures[title], batch), rel=1e-6)
+        assert row.values == {title: printed(pictures[title], batch.gt) for title in results}
     assert len({row.values["RPF"]["psnr"] for row in rows}) == 2
 
 
@@ -120,7 +117,7 @@ def test_intermediates(model, out, pairs):
     data = faces()
     rows = figure_intermediates(model, data, out, rows=2)
     assert len(rows) == 4  # two photos, two blocks
-    found = data.split_pairs()
+    photos = data.split_pairs().photos
     for number, row in enumerate(rows):
         batch, block = pairs[number // 2], number % 2
         with torch.no_grad():
@@ -128,8 +125,7 @@ def test_intermediates(model, out, pairs):
         side = (32, 64)[block]
         assert f"block {block + 1}, {side} x {side}" in row.caption
         assert batch.id[0] in row.caption
-        photo = found.photos.photo(found.photos.ids.index(batch.id[0]))
-        gt = gt_at(image_tensor(photo), side)[None]
+        gt = gt_at(image_tensor(photos.photo(photos.ids.index(batch.id[0]))), side)[None]
         pictures = {
             "input": batch.lr if block == 0 else blocks[0].output.clamp(0, 1),
             "reference": model.encode_reference(batch.reference)[block],
@@ -141,10 +137,7 @@ def test_intermediates(model, out, pairs):
         assert list(row.boxes) == list(pictures)
         for title, image in pictures.items():
             shows(out, row.boxes[title], image)
-        assert list(row.values) == ["synthesized", "refined"]
-        for title, values in row.values.items():
-            assert values["psnr"] == pytest.approx(metrics.psnr(pictures[title], gt).item(), rel=1e-6)
-            assert values["ssim"] == pytest.approx(metrics.ssim(pictures[title], gt).item(), rel=1e-6)
+        assert row.values == {title: printed(pictures[title], gt) for title in ("synthesized", "refined")}
 
 
 def landmarks_off(flow, batch):
@@ -164,16 +157,11 @@ def test_thin_plate(model, out, pairs):
         shows(out, row.boxes["reference"], batch.reference, dots=True)
         shows(out, row.boxes["TPS warp"], batch.warped_reference, dots=True)
         shows(out, row.boxes["learned warp"], block.aligned)
-        assert row.values["reference"]["landmarks"] == pytest.approx(
-            landmarks_off(torch.zeros_like(batch.flow), batch), rel=1e-4
-        )
-        assert row.values["learned warp"]["landmarks"] == pytest.approx(
-            landmarks_off(block.flow, batch), rel=1e-4
-        )
-        assert row.values["TPS warp"]["landmarks"] == pytest.approx(
-            landmarks_off(batch.flow, batch), rel=1e-2, abs=1e-4
-        )
-        assert row.values["TPS warp"]["landmarks"] < 0.1 * row.values["reference"]["landmarks"]
+        off = {title: values["landmarks"] for title, values in row.values.items()}
+        assert off["reference"] == pytest.approx(landmarks_off(0 * batch.flow, batch), rel=1e-4)
+        assert off["learned warp"] == pytest.approx(landmarks_off(block.flow, batch), rel=1e-4)
+        assert off["TPS warp"] == pytest.approx(landmarks_off(batch.flow, batch), rel=1e-2, abs=1e-4)
+        assert off["TPS warp"] < 0.1 * off["reference"]
         # the overlay: the mean of both where the warped face is, the GT elsewhere
         over = np.asarray(Image.open(out).crop(row.boxes["TPS warp over GT"]))[1::3, 1::3] / 255
         gt, warped = (image[0].permute(1, 2, 0).numpy() for image in (batch.gt, batch.warped_reference))
@@ -218,11 +206,10 @@ def test_references(model, out, pairs):
         def distance(index, gt=gt, points=points):
             return np.abs(points[index] - points[gt]).sum(1).mean()
 
-        own = [i for i in place.values() if photos.identities[i] == photos.identities[gt] and i != gt]
-        expected = sorted(own, key=distance)[:2]
-        others = [i for i in data.split_pairs().others if photos.identities[i] != photos.identities[gt]]
-        for i in sorted(others, key=distance):
-            if photos.identities[i] not in {photos.identities[j] for j in expected} and len(expected) < 4:
+        who = photos.identities
+        expected = sorted((i for i in place.values() if who[i] == who[gt] and i != gt), key=distance)[:2]
+        for i in sorted(data.split_pairs().others, key=distance):
+            if who[i] not in {who[j] for j in expected} and len(expected) < 4:
                 expected.append(i)
         for title, index in zip(titles, expected, strict=True):
             reference = full_reference(photos.photo(index), 64, True)[0]
@@ -230,13 +217,9 @@ def test_references(model, out, pairs):
             with torch.no_grad():
                 output = model(batch.lr, reference)
             shows(out, below.boxes[title], output)
-            assert below.values[title] == pytest.approx(
-                {
-                    "psnr_face": metrics.psnr_face(output, batch.gt, batch.gt_mask).item(),
-                    "isc": metrics.isc(output, batch.gt, colours).item(),
-                },
-                rel=1e-6,
-            )
+            values = {"psnr_face": metrics.psnr_face(output, batch.gt, batch.gt_mask).item()}
+            values["isc"] = metrics.isc(output, batch.gt, colours).item()
+            assert below.values[title] == pytest.approx(values, rel=1e-6)
 
 
 def test_references_shows_those_that_exist(model, out):
@@ -269,10 +252,8 @@ def test_mask(model, out, pairs, own):
             assert list(row.boxes) == list(pictures)
             for title, image in pictures.items():
                 shows(out, row.boxes[title], image)
-            assert row.values == {
-                "output with mask": pytest.approx(printed(run(model, batch), batch), rel=1e-6),
-                "output without mask": pytest.approx(printed(without, batch), rel=1e-6),
-            }
+            results = ("output with mask", "output without mask")
+            assert row.values == {title: printed(pictures[title], batch.gt) for title in results}
             assert row.values["output with mask"] != row.values["output without mask"]
 
 
@@ -309,14 +290,12 @@ def test_degradations(model, out, pairs, own, monkeypatch):
             output = run(model, batch._replace(lr=lr))
             shows(out, above.boxes[title], lr)
             shows(out, below.boxes[title], output)
-            assert below.values[title] == pytest.approx(printed(output, batch), rel=1e-6)
+            assert below.values[title] == printed(output, batch.gt)
 
 
 def test_strength_orders_draws():
-    weak, strong = (
-        sorted((Degradation("realistic", 16, s) for s in range(64)), key=lambda d: _strength(d, "x"))[i]
-        for i in (0, -1)
-    )
+    drawn = sorted((Degradation("realistic", 16, s) for s in range(64)), key=lambda d: _strength(d, "x"))
+    weak, strong = drawn[0], drawn[-1]
     a, b = weak.draw("x"), strong.draw("x")
     assert sum(a.sigma) < sum(b.sigma)
     assert a.delta < b.delta
@@ -342,26 +321,29 @@ def test_a_prepared_folder(name, model_dir, prepared, tmp_path, capsys):
                 assert any(f"{key} {value:.4f}" in line for line in lines)
 
 
-def test_command_with_embedded_faces_and_another_method(model_dir, tmp_path):
-    args = ["comparison", "--model_dir", str(model_dir), "--people", "8", "--rows", "2", "--seed", "3"]
-    args += ["--method", f"twin={model_dir}", "--metrics", "ssim", "--degradation", "dpsr"]
-    main(["figure", *args, "--out", str(tmp_path / "a.png")])
-    data = SyntheticFacesDataModule(people=8, photos_each=5, seed=3, degradation="dpsr")
-    figure_comparison(
-        model_dir, data, tmp_path / "b.png", rows=2, methods={"twin": model_dir}, metrics=["ssim"]
-    )
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+def test_command_with_embedded_faces(model_dir, tmp_path):
+    """With another method; and degradations are drawn with the command's seed."""
+    given = ["--model_dir", str(model_dir), "--people", "8", "--rows", "1", "--seed", "3"]
+    data = {"people": 8, "photos_each": 5, "seed": 3}
+    a, b, c = (tmp_path / f"{name}.png" for name in "abc")
+    words = ["--method", f"twin={model_dir}", "--metrics", "ssim", "--degradation", "dpsr"]
+    main(["figure", "comparison", *given, *words, "--out", str(a)])
+    more = {"methods": {"twin": model_dir}, "metrics": ["ssim"]}
+    figure_comparison(model_dir, SyntheticFacesDataModule(**data, degradation="dpsr"), b, rows=1, **more)
+    assert a.read_bytes() == b.read_bytes()
+    main(["figure", "degradations", *given, "--strengths", "1", "--out", str(a)])
+    for file, seed in ((b, 3), (c, 0)):
+        figure_degradations(model_dir, SyntheticFacesDataModule(**data), file, rows=1, strengths=1, seed=seed)
+    assert a.read_bytes() == b.read_bytes() != c.read_bytes()
 
 
 @pytest.mark.parametrize(
     ("args", "computing"),
     [
-        (["comparison"], 1),
         (["comparison", "--method", "twin={model}", "--method", "third={model}"], 3),
         (["intermediates"], 1),
         (["thin-plate"], 1),
         (["references", "--same", "1", "--others", "1"], 1),
-        (["mask"], 1),
         (["mask", "--unmasked-model", "{model}"], 2),
         (["degradations", "--strengths", "1"], 1),
     ],
@@ -384,32 +366,27 @@ def test_command_computes_on_the_named_device(args, computing, model_dir, tmp_pa
     assert list(places.values()) == [("meta", "meta")] * computing
 
 
-def test_the_enlarged_lr_as_reference(model, model_dir, out, pairs):
+def test_the_enlarged_lr_as_reference(model, out, pairs):
     """Where the data say so: what the model makes is what it makes without a reference."""
-
-    def alone(lr):
-        with torch.no_grad():
-            return model(lr, None, return_intermediates=True)
-
-    rows = figure_comparison(
-        model, faces(reference="lr"), out, rows=2, methods={"given": lambda b: b.reference}
+    batch = pairs[0]
+    enlarged = resize(batch.lr, 64).clamp(0, 1)
+    with torch.no_grad():
+        alone, blocks = model(batch.lr, None, return_intermediates=True)
+    (row,) = figure_comparison(
+        model, faces(reference="lr"), out, rows=1, methods={"given": lambda b: b.reference}
     )
-    for row, batch in zip(rows, pairs, strict=True):
-        assert row.caption == f"{batch.id[0]}, reference enlarged LR"
-        shows(out, row.boxes["RPF"], alone(batch.lr)[0])
-        for title in ("reference", "given"):
-            shows(out, row.boxes[title], resize(batch.lr, 64).clamp(0, 1))
+    assert row.caption == f"{batch.id[0]}, reference enlarged LR"
+    for title, image in {"RPF": alone, "reference": enlarged, "given": enlarged}.items():
+        shows(out, row.boxes[title], image)
     rows = figure_intermediates(model, faces(reference="lr"), out, rows=1)
-    for row, block, reference in zip(
-        rows, alone(pairs[0].lr)[1], model.encode_reference(resize(pairs[0].lr, 64).clamp(0, 1)), strict=True
-    ):
+    for row, block, reference in zip(rows, blocks, model.encode_reference(enlarged), strict=True):
         shows(out, row.boxes["reference"], reference)
         shows(out, row.boxes["refined"], block.output)
     data = faces(reference="lr", degradation="dpsr")
     above, below = figure_degradations(model, data, out, rows=1, strengths=1)
     assert list(above.boxes) == ["GT", "bicubic", "dpsr 1", "realistic 1"]
     assert list(below.boxes) == ["bicubic", "dpsr 1", "realistic 1"]
-    shows(out, below.boxes["bicubic"], alone(pairs[0].lr)[0])
+    shows(out, below.boxes["bicubic"], alone)
     (row,) = figure_comparison(model, data, out, rows=1)
     degraded = collate([data.val_dataset()[0]]).lr
     assert not torch.equal(degraded, pairs[0].lr)
@@ -423,35 +400,23 @@ def test_figures_of_references_refuse_the_lr_in_their_place(name, model, out):
     assert not out.exists()
 
 
-def test_command_draws_degradations_with_its_seed(model_dir, tmp_path):
-    args = ["degradations", "--model_dir", str(model_dir), "--people", "8", "--rows", "1", "--seed", "3"]
-    main(["figure", *args, "--strengths", "1", "--out", str(tmp_path / "a.png")])
-    data = SyntheticFacesDataModule(people=8, photos_each=5, seed=3)
-    for file, seed in (("b.png", 3), ("c.png", 0)):
-        figure_degradations(model_dir, data, tmp_path / file, rows=1, strengths=1, seed=seed)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "c.png").read_bytes()
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["mask", "--model_dir", "{model}", "--out", "a.jpg", "--people", "4"], "out: expected"),
-        (["mask", "--model_dir", "nowhere/at/all", "--out", "a.png", "--people", "4"], "model_dir: nowhere"),
-        (["mask", "--model_dir", "{model}", "--out", "a.png", "--data", "nowhere"], "nowhere"),
-        (["mask", "--model_dir", "{model}", "--out", "a.png", "--isc"], "--isc"),
-        (
-            ["mask", "--model_dir", "{model}", "--out", "a.png", "--device", "cuda:99"],
-            "device: cuda:99 is not here",
-        ),
-        (["mask", "--model_dir", "{model}", "--out", "a.png", "--device", "abacus"], "device: expected auto"),
-        (["comparison", "--model_dir", "{model}", "--out", "a.png", "--method", "x"], "NAME=DIR"),
+        ("mask --out a.jpg --people 4", "out: expected"),
+        ("mask --model_dir nowhere/at/all --people 4", "model_dir: nowhere"),
+        ("mask --data nowhere", "nowhere"),
+        ("mask --isc", "--isc"),
+        ("mask --device cuda:99", "device: cuda:99 is not here"),
+        ("mask --device abacus", "device: expected auto"),
+        ("comparison --method x", "NAME=DIR"),
     ],
 )
 def test_command_says_what_is_wrong(args, message, model_dir, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    name, *words = args.split()
     with pytest.raises(SystemExit) as stop:
-        main(["figure", *(word.replace("{model}", str(model_dir)) for word in args)])
+        main(["figure", name, "--model_dir", str(model_dir), "--out", "a.png", *words])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("a.*"))

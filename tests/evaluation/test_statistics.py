@@ -7,7 +7,7 @@ import pytest
 from rpf_lightning.evaluation.statistics import CHUNK, estimate, gap
 
 
-def test_the_interval_is_that_of_the_mean() -> None:
+def test_the_interval_is_that_of_the_mean():
     values = np.random.default_rng(1).normal(20, 3, 400).tolist()
     found = estimate(values)
     assert found["mean"] == pytest.approx(np.mean(values))
@@ -15,16 +15,15 @@ def test_the_interval_is_that_of_the_mean() -> None:
     assert found["low"] == pytest.approx(np.mean(values) - half, abs=0.15 * half)
     assert found["high"] == pytest.approx(np.mean(values) + half, abs=0.15 * half)
     assert found == estimate(values)
-    assert found != estimate(values, seed=1)
 
 
-def test_images_without_a_value_are_left_out() -> None:
+def test_images_without_a_value_are_left_out():
     assert estimate([1.0, None, 3.0, math.nan]) == estimate([1.0, 3.0])
     assert estimate([None, None]) == {"mean": None, "low": None, "high": None, "count": 0}
     assert estimate([5.0]) == {"mean": 5.0, "low": 5.0, "high": 5.0, "count": 1}
 
 
-def test_a_gap_is_measured_in_pairs() -> None:
+def test_a_gap_is_measured_in_pairs():
     """Images differ far more than methods: unpaired draws would hide the gap."""
     base = np.random.default_rng(0).normal(20, 5, 50)
     better = base + 0.1 + np.random.default_rng(1).normal(0, 0.05, 50)
@@ -37,7 +36,7 @@ def test_a_gap_is_measured_in_pairs() -> None:
         gap([1.0], [1.0, 2.0])
 
 
-def test_memory_is_bounded_for_many_images() -> None:
+def test_memory_is_bounded_for_many_images():
     values = np.arange(200_000, dtype=float).tolist()
     tracemalloc.start()
     try:

@@ -188,8 +188,8 @@ def test_wrong_files_are_refused(make_network: MakeNetwork, tmp_path: Path) -> N
 def test_model_by_name(
     make_network: MakeNetwork, make_pack: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=r"face-alignment, onnx:PATH or .* got 'dlib'"):
-        landmark_model("dlib")
+    with pytest.raises(ValueError, match=r"face-alignment, dlib, onnx:PATH or .* got 'pfld'"):
+        landmark_model("pfld")
     monkeypatch.setattr(module, "FaceDetector", lambda pack: pack)
     model = landmark_model(f"onnx:{make_network()}", "cpu", "mine")
     assert isinstance(model, OnnxLandmarks)

@@ -17,8 +17,6 @@ from rpf_lightning.losses import (
 )
 from rpf_lightning.model import Critic, StyleGAN2Critic
 
-SHAPES = [(2, 3, 8, 8), (3, 3, 16, 16), (1, 1, 4, 32), (2, 3, 64, 64)]
-
 
 class Linear(nn.Module):
     """D(x) = <w, x> with a given ||w||_2, the same gradient everywhere."""
@@ -37,31 +35,25 @@ def pair(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return torch.rand(shape, generator=generator), torch.rand(shape, generator=generator)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_unit_length_satisfies_l2_and_not_rms(shape: tuple[int, ...]) -> None:
-    critic = Linear(shape, 1.0)
-    numel = math.prod(shape[1:])
-    assert gradient_penalty(critic, *pair(shape), "l2").item() < 1e-10
-    expected = (math.sqrt(numel) - 1) ** 2
-    assert gradient_penalty(critic, *pair(shape), "rms").item() == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_root_of_numel_satisfies_rms_and_not_l2(shape: tuple[int, ...]) -> None:
-    numel = math.prod(shape[1:])
-    critic = Linear(shape, 1 / math.sqrt(numel))
-    assert gradient_penalty(critic, *pair(shape), "rms").item() < 1e-10
-    assert gradient_penalty(critic, *pair(shape)).item() < 1e-10  # rms is the default
-    expected = (1 / math.sqrt(numel) - 1) ** 2
-    assert gradient_penalty(critic, *pair(shape), "l2").item() == pytest.approx(expected, rel=1e-4)
-
-
-def test_norm_is_over_all_dimensions_of_a_sample() -> None:
-    shape = (2, 3, 8, 8)
-    critic = Linear(shape, 1.0)
-    channels_only = (critic.w.norm(dim=0) - 1).square().mean().item()
-    assert channels_only > 0.5  # what the well-known wrong version would return for a perfect critic
-    assert gradient_penalty(critic, *pair(shape), "l2").item() < 1e-10
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 1, 4, 32)])
+def test_norms_are_over_all_dimensions_of_a_sample_and_r1_is_the_squared_length(
+    shape: tuple[int, ...],
+) -> None:
+    root = math.sqrt(math.prod(shape[1:]))
+    unit, short = Linear(shape, 1.0), Linear(shape, 1 / root)
+    with torch.no_grad():  # as in validation
+        assert gradient_penalty(unit, *pair(shape), "l2").item() < 1e-10
+        assert gradient_penalty(short, *pair(shape)).item() < 1e-10  # rms is the default
+        assert gradient_penalty(unit, *pair(shape), "rms").item() == pytest.approx((root - 1) ** 2, rel=1e-4)
+        assert gradient_penalty(short, *pair(shape), "l2").item() == pytest.approx(
+            (1 / root - 1) ** 2, rel=1e-4
+        )
+        assert r1_penalty(Linear(shape, 3.0), pair(shape)[0]).item() == pytest.approx(9, rel=1e-5)
+    # what rms is for: the critic pulls as hard as mean L1
+    image = pair(shape)[0].requires_grad_()
+    (adversarial,) = torch.autograd.grad(generator_loss(short(image)), image)
+    (l1,) = torch.autograd.grad((image - 2).abs().mean(), image)
+    assert adversarial.norm().item() == pytest.approx(l1.norm().item(), rel=1e-5)
 
 
 def test_each_sample_has_its_own_norm() -> None:
@@ -93,22 +85,6 @@ def test_gradient_to_the_critic_is_the_derivative_of_the_formula() -> None:
     torch.testing.assert_close(critic.w.grad, 2 * (w.norm() - 1) * w / w.norm())
 
 
-def test_descending_the_penalty_alone_reaches_the_wanted_length() -> None:
-    shape = (4, 3, 8, 8)
-    critic = Linear(shape, 5.0)
-    optimizer = torch.optim.SGD(critic.parameters(), lr=0.2)
-    for _ in range(40):
-        optimizer.zero_grad()
-        gradient_penalty(critic, *pair(shape), "l2").backward()
-        optimizer.step()
-    assert critic.w.norm().item() == pytest.approx(1, abs=1e-4)
-
-
-def test_works_without_an_outer_gradient() -> None:
-    with torch.no_grad():
-        assert gradient_penalty(Linear((2, 3, 8, 8), 1.0), *pair((2, 3, 8, 8)), "l2").item() < 1e-10
-
-
 def test_fp32_under_autocast() -> None:
     seen: list[torch.dtype] = []
     torch.manual_seed(0)
@@ -123,18 +99,7 @@ def test_fp32_under_autocast() -> None:
     assert seen == [torch.float32, torch.float32]
     assert value.dtype == torch.float32
     assert torch.equal(value, expected)
-
-
-def test_half_precision_images_are_taken_in_fp32() -> None:
-    seen: list[torch.dtype] = []
-
-    def critic(x: Tensor) -> Tensor:
-        seen.append(x.dtype)
-        return x.flatten(1).sum(1, keepdim=True)
-
-    real, fake = pair((2, 3, 8, 8))
-    gradient_penalty(critic, real, fake.bfloat16())
-    assert seen == [torch.float32]
+    assert gradient_penalty(critic, real, fake.bfloat16()).dtype == torch.float32
 
 
 def test_points_lie_between_real_and_fake_each_at_its_own_place() -> None:
@@ -162,58 +127,12 @@ def test_signs() -> None:
     assert generator_loss(fake).item() == pytest.approx(0.5)
 
 
-def test_one_critic_step_raises_real_over_fake() -> None:
-    torch.manual_seed(0)
-    critic = Critic(16)
-    real, fake = torch.rand(4, 3, 16, 16) * 0.2 + 0.7, torch.rand(4, 3, 16, 16) * 0.2 + 0.1
-
-    def gap() -> Tensor:
-        return critic(real).mean() - critic(fake).mean()
-
-    before = gap().item()
-    optimizer = torch.optim.Adam(critic.parameters(), lr=1e-4, betas=(0.0, 0.9))
-    critic_loss(critic(real), critic(fake)).backward()
-    optimizer.step()
-    assert gap().item() > before
-
-
-def test_one_generator_step_raises_the_score() -> None:
-    critic = Linear((2, 3, 8, 8), 1.0)
-    image = pair((2, 3, 8, 8))[0].requires_grad_()
-    generator_loss(critic(image)).backward()
-    with torch.no_grad():
-        assert critic(image - 0.1 * image.grad).mean() > critic(image).mean()
-
-
-@pytest.mark.parametrize("side", [8, 32])
-def test_rms_critic_pulls_as_hard_as_mean_l1(side: int) -> None:
-    shape = (2, 3, side, side)
-    critic = Linear(shape, 1 / math.sqrt(3 * side**2))
-    assert gradient_penalty(critic, *pair(shape), "rms").item() < 1e-10
-    image = pair(shape)[0].requires_grad_()
-    (adversarial,) = torch.autograd.grad(generator_loss(critic(image)), image)
-    (l1,) = torch.autograd.grad((image - 2).abs().mean(), image)
-    assert adversarial.norm().item() == pytest.approx(l1.norm().item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_r1_of_a_linear_critic_is_its_squared_length(shape: tuple[int, ...]) -> None:
-    assert r1_penalty(Linear(shape, 3.0), pair(shape)[0]).item() == pytest.approx(9, rel=1e-5)
-
-
 def test_r1_of_a_quadratic_critic_is_taken_at_the_real_images() -> None:
     real = pair((3, 3, 8, 8))[0]
     real[1] *= 5  # a mean of squared lengths is not the square of a mean
     value = r1_penalty(lambda x: x.square().flatten(1).sum(1, keepdim=True), real)
     lengths = [(2 * image).norm().item() for image in real]
     assert value.item() == pytest.approx(sum(length**2 for length in lengths) / 3, rel=1e-5)
-
-
-def test_r1_gradient_to_the_critic_is_the_derivative_of_the_formula() -> None:
-    shape = (2, 3, 8, 8)
-    critic = Linear(shape, 2.0)
-    r1_penalty(critic, pair(shape)[0]).backward()
-    torch.testing.assert_close(critic.w.grad, 2 * critic.w.detach())
 
 
 @pytest.mark.parametrize("make", [Critic, lambda side: StyleGAN2Critic(side, width=1 / 32)])
@@ -229,22 +148,6 @@ def test_r1_gradient_reaches_every_weight_of_the_critic_and_no_image(
         if name.endswith("weight"):
             assert parameter.grad.isfinite().all(), name
             assert parameter.grad.abs().sum() > 0, name
-
-
-def test_descending_r1_alone_flattens_the_critic() -> None:
-    shape = (4, 3, 8, 8)
-    critic = Linear(shape, 5.0)
-    optimizer = torch.optim.SGD(critic.parameters(), lr=0.2)
-    for _ in range(30):
-        optimizer.zero_grad()
-        r1_penalty(critic, pair(shape)[0]).backward()
-        optimizer.step()
-    assert critic.w.norm() < 1e-3
-
-
-def test_r1_works_without_an_outer_gradient() -> None:
-    with torch.no_grad():
-        assert r1_penalty(Linear((2, 3, 8, 8), 1.0), pair((2, 3, 8, 8))[0]).item() == pytest.approx(1)
 
 
 def test_r1_is_fp32_under_autocast() -> None:
@@ -294,7 +197,7 @@ def test_logistic_losses_pull_the_scores_the_right_way_and_saturate() -> None:
     assert fake.grad.flatten().tolist() == pytest.approx([-0.25, -0.5])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_losses_are_taken_in_at_least_fp32(dtype: torch.dtype) -> None:
     wanted = torch.float64 if dtype == torch.float64 else torch.float32
     real = torch.tensor([[1.5], [1.5], [1.5078125]]).to(dtype)  # exact in bf16, their mean is not

@@ -10,7 +10,7 @@ from torch import Tensor
 from rpf_lightning.losses import IdentityLoss, PerceptualLoss
 
 
-@pytest.mark.parametrize("side", [32, 64, 128, 256, 512, 1024])
+@pytest.mark.parametrize("side", [32, 128, 1024])
 @pytest.mark.parametrize(("kind", "start", "stop"), [("perceptual", 0.0, 1.0), ("identity", 0.16, 0.83)])
 def test_gradient_reaches_what_the_network_sees(
     alexnet_state: dict[str, Tensor],

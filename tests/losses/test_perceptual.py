@@ -110,26 +110,11 @@ def test_gradient_flows_to_the_prediction_only(
     assert prediction.grad.abs().sum() > 0
     assert target.grad is None
     assert all(p.grad is None for p in loss.parameters())
-
-
-@pytest.mark.parametrize("norm", ["mse", "l2"])
-def test_equal_images(alexnet_state: dict[str, Tensor], save: Save, norm: str) -> None:
-    save(alexnet_state)
-    image = images(32)[0].requires_grad_()
-    value = PerceptualLoss(norm)(image, image.detach().clone())
+    prediction.grad = None
+    value = loss(prediction, prediction.detach().clone())
     value.backward()
     assert value.item() < 1e-5
-    assert image.grad.isfinite().all()  # the root has no derivative at zero
-
-
-def test_values_outside_the_range_are_not_clamped(alexnet_state: dict[str, Tensor], save: Save) -> None:
-    save(alexnet_state)
-    target = torch.zeros(1, 3, 32, 32)
-    prediction = torch.full_like(target, -0.1).requires_grad_()
-    loss = PerceptualLoss()(prediction, target)
-    loss.backward()
-    assert loss.item() > 0
-    assert prediction.grad.abs().sum() > 0
+    assert prediction.grad.isfinite().all()  # the root has no derivative at zero
 
 
 @pytest.mark.parametrize("folder", [True, False])
@@ -216,16 +201,6 @@ def test_jitter_shifts_both_images_alike(
     assert asked == [(4, (2,))]
     assert not torch.isclose(expected, plain(image, target), rtol=1e-4)
     assert jittered(image, image) == 0
-
-
-def test_jitter_draws_anew_and_follows_the_seed(alexnet_state: dict[str, Tensor], save: Save) -> None:
-    save(alexnet_state)
-    loss, (image, target) = PerceptualLoss(jitter=4), images(32)
-    torch.manual_seed(0)
-    values = [loss(image, target).item() for _ in range(12)]
-    assert len(set(values)) > 4
-    torch.manual_seed(0)
-    assert [loss(image, target).item() for _ in range(12)] == values
 
 
 def test_jitter_takes_the_grid_out_of_the_gradient(alexnet_state: dict[str, Tensor], save: Save) -> None:

@@ -1,15 +1,12 @@
 """ISC by onnxruntime and numpy, landmark distances by hand, and both on real photos."""
 
 import csv
-from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from rpf_lightning.faces.arcface import ArcFace, crop_face
 from rpf_lightning.faces.landmarks import Found, landmark_model
@@ -18,45 +15,45 @@ from rpf_lightning.metrics import ISC, LandmarkDistance, ReferenceISC, isc, land
 OFFSETS = np.random.default_rng(0).uniform(-5, 5, (68, 2))
 
 
-def onnx_cosines(path: Path, a: Tensor, b: Tensor) -> np.ndarray:
-    """What onnxruntime makes of the crops, which it wants as 0..255 normalised to -1..1."""
+def onnx_cosines(path, a, b, normalise=True):
+    """What onnxruntime makes of the crops in 0..255, normalised to -1..1 where the network does not do so itself."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    features = [
-        session.run(None, {name: ((crop_face(x).numpy() * 255 - 127.5) / 127.5).astype(np.float32)})[0]
-        for x in (a, b)
-    ]
-    a, b = (x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1)[:, None] for x in features)
-    return (a * b).sum(1)
+    name, features = session.get_inputs()[0].name, []
+    for images in (a, b):
+        faces = crop_face(images).numpy() * 255
+        faces = (faces - 127.5) / 127.5 if normalise else faces
+        found = [session.run(None, {name: face[None].astype(np.float32)})[0][0] for face in faces]
+        features.append(np.array(found, np.float64))
+    a, b = (x / np.linalg.norm(x, axis=1)[:, None] for x in features)
+    return (a * b).sum(1).tolist()
 
 
-def test_isc_equals_onnxruntimes_cosine(make_pack: Callable[..., Path]) -> None:
+def test_isc_equals_onnxruntimes_cosine(make_pack):
     path = make_pack()
     torch.manual_seed(0)
     output, gt, reference = torch.rand(3, 5, 3, 64, 64) * torch.rand(3, 5, 3, 1, 1)
     output = output * 1.4 - 0.2  # leaves [0, 1]
     clamped = output.clamp(0, 1)
-    values = isc(output, gt, ArcFace())
-    assert values.tolist() == pytest.approx(onnx_cosines(path, clamped, gt).tolist(), abs=1e-5)
     own = ISC()
     other = ReferenceISC(own.network)
-    for part in (slice(4), slice(4, 5)):
-        own.update(output[part], gt[part])
-        other.update(output[part], reference[part])
-    assert own.compute().item() == pytest.approx(onnx_cosines(path, clamped, gt).mean(), abs=1e-5)
-    assert other.compute().item() == pytest.approx(onnx_cosines(path, clamped, reference).mean(), abs=1e-5)
+    for metric, image in ((own, gt), (other, reference)):
+        wanted = onnx_cosines(path, clamped, image)
+        assert isc(output, image, ArcFace()).tolist() == pytest.approx(wanted, abs=1e-5)
+        for part in (slice(4), slice(4, 5)):
+            metric.update(output[part], image[part])
+        assert metric.compute().item() == pytest.approx(np.mean(wanted), abs=1e-5)
     assert own.compute() != other.compute()
     assert not own.state_dict()
 
 
-def test_missing_pack_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pack_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("RPF_WEIGHTS_DIR", str(tmp_path))
     for metric in (ISC, ReferenceISC):
         with pytest.raises(FileNotFoundError, match="insightface"):
             metric()
 
 
-def test_isc_of_equal_and_opposite_features() -> None:
+def test_isc_of_equal_and_opposite_features():
     image = torch.rand(2, 3, 8, 8)
     features = torch.tensor([[1.0, 2.0], [float("nan")] * 2])
     values = isc(image, image, lambda x: features)
@@ -68,24 +65,19 @@ def test_isc_of_equal_and_opposite_features() -> None:
     assert (metric.count.item(), metric.missing.item()) == (1, 1)
 
 
-class Spots:
+def finder(images):
     """Finds a face around the brightest pixel; none in a dark photo."""
-
-    def __call__(self, images: Sequence[np.ndarray]) -> list[Found]:
-        found = []
-        for image in images:
-            assert image.dtype == np.uint8
-            assert image.shape[2] == 3
-            grey = image.astype(int).sum(2)
-            row, column = np.unravel_index(grey.argmax(), grey.shape)
-            points = (
-                np.array([column, row]) + 0.5 + OFFSETS * image[..., 2].max() / 255
-            )  # by the blue: larger
-            found.append(Found(points if grey.max() > 100 else None, []))
-        return found
+    found = []
+    for image in images:
+        assert (image.dtype, image.shape[2]) == (np.uint8, 3)
+        grey = image.astype(int).sum(2)
+        row, column = np.unravel_index(grey.argmax(), grey.shape)
+        points = np.array([column, row]) + 0.5 + OFFSETS * image[..., 2].max() / 255  # by the blue: larger
+        found.append(Found(points if grey.max() > 100 else None, []))
+    return found
 
 
-def spots(*places: tuple[int, int] | None, blue: float = 1.0) -> Tensor:
+def spots(*places, blue=1.0):
     images = torch.full((len(places), 3, 40, 40), 0.05)
     for image, place in zip(images, places, strict=True):
         if place is not None:
@@ -93,12 +85,12 @@ def spots(*places: tuple[int, int] | None, blue: float = 1.0) -> Tensor:
     return images
 
 
-def test_landmark_distance_in_percent_of_the_side() -> None:
+def test_landmark_distance_in_percent_of_the_side():
     gt, pred = spots((10, 10), (20, 30), (5, 5), None), spots((13, 14), (20, 30), None, (5, 5))
-    values = landmark_distance(pred * 2 - 0.05, gt, Spots())  # leaves [0, 1], the brightest stays
+    values = landmark_distance(pred * 2 - 0.05, gt, finder)  # leaves [0, 1], the brightest stays
     assert values[:2].tolist() == pytest.approx([100 * 5 / 40, 0])
     assert values[2:].isnan().all()
-    metric = LandmarkDistance(Spots())
+    metric = LandmarkDistance(finder)
     for part in (slice(3), slice(3, 4)):
         metric.update(pred[part], gt[part])
     assert metric.compute().item() == pytest.approx(100 * 5 / 40 / 2)
@@ -106,8 +98,8 @@ def test_landmark_distance_in_percent_of_the_side() -> None:
     assert not metric.higher_is_better
 
 
-def test_landmark_distance_is_the_mean_of_68_lengths() -> None:
-    value = landmark_distance(spots((8, 8), blue=0.6), spots((8, 8)), Spots()).item()
+def test_landmark_distance_is_the_mean_of_68_lengths():
+    value = landmark_distance(spots((8, 8), blue=0.6), spots((8, 8)), finder).item()
     lengths = [np.hypot(*offset) * 0.4 for offset in OFFSETS]
     assert value == pytest.approx(100 * sum(lengths) / 68 / 40, rel=1e-5)
 
@@ -115,7 +107,7 @@ def test_landmark_distance_is_the_mean_of_68_lengths() -> None:
 # real networks on real photos
 
 
-def photos(shared: Path, names: Sequence[str], side: int = 256) -> Tensor:
+def photos(shared, names, side=256):
     folder = shared / "data" / "celeba_hq_subset" / "images"
     pixels = [
         np.asarray(Image.open(folder / name).convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
@@ -124,11 +116,11 @@ def photos(shared: Path, names: Sequence[str], side: int = 256) -> Tensor:
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
 
 
-def people(shared: Path, count: int) -> list[list[str]]:
+def people(shared, count):
     """Two photos each of so many people."""
     with (shared / "data" / "celeba_hq_subset" / "identities.csv").open() as file:
         rows = list(csv.reader(file))[1:]
-    by_person: dict[str, list[str]] = {}
+    by_person = {}
     for name, person, *_ in rows:
         by_person.setdefault(person, []).append(name)
     return [names[:2] for names in by_person.values() if len(names) > 1][:count]
@@ -136,23 +128,13 @@ def people(shared: Path, count: int) -> list[list[str]]:
 
 @pytest.mark.weights
 @pytest.mark.realdata
-def test_real_isc_tells_people_apart(shared: Path, real_weights: Path) -> None:
+def test_real_isc_tells_people_apart(shared, real_weights):
     pairs = people(shared, 8)
     first, second = (photos(shared, [pair[i] for pair in pairs]) for i in (0, 1))
     network = ArcFace()
     file = real_weights / "insightface" / "models" / network.pack / network.file
-    values = isc(first, second, network)
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    features = []
-    for image in (first, second):
-        face = crop_face(image).numpy() * 255
-        face = (face - 127.5) / 127.5 if network.normalise else face
-        one = [session.run(None, {name: row[None].astype(np.float32)})[0][0] for row in face]
-        features.append(np.array(one, np.float64))
-    a, b = features
-    by_numpy = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    assert values.tolist() == pytest.approx(by_numpy.tolist(), abs=1e-3)
+    wanted = onnx_cosines(file, first, second, network.normalise)
+    assert isc(first, second, network).tolist() == pytest.approx(wanted, abs=1e-3)
     same, other = ISC(network), ReferenceISC(network)
     same.update(first, second)
     other.update(first, second.roll(1, 0))
@@ -162,7 +144,7 @@ def test_real_isc_tells_people_apart(shared: Path, real_weights: Path) -> None:
 
 @pytest.mark.weights
 @pytest.mark.realdata
-def test_real_landmarks_follow_a_shifted_face(shared: Path, real_weights: Path) -> None:
+def test_real_landmarks_follow_a_shifted_face(shared, real_weights):
     gt = photos(shared, [pair[0] for pair in people(shared, 4)])
     model = landmark_model(f"onnx:{real_weights / 'pfld.onnx'}")
     metric = LandmarkDistance(model)

@@ -3,12 +3,11 @@ import pytest
 import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from torch import Tensor
 
 from rpf_lightning.metrics import detail_error, lr_consistency, psnr, psnr_face, ssim
 
 
-def images(count: int = 3, side: int = 32, seed: int = 0) -> Tensor:
+def images(count=3, side=32, seed=0):
     """Smooth pictures with some noise, inside [0.15, 0.85]."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 5, 5, generator=generator)
@@ -17,31 +16,29 @@ def images(count: int = 3, side: int = 32, seed: int = 0) -> Tensor:
     return 0.15 + 0.5 * smooth + 0.2 * noise
 
 
-def pil_resize(image: Tensor, side: int) -> np.ndarray:
+def pil_resize(image, side):
     """(3, H, H) resized by Pillow, whose bicubic has a = -0.5 and antialiasing too."""
-    planes = [
-        Image.fromarray(plane.numpy()).resize((side, side), Image.Resampling.BICUBIC) for plane in image
-    ]
+    planes = [Image.fromarray(x).resize((side, side), Image.Resampling.BICUBIC) for x in image]
     return np.stack([np.asarray(plane) for plane in planes])
 
 
-def half_mask(count: int = 3, side: int = 32) -> Tensor:
-    mask = torch.zeros(count, 1, side, side)
-    mask[:, :, :, : side // 2] = 1
+def half_mask():
+    mask = torch.zeros(3, 1, 32, 32)
+    mask[..., :16] = 1
     return mask
 
 
 GT, PRED = images(seed=1), images(seed=2)
 
 
-def test_psnr_equals_skimage_for_each_image() -> None:
+def test_psnr_equals_skimage_for_each_image():
     expected = [
         peak_signal_noise_ratio(g.numpy(), p.numpy(), data_range=1) for g, p in zip(GT, PRED, strict=True)
     ]
     assert psnr(PRED, GT).tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_psnr_averages_images_and_not_their_errors() -> None:
+def test_psnr_averages_images_and_not_their_errors():
     gt = torch.full((2, 3, 8, 8), 0.5)
     pred = gt + torch.tensor([0.1, 0.01]).view(2, 1, 1, 1)
     values = psnr(pred, gt)
@@ -49,7 +46,7 @@ def test_psnr_averages_images_and_not_their_errors() -> None:
     assert values.mean().item() == pytest.approx(30.0, abs=1e-3)
 
 
-def test_ssim_equals_skimage_for_each_image() -> None:
+def test_ssim_equals_skimage_for_each_image():
     # skimage leaves out the border of half a window: with a reflected border of that width none is left out
     border = ((0, 0), (5, 5), (5, 5))
     expected = [
@@ -69,7 +66,7 @@ def test_ssim_equals_skimage_for_each_image() -> None:
     assert max(expected) - min(expected) > 1e-3  # so that the order of the images matters
 
 
-def test_psnr_face_is_the_error_of_the_face_pixels() -> None:
+def test_psnr_face_is_the_error_of_the_face_pixels():
     mask = (images(seed=3)[:, :1] > 0.5).float()
     expected = []
     for p, g, m in zip(PRED.numpy(), GT.numpy(), mask.numpy(), strict=True):
@@ -81,58 +78,50 @@ def test_psnr_face_is_the_error_of_the_face_pixels() -> None:
     assert torch.equal(psnr_face(PRED, GT, mask.bool()), psnr_face(PRED, GT, mask))
 
 
-def test_detail_error_equals_pillows_high_pass() -> None:
-    mask = half_mask()
-    expected = []
-    for p, g in zip(PRED, GT, strict=True):
-        high = [image.numpy() - pil_resize(torch.from_numpy(pil_resize(image, 8)), 32) for image in (p, g)]
+def test_detail_error_equals_pillows_high_pass():
+    mask, expected = half_mask(), []
+    for p, g in zip(PRED.numpy(), GT.numpy(), strict=True):
+        high = [image - pil_resize(pil_resize(image, 8), 32) for image in (p, g)]
         expected.append(np.abs(high[0] - high[1])[:, :, :16].mean())
     assert detail_error(PRED, GT, mask, 8).tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_detail_error_ignores_what_the_lr_shows() -> None:
-    mask = half_mask()
-    brighter = GT + 0.1
-    assert detail_error(brighter, GT, mask, 8).max() < 1e-6
-    flat = torch.full_like(GT, 0.5)
-    assert detail_error(flat, GT, mask, 8).min() > 0.01
+def test_detail_error_ignores_what_the_lr_shows():
+    assert detail_error(GT + 0.1, GT, half_mask(), 8).max() < 1e-6  # brighter
+    assert detail_error(torch.full_like(GT, 0.5), GT, half_mask(), 8).min() > 0.01  # flat
 
 
-def test_lr_consistency_equals_pillows_reduction() -> None:
+def test_lr_consistency_equals_pillows_reduction():
     lr = images(side=8, seed=4)
     expected = [
-        10 * np.log10(1 / np.mean((np.clip(pil_resize(p, 8), 0, 1) - small.numpy()) ** 2))
-        for p, small in zip(PRED, lr, strict=True)
+        10 * np.log10(1 / np.mean((np.clip(pil_resize(p, 8), 0, 1) - small) ** 2))
+        for p, small in zip(PRED.numpy(), lr.numpy(), strict=True)
     ]
     assert lr_consistency(PRED, lr).tolist() == pytest.approx(expected, abs=1e-3)
 
 
-def test_identical_images_reach_the_documented_cap() -> None:
-    assert psnr(GT, GT).tolist() == [100] * 3
-    assert psnr_face(GT, GT, half_mask()).tolist() == [100] * 3
-    assert lr_consistency(GT, GT).tolist() == [100] * 3
-    assert ssim(GT, GT).tolist() == pytest.approx([1] * 3)
-    assert detail_error(GT, GT, half_mask(), 8).tolist() == [0] * 3
+@pytest.mark.parametrize(
+    ("output", "gt"),
+    [(GT, GT), ((GT > 0.5) * 3.0 - 1, (GT > 0.5).float())],  # the second: -1 and 2
+    ids=["identical", "clamped first"],
+)
+def test_identical_images_reach_the_documented_cap(output, gt):
+    assert psnr(output, gt).tolist() == [100] * 3
+    assert psnr_face(output, gt, half_mask()).tolist() == [100] * 3
+    assert lr_consistency(output, gt).tolist() == [100] * 3
+    assert torch.equal(lr_consistency(output, images(side=8)), lr_consistency(gt, images(side=8)))
+    assert ssim(output, gt).tolist() == pytest.approx([1] * 3)
+    assert detail_error(output, gt, half_mask(), 8).tolist() == [0] * 3
 
 
-def test_predictions_are_clamped_first() -> None:
-    gt = (GT > 0.5).float()
-    pred = gt * 3 - 1  # -1 and 2
-    assert psnr(pred, gt).tolist() == [100] * 3
-    assert psnr_face(pred, gt, half_mask()).tolist() == [100] * 3
-    assert ssim(pred, gt).tolist() == pytest.approx([1] * 3)
-    assert detail_error(pred, gt, half_mask(), 8).tolist() == [0] * 3
-    assert torch.equal(lr_consistency(pred, images(side=8)), lr_consistency(gt, images(side=8)))
-
-
-def test_an_empty_mask_is_nan() -> None:
+def test_an_empty_mask_is_nan():
     mask = half_mask()
     mask[1] = 0
     for values in (psnr_face(PRED, GT, mask), detail_error(PRED, GT, mask, 8)):
         assert values.isnan().tolist() == [False, True, False]
 
 
-def test_shapes_are_checked_instead_of_broadcast() -> None:
+def test_shapes_are_checked_instead_of_broadcast():
     for metric in (psnr, ssim):
         with pytest.raises(ValueError, match="one shape"):
             metric(PRED[:1], GT)

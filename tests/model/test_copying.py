@@ -215,6 +215,15 @@ def test_one_among_absent_ones_and_copies_equal_one():
         assert not record.flow[:, 0].any()
 
 
+def test_no_reference_is_one_that_is_absent():
+    """As trained with `absent_fraction`: nothing is warped or copied; the enlarged LR is no reference."""
+    model, lr = model_of(4), faces(16, 2)
+    with torch.no_grad():
+        output, records = model(lr, return_intermediates=True)
+        same(output, model(lr, torch.zeros_like(faces(64, 2))))
+    assert not any(record.flow.any() or record.gate.any() for record in records)
+
+
 def test_the_order_of_the_references_does_not_matter():
     model, lr = model_of(4), faces(16, 1)
     references, masks = faces(64, 1, 3), disc(64, 1, 3)

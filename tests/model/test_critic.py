@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rpf_lightning.losses import logistic_critic_loss, r1_penalty
 from rpf_lightning.model import Critic, StyleGAN2Critic
 from rpf_lightning.model.critic import minibatch_std
 
@@ -19,27 +18,7 @@ def meta_critic(side):
         return Critic(side)
 
 
-@pytest.mark.parametrize(("side", "pairs"), [(side, i + 1) for i, side in enumerate(SIDES)])
-def test_parameters(side, pairs):
-    widths = CHANNELS[:pairs]
-    expected = 0
-    for before, width in zip([3, *widths], widths, strict=False):
-        expected += 9 * before * width + width + 9 * width * width + width
-    expected += (4 * 4 * widths[-1] + 1) * 1024 + 1024 + 1
-    assert sum(p.numel() for p in meta_critic(side).parameters()) == expected
-
-
-def test_stopping_at_a_32nd_would_take_542_million_parameters():
-    critic = meta_critic(1024)
-    kept = critic.convolutions[:10]  # five pairs leave 32x32
-    convolutions = sum(p.numel() for p in kept.parameters())
-    hidden = (kept[-1].out_channels * 32**2 + 1) * 1024
-    assert round(hidden / 1e6) == 537
-    assert round((convolutions + hidden + 1024 + 1) / 1e6) == 542
-    assert sum(p.numel() for p in critic.parameters()) < 30e6  # continued down to 4x4
-
-
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", [8, 1024])
 def test_reaches_4x4(side):
     critic = meta_critic(side)
     shapes = []
@@ -70,21 +49,13 @@ def test_equals_the_network_written_out():
     np.testing.assert_allclose(critic(image[None])[0].detach().numpy(), value, atol=1e-10)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_score_of_a_sample_does_not_depend_on_the_others(training):
-    critic = Critic(16).double().train(training)
+def test_score_of_a_sample_does_not_depend_on_the_others():
+    critic = Critic(16).double()
     image = torch.rand(1, 3, 16, 16, dtype=torch.float64)
     alone = critic(image)
     together = critic(torch.cat([image, 100 * torch.randn(4, 3, 16, 16, dtype=torch.float64)]))
     torch.testing.assert_close(together[:1], alone, atol=1e-12, rtol=0)
     assert (together[1:] - alone).abs().min() > 1e-3
-
-
-def test_score_is_not_bounded():
-    critic = Critic(16)
-    with torch.no_grad():
-        critic.score.bias.fill_(50.0)
-    assert (critic(torch.rand(2, 3, 16, 16)) > 40).all()
 
 
 WIDTHS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64, 1024: 32}
@@ -94,8 +65,7 @@ def count(critic):
     return sum(p.numel() for p in critic.parameters())
 
 
-@pytest.mark.parametrize("side", [8, 32, 128, 1024])
-@pytest.mark.parametrize("width", [1.0, 0.25])
+@pytest.mark.parametrize(("side", "width"), [(8, 1.0), (1024, 0.25)])
 def test_stylegan2_parameters(side, width):
     c = {s: int(n * width) for s, n in WIDTHS.items()}
     expected = 3 * c[side] + c[side]
@@ -156,14 +126,6 @@ def test_stylegan2_equals_the_network_written_out(batch):
     torch.testing.assert_close(critic(image), written_out(critic, image), atol=1e-10, rtol=0)
 
 
-def test_stylegan2_scores_a_large_batch_group_by_group():
-    torch.manual_seed(0)
-    critic = naive.stir(StyleGAN2Critic(16, width=1 / 64).double())
-    image = torch.rand(9, 3, 16, 16, dtype=torch.float64)
-    expected = torch.cat([written_out(critic, group) for group in image.split(3)])
-    torch.testing.assert_close(critic(image), expected, atol=1e-10, rtol=0)
-
-
 @pytest.mark.parametrize(
     ("batch", "groups"), [(1, [1]), (2, [2]), (3, [3]), (4, [4]), (5, [3, 2]), (8, [4, 4]), (9, [3, 3, 3])]
 )
@@ -197,7 +159,7 @@ def test_minibatch_std_is_taken_in_fp32():
     assert value == pytest.approx(x.double().std(0, correction=0).mean().item(), rel=2**-10)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch", [1, 5])
 def test_stylegan2_takes_every_batch_size_under_autocast_too(batch):
     torch.manual_seed(0)
     critic = StyleGAN2Critic(16, width=1 / 32)
@@ -209,61 +171,6 @@ def test_stylegan2_takes_every_batch_size_under_autocast_too(batch):
     assert score.isfinite().all()
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), score, atol=0.03, rtol=0.03)
-
-
-def test_stylegan2_sees_that_images_are_all_alike():
-    torch.manual_seed(0)
-    critic = StyleGAN2Critic(16, width=1 / 32)
-    image = torch.rand(4, 3, 16, 16)
-    alone, alike = critic(image[:1]), critic(image[:1].expand(4, -1, -1, -1))
-    torch.testing.assert_close(alike, alone.expand(4, 1), atol=1e-5, rtol=0)
-    assert (critic(image)[0] - alone[0]).abs() > 1e-3
-
-
-def test_stylegan2_score_is_not_bounded():
-    critic = StyleGAN2Critic(16, width=1 / 32)
-    with torch.no_grad():
-        critic.score.bias.fill_(50.0)
-    assert (critic(torch.rand(2, 3, 16, 16)) > 40).all()
-
-
-def test_stylegan2_differentiates_twice():
-    torch.manual_seed(0)
-    critic = naive.stir(StyleGAN2Critic(8, width=1 / 256).double())
-    image = torch.rand(2, 3, 8, 8, dtype=torch.float64)
-    parameters = list(critic.parameters())
-    gradients = torch.autograd.grad(r1_penalty(critic, image), parameters, allow_unused=True)
-    step = 1e-5
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        index = parameter.numel() // 2
-        around = []
-        for sign in (1, -1):
-            with torch.no_grad():
-                parameter.view(-1)[index] += sign * step
-                around.append(r1_penalty(critic, image).item())
-                parameter.view(-1)[index] -= sign * step
-        found = 0.0 if gradient is None else gradient.flatten()[index].item()
-        assert found == pytest.approx((around[0] - around[1]) / (2 * step), rel=1e-4, abs=1e-8)
-
-
-def test_descending_the_logistic_loss_separates_two_kinds_of_images():
-    torch.manual_seed(0)
-    critic = StyleGAN2Critic(16, width=1 / 64)
-    optimizer = torch.optim.Adam(critic.parameters(), lr=2e-3, betas=(0.0, 0.99))
-
-    def draw():
-        noise = torch.rand(2, 8, 3, 16, 16)  # both have the same mean; only the second is smooth
-        return noise[0], F.avg_pool2d(noise[1], 3, 1, 1, count_include_pad=False)
-
-    for _ in range(80):
-        real, fake = draw()
-        optimizer.zero_grad()
-        loss = logistic_critic_loss(critic(real), critic(fake)) + 0.5 * r1_penalty(critic, real)
-        loss.backward()
-        optimizer.step()
-    real, fake = (critic(images) for images in draw())
-    assert real.min() > 0 > fake.max()
-    assert logistic_critic_loss(real, fake) < 0.5 * 2 * math.log(2)
 
 
 def test_penalty_carries_no_zeros_through_the_critic():

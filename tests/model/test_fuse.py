@@ -8,14 +8,13 @@ from pathlib import Path
 import naive_layers as naive
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
 from rpf_lightning import RPFModel
 from rpf_lightning.model import strips
 from rpf_lightning.model.layers import Activate, EqualizedConv2d, EqualizedLinear, ModulatedConv2d
 
-READINGS = [{}, {"skip": "literal"}, {"act": "relu"}, {"residual": True}, {"progressive": False}]
+READINGS = [{}, {"skip": "literal", "act": "relu", "residual": True}, {"progressive": False}]
 
 
 def build(**reading: object) -> RPFModel:
@@ -23,18 +22,17 @@ def build(**reading: object) -> RPFModel:
     return naive.stir_all(RPFModel(16, 4, channels=8, width=1 / 32, **reading)).double()
 
 
-@pytest.mark.parametrize("strip_bytes", [2**24, 60_000])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("reading", READINGS, ids=str)
 def test_fused_equals_unfused(
-    monkeypatch: pytest.MonkeyPatch, reading: dict[str, object], batch: int, strip_bytes: int
+    monkeypatch: pytest.MonkeyPatch, reading: dict[str, object], batch: int
 ) -> None:
     model = build(**reading)
     fused = copy.deepcopy(model).fuse()
     lr, reference = torch.rand(batch, 3, 16, 16).double(), torch.rand(batch, 3, 64, 64).double()
     expected, blocks = model(lr, reference, return_intermediates=True)
     assert ((expected > 0) & (expected < 1)).float().mean() > 0.5
-    monkeypatch.setattr(strips, "STRIP_BYTES", strip_bytes)
+    monkeypatch.setattr(strips, "STRIP_BYTES", 60_000)
     for grad in (True, False):  # the modules' own forward, and in strips
         with torch.set_grad_enabled(grad):
             output, records = fused(lr.requires_grad_(grad), reference, return_intermediates=True)
@@ -55,19 +53,6 @@ def test_fuse_works_in_place_and_only_once() -> None:
     assert not model.training
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("reading", READINGS, ids=str)
-def test_fp32_outputs_of_a_fused_model_stay_within_the_rounding(
-    monkeypatch: pytest.MonkeyPatch, reading: dict[str, object], batch: int
-) -> None:
-    monkeypatch.setattr(strips, "STRIP_BYTES", 30_000)
-    model = build(**reading).float()
-    lr, reference = torch.rand(batch, 3, 16, 16), torch.rand(batch, 3, 64, 64)
-    expected = model(lr, reference)
-    with torch.no_grad():
-        torch.testing.assert_close(model.fuse()(lr, reference), expected, rtol=0, atol=2e-5)
-
-
 def test_a_fused_model_needs_no_gradient() -> None:
     """Whatever the mode in which it was fused and runs: no graph is kept, and it runs in strips."""
     model = build().fuse()
@@ -78,7 +63,10 @@ def test_a_fused_model_needs_no_gradient() -> None:
     assert not any(image.requires_grad for record in records for image in (output, *record[:4]))
     with torch.no_grad():
         assert torch.equal(output, model(lr, reference))
-    assert copy.deepcopy(model.float()).blocks[0].refinement.fused
+    twin = copy.deepcopy(model)
+    assert torch.equal(output, twin(lr, reference))
+    with pytest.raises(RuntimeError, match="fused"):
+        twin.state_dict()
 
 
 def test_every_constant_is_folded() -> None:
@@ -90,31 +78,6 @@ def test_every_constant_is_folded() -> None:
             assert module.gain == 1
         if isinstance(module, nn.Conv2d) and module.in_channels > 3:
             assert module.weight.is_contiguous(memory_format=torch.channels_last)
-
-
-class Arithmetic(TorchDispatchMode):
-    """Count operations that compute with all weights of a 3x3 convolution, other than convolving."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.ndim == 4 and result.shape[-2:] == (3, 3):
-            self.count += func.overloadpacket in (torch.ops.aten.mul, torch.ops.aten.pow)
-        return result
-
-
-def test_fused_weights_are_used_as_they_are() -> None:
-    lr, reference = torch.rand(2, 3, 16, 16).double(), torch.rand(2, 3, 64, 64).double()
-    counts = []
-    for model in (build(), build().fuse()):
-        with torch.no_grad(), Arithmetic() as arithmetic:
-            model(lr, reference)
-        counts.append(arithmetic.count)
-    assert counts[0] > 50
-    assert counts[1] == 0
 
 
 def test_a_fused_model_meets_no_checkpoint(tmp_path: Path) -> None:
@@ -149,16 +112,6 @@ def test_neither_do_its_parts() -> None:
     ):
         with pytest.raises(RuntimeError, match="fused"):
             refused()
-
-
-def test_a_copy_of_a_fused_model_is_fused() -> None:
-    model = build().fuse()
-    twin = copy.deepcopy(model)
-    lr = torch.rand(1, 3, 16, 16).double()
-    with torch.no_grad():
-        assert torch.equal(model(lr), twin(lr))
-    with pytest.raises(RuntimeError, match="fused"):
-        twin.state_dict()
 
 
 def test_a_loaded_model_can_be_fused(tmp_path: Path) -> None:

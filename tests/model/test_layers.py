@@ -4,9 +4,8 @@ import naive_layers as naive
 import numpy as np
 import pytest
 import torch
-from scipy.signal import convolve2d, upfirdn
+from scipy.signal import convolve2d
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rpf_lightning.model.layers import (
     FIR,
@@ -28,44 +27,13 @@ def each(function, *batches):
     return torch.from_numpy(np.stack([function(*(b.numpy() for b in s)) for s in zip(*batches, strict=True)]))
 
 
-def filtered(image, taps, up=1, down=1):
-    return upfirdn(taps, upfirdn(taps, image, up, down, axis=-1), up, down, axis=-2)
-
-
-def centre_weight(layer):
-    """Make a 3x3 layer pass its one channel unchanged before filtering and demodulation."""
-    with torch.no_grad():
-        layer.weight.zero_()
-        layer.weight[0, 0, 1, 1] = 1 / layer.scale
-    return layer.double()
-
-
-@pytest.mark.parametrize("gain", [1.0, 4.0])
-@pytest.mark.parametrize("pad", [0, 1, 2])
+@pytest.mark.parametrize(("gain", "pad"), [(1.0, 0), (4.0, 1), (1.0, 2)])
 def test_fir_is_a_convolution_with_1331(gain, pad):
     x = images()
     padded = np.pad(x.numpy(), ((0, 0), (0, 0), (pad, pad), (pad, pad)))
     kernel = gain * np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
     expected = np.stack([[convolve2d(c, kernel, "valid") for c in sample] for sample in padded])
     np.testing.assert_allclose(FIR(gain, pad)(x).numpy(), expected, atol=1e-12)
-
-
-def test_downsampling_filters_as_upfirdn():
-    x = images(channels=1)
-    layer = centre_weight(EqualizedConv2d(1, 1, downsample=True))
-    expected = filtered(x.numpy(), naive.TAPS, down=2)[..., 1:5, 1:5]
-    np.testing.assert_allclose(layer(x).detach().numpy(), expected, atol=1e-12)
-
-
-def test_upsampling_filters_as_upfirdn():
-    x = images(channels=1)
-    layer = ModulatedConv2d(1, 1, latent=4, upsample=True)
-    nn.init.zeros_(layer.style.weight)  # style 1
-    layer = centre_weight(layer)
-    expected = filtered(x.numpy(), 2 * naive.TAPS, up=2)[..., 1:17, 1:17]
-    result = layer(x, torch.randn(2, 4, dtype=torch.float64))
-    # demodulation: 1 / sqrt(1 + 1e-8)
-    np.testing.assert_allclose(result.detach().numpy(), expected / math.sqrt(1 + 1e-8), atol=1e-12)
 
 
 @pytest.mark.parametrize("upsample", [False, True])
@@ -76,36 +44,17 @@ def test_modulated_convolution_equals_weights_per_sample(upsample):
     torch.testing.assert_close(layer(x, latent), expected, atol=1e-9, rtol=0)
 
 
-class Multiplied(TorchDispatchMode):
-    """Collect the shapes of products."""
-
-    def __init__(self):
-        super().__init__()
-        self.shapes = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if func.overloadpacket is torch.ops.aten.mul:
-            self.shapes.add(tuple(result.shape))
-        return result
-
-
 @pytest.mark.parametrize("fold", [False, True])
 @pytest.mark.parametrize("upsample", [False, True])
-@pytest.mark.parametrize("side", [3, 12])
+@pytest.mark.parametrize("side", [3, 12])  # the map smaller and larger than the weights
 def test_one_sample_without_gradients_is_modulated_in_the_weights(side, upsample, fold):
-    """Where they are smaller than the map, which is then not multiplied; the numbers stay."""
     layer = naive.randomize(ModulatedConv2d(5, 4, latent=6, upsample=upsample).double())
     x, latent = images(channels=5, side=side, batch=1), torch.randn(1, 6, dtype=torch.float64)
-    with Multiplied() as multiplied:
-        expected = layer(x, latent)
-    assert tuple(x.shape) in multiplied.shapes
+    expected = layer(x, latent)
     if fold:
         layer.fold(1.0)
-    with torch.no_grad(), Multiplied() as multiplied:
-        torch.testing.assert_close(layer(x, latent), expected, atol=1e-12, rtol=1e-12)
-    assert (tuple(x.shape) in multiplied.shapes) == (side == 3)
     with torch.no_grad():
+        torch.testing.assert_close(layer(x, latent), expected, atol=1e-12, rtol=1e-12)
         half = layer.bfloat16()(x.bfloat16(), latent.bfloat16())
     assert half.dtype == torch.bfloat16
     assert (half - expected).abs().max() < 0.1 * expected.abs().max()
@@ -209,50 +158,9 @@ def test_kaiming_initialisation(layer, fan_in):
     assert (inside.square().mean() / x.square().mean()).item() == pytest.approx(2, rel=0.15)
 
 
-LAYERS = {
-    "FIR": (lambda: FIR(4.0, pad=1), [(2, 5, 5)]),
-    "activation": (lambda: Activate("leaky_relu"), [(2, 3, 3)]),
-    "equalized": (lambda: EqualizedConv2d(2, 3), [(2, 4, 4)]),
-    "equalized, stride": (lambda: EqualizedConv2d(2, 3, downsample=True), [(2, 4, 4)]),
-    "linear": (lambda: EqualizedLinear(4, 3), [(4,)]),
-    "modulated": (lambda: ModulatedConv2d(2, 3, latent=4), [(2, 4, 4), (4,)]),
-    "modulated, up": (lambda: ModulatedConv2d(2, 3, latent=4, upsample=True), [(2, 3, 3), (4,)]),
-    "LR features": (lambda: LRFeatures(4, 8, channels=2), [(3, 4, 4)]),
-    "LR features, two steps": (lambda: LRFeatures(2, 8, channels=2), [(3, 2, 2)]),
-}
-
-
-def layer_and_inputs(layer, shapes, batch):
-    inputs = [torch.randn(batch, *shape, dtype=torch.float64) for shape in shapes]
-    return naive.randomize(layer().double()), inputs
-
-
-@pytest.mark.parametrize(("layer", "shapes"), LAYERS.values(), ids=LAYERS)
-def test_gradients(layer, shapes):
-    layer, inputs = layer_and_inputs(layer, shapes, batch=2)
-    names = [name for name, _ in layer.named_parameters()]
-
-    def forward(*tensors):
-        given = dict(zip(names, tensors[len(inputs) :], strict=True))
-        return torch.func.functional_call(layer, given, tensors[: len(inputs)])
-
-    for x in inputs:
-        x.requires_grad_()
-    assert torch.autograd.gradcheck(forward, (*inputs, *layer.parameters()))
-
-
-@pytest.mark.parametrize(("layer", "shapes"), LAYERS.values(), ids=LAYERS)
-def test_batch_of_three_equals_three_of_one(layer, shapes):
-    layer, inputs = layer_and_inputs(layer, shapes, batch=3)
-    alone = [layer(*(x[i : i + 1] for x in inputs)) for i in range(3)]
-    torch.testing.assert_close(layer(*inputs), torch.cat(alone), atol=1e-12, rtol=0)
-    assert (alone[0] - alone[1]).abs().max() > 1e-3
-
-
 @pytest.mark.parametrize("order", [(0, 2, 3, 1), (1, 2, 3, 0)])
-@pytest.mark.parametrize("before", [torch.contiguous_format, torch.channels_last])
-def test_lay_out_reorders_a_weight_in_its_own_memory(order, before):
-    weight = nn.Parameter(torch.randn(4, 5, 3, 2).to(memory_format=before))
+def test_lay_out_reorders_a_weight_in_its_own_memory(order):
+    weight = nn.Parameter(torch.randn(4, 5, 3, 2))
     expected, address = weight.detach().clone(), weight.data_ptr()
     lay_out(weight, order)
     assert torch.equal(weight, expected)

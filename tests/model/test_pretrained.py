@@ -68,24 +68,6 @@ def test_other_names_are_no_models_of_the_package(
     assert asked == ([name] if name else [])  # an empty name is this folder, which is no model
 
 
-def test_a_name_that_is_nothing_is_told_what_there_is() -> None:
-    with pytest.raises(FileNotFoundError, match=f"nor a model of the package \\({NAME}\\)"):
-        RPFModel.from_pretrained("no/such/model")
-
-
-@pytest.mark.parametrize("name", ["celeba-hq-16to12", "no/such/model"])
-def test_what_the_hub_has_not_is_told_what_there_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names that a hub could have: without a network, or where the hub knows none."""
-
-    def unreachable(*_: object, **__: object) -> str:
-        raise ConnectionError("no network here")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    monkeypatch.setenv("RPF_OFFLINE", "0")
-    with pytest.raises(FileNotFoundError, match=f"nor a model of the package \\({NAME}\\).*no network here"):
-        RPFModel.from_pretrained(name)
-
-
 def test_the_card_is_that_of_the_file() -> None:
     weights = (FOLDER / storage.WEIGHTS_FILE).read_bytes()
     assert len(weights) < 30e6

@@ -4,19 +4,11 @@ import naive_layers as naive
 import numpy as np
 import pytest
 import torch
-from torch.func import functional_call
 
 from rpf_lightning.model import RefinementModule, RPFConfig
-from rpf_lightning.model.layers import Activate
 from rpf_lightning.model.refinement import FeatureModulation
 
 TINY = 1 / 256  # two channels up to side 64
-
-# parameters in millions, rounded
-PARAMETERS = {
-    "same_resolution": {32: 42.5, 64: 55.1, 128: 59.9, 256: 61.4, 512: 62.0, 1024: 62.4},
-    "literal": {32: 42.5, 64: 55.1, 128: 63.5, 256: 66.0, 512: 66.9, 1024: 67.3},
-}
 
 
 def refinement(side, **kwargs):
@@ -25,16 +17,6 @@ def refinement(side, **kwargs):
 
 def image(side, batch=2, dtype=torch.float64):
     return torch.rand(batch, 3, side, side, dtype=dtype)
-
-
-@pytest.mark.parametrize(
-    ("skip", "side", "millions"),
-    [(skip, side, millions) for skip, table in PARAMETERS.items() for side, millions in table.items()],
-)
-def test_parameters_equal_the_table(skip, side, millions):
-    with torch.device("meta"):
-        module = refinement(side, width=1.0, skip=skip)
-    assert sum(p.numel() for p in module.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
 @pytest.mark.parametrize(("act", "slope"), [("leaky_relu", 0.2), ("relu", 0.0)])
@@ -119,28 +101,9 @@ def test_residual_starts_close_to_the_identity(skip):
     assert (refinement(32, width=1 / 16, skip=skip, residual=False)(x) - x).abs().max() > 1
 
 
-def activations(act, skip="same_resolution"):
-    module = refinement(32, act=act, skip=skip, width=1 / 32)
-    outputs = []
-    for layer in module.modules():
-        if isinstance(layer, Activate):
-            layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-    module(image(32, dtype=torch.float32))
-    # first, 3 x (conv, stride), 2 x embedding, 3 x (latent, up, blend)
-    assert len(outputs) == 1 + 6 + 2 + 9
-    return outputs
-
-
-@pytest.mark.parametrize("skip", ["same_resolution", "literal"])
-def test_relu_lets_nothing_negative_through(skip):
-    assert min(output.min() for output in activations("relu", skip)) == 0
-    assert max(output.min() for output in activations("leaky_relu", skip)) < 0
-
-
-@pytest.mark.parametrize(
-    ("width", "channels", "latent"), [(1.0, 512, 512), (0.5, 256, 256), (0.25, 128, 128)]
-)
-def test_width_scales_channels_and_latents(width, channels, latent):
+@pytest.mark.parametrize("width", [1.0, 0.25])
+def test_width_scales_channels_and_latents(width):
+    latent = 512 * width
     with torch.device("meta"):
         module = refinement(1024, width=width)
     assert module.first.weight.shape[0] == 32 * width
@@ -150,53 +113,16 @@ def test_width_scales_channels_and_latents(width, channels, latent):
     assert [block.conv.weight.shape[0] for block in module.decoder] == [
         c * width for c in (512, 512, 512, 512, 256, 128, 64, 32)
     ]
-    assert module.embedding[0].weight.shape[:2] == (channels, channels)
-    assert module.embedding[1].weight.shape[:2] == (latent, channels)
+    assert module.embedding[0].weight.shape[:2] == (latent, latent)
+    assert module.embedding[1].weight.shape[:2] == (latent, latent)
     assert {layer.weight.shape for layer in module.latents} == {(latent, latent)}
     assert {block.up.style.weight.shape[1] for block in module.decoder} == {latent}
-
-
-def test_literal_skip_never_blends_a_feature_of_the_full_side():
-    sides = {}
-    for skip in ("same_resolution", "literal"):
-        module = refinement(32, skip=skip).double()
-        seen = sides[skip] = []
-        for block in module.decoder:
-            block.blend.register_forward_hook(
-                lambda _module, inputs, _output, seen=seen: seen.append(inputs[1].shape[-1])
-            )
-        assert module(image(32)).shape == (2, 3, 32, 32)
-    assert sides == {"same_resolution": [8, 16, 32], "literal": [4, 8, 16]}
-
-
-@pytest.mark.parametrize("skip", ["same_resolution", "literal"])
-def test_gradients(skip):
-    module = naive.stir(refinement(8, skip=skip).double(), std=0.3)
-    names = [name for name, _ in module.named_parameters()]
-    parameters = tuple(parameter.detach().requires_grad_() for parameter in module.parameters())
-    x = image(8, batch=1).requires_grad_()
-
-    def forward(x, *values):
-        return functional_call(module, dict(zip(names, values, strict=True)), (x,))
-
-    assert torch.autograd.gradcheck(forward, (x, *parameters))
 
 
 def test_deterministic():
     module = refinement(32, width=1 / 16).train()
     x = image(32, dtype=torch.float32)
     assert torch.equal(module(x), module(x))
-
-
-@pytest.mark.parametrize("bias", [-40.0, 40.0])
-def test_pixels_outside_the_range_receive_gradient(bias):
-    module = refinement(16)
-    with torch.no_grad():
-        module.to_rgb.bias.fill_(bias)
-    output = module(image(16, dtype=torch.float32))
-    assert ((output < 0) | (output > 1)).all()
-    output.sum().backward()
-    assert torch.equal(module.to_rgb.bias.grad, torch.full((3,), 2.0 * 16 * 16))
 
 
 @pytest.mark.parametrize("residual", [False, True])

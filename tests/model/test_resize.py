@@ -6,8 +6,6 @@ from PIL import Image
 
 from rpf_lightning.model.resize import Resize, minimum_pool, resample_matrix, resize, resize_mask
 
-SIDES = [(64, 32), (64, 16), (16, 64), (16, 32), (48, 20), (20, 48), (112, 7), (5, 40)]
-
 
 def antialiased(image, side):
     return F.interpolate(image, size=(side, side), mode="bicubic", antialias=True)
@@ -18,35 +16,18 @@ def pil_resize(image, side, box=None):
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, box=box))
 
 
-@pytest.mark.parametrize(("source", "target"), SIDES)
-def test_matrix_equals_torch(source, target):
-    image = torch.rand(2, 3, source, source, dtype=torch.float64)
-    matrix = resample_matrix(source, target)
-    assert matrix.dtype == torch.float64
-    torch.testing.assert_close(matrix @ image @ matrix.T, antialiased(image, target), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize(("source", "target"), SIDES)
-def test_module_equals_torch(source, target):
+@pytest.mark.parametrize(("source", "target"), [(64, 16), (16, 64), (48, 20), (20, 48)])
+def test_matrix_module_and_function_equal_torch_and_pil(source, target):
     image = torch.rand(2, 3, source, source)
-    result = Resize(source, target)(image)
-    assert result.dtype == torch.float32
-    torch.testing.assert_close(result.double(), antialiased(image.double(), target), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize(("source", "target"), SIDES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_function_is_torch(source, target, dtype):
-    image = torch.rand(2, 3, source, source, dtype=dtype)
+    matrix, module = resample_matrix(source, target), Resize(source, target)
+    expected = antialiased(image.double(), target)
+    torch.testing.assert_close(matrix @ image.double() @ matrix.T, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(module(image).double(), expected, atol=1e-6, rtol=0)
+    assert torch.equal(module.matrix, matrix.float())
+    assert torch.equal(resize(image.double(), target), expected)
     assert torch.equal(resize(image, target), antialiased(image, target))
-
-
-@pytest.mark.parametrize(("source", "target"), SIDES)
-def test_equals_pil(source, target):
-    image = torch.rand(source, source)
-    expected = pil_resize(image.numpy(), target)
-    result = resize(image[None, None], target)[0, 0].numpy()
-    np.testing.assert_allclose(result, expected, atol=2e-6, rtol=0)
+    pil = pil_resize(image[0, 0].numpy(), target)
+    np.testing.assert_allclose(resize(image, target)[0, 0].numpy(), pil, atol=2e-6, rtol=0)
 
 
 def test_filter_is_the_sharper_cubic():
@@ -56,7 +37,7 @@ def test_filter_is_the_sharper_cubic():
     torch.testing.assert_close(row, expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("target", [8, 32, 64, 96])
+@pytest.mark.parametrize("target", [8, 96])
 def test_whole_pixel_crop_equals_resizing_the_crop(target):
     image = torch.rand(1, 1, 64, 64, dtype=torch.float64)
     rows, columns = (
@@ -70,7 +51,7 @@ def test_whole_pixel_crop_equals_resizing_the_crop(target):
     torch.testing.assert_close(result[..., inside, inside], expected[..., inside, inside], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("target", [7, 24, 60])
+@pytest.mark.parametrize("target", [7, 60])
 def test_fractional_crop_equals_pil_with_a_box(target):
     image = torch.rand(32, 32)
     left, top, right, bottom = 3.25, 5.625, 27.75, 30.125
@@ -89,7 +70,7 @@ def test_matrix_built_in_inference_mode_serves_training():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("target", [16, 32, 64])
+@pytest.mark.parametrize("target", [16, 64])
 def test_fp32_under_autocast(dtype, target):
     image = torch.rand(1, 3, 32, 32).to(dtype)
     module = Resize(32, target)
@@ -123,24 +104,10 @@ def test_mask_is_reduced_by_area(factor, dtype):
     area = mask.double().numpy().reshape(4, 1, side, factor, side, factor).mean(axis=(3, 5))
     result = resize_mask(mask, side)
     assert result.dtype == dtype
+    assert torch.equal(resize_mask(mask, 16), mask)
     np.testing.assert_array_equal(result.double().numpy(), (area >= 0.5).astype(float))
     assert result[0, 0, 0, 0] == 1
     assert result[0, 0, 0, 1] == 0
-
-
-def test_mask_of_the_same_side_is_unchanged():
-    mask = (torch.rand(1, 1, 8, 8) < 0.5).float()
-    assert torch.equal(resize_mask(mask, 8), mask)
-
-
-def test_gradients_of_the_module():
-    image = torch.rand(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(Resize(6, 4).double(), image)
-
-
-@pytest.mark.parametrize(("source", "target"), SIDES)
-def test_matrix_of_the_module_is_the_exact_one_rounded_to_fp32(source, target):
-    assert torch.equal(Resize(source, target).matrix, resample_matrix(source, target).float())
 
 
 def test_minimum_pool_needs_every_pixel() -> None:

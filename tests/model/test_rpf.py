@@ -48,12 +48,11 @@ def bicubic(image, side):
 
 
 @both_ways
-@pytest.mark.parametrize(("lr_size", "scale"), [(4, 2), (8, 4), (16, 2), (16, 8), (32, 4)])
-@pytest.mark.parametrize("batch", [1, 2])
-def test_forward_shape_and_range(lr_size, scale, batch):
+@pytest.mark.parametrize(("lr_size", "scale"), [(4, 2), (8, 4), (16, 8)])
+def test_forward_shape_and_range(lr_size, scale):
     model = small(lr_size, scale)
-    output = model(face(lr_size, batch), face(lr_size * scale, batch))
-    assert output.shape == (batch, 3, lr_size * scale, lr_size * scale)
+    output = model(face(lr_size, 2), face(lr_size * scale, 2))
+    assert output.shape == (2, 3, lr_size * scale, lr_size * scale)
     assert output.dtype == torch.float32
     assert output.min() >= 0
     assert output.max() <= 1
@@ -162,13 +161,11 @@ def test_reference_pyramid_is_masked_then_halved():
 
 
 @both_ways
-@pytest.mark.parametrize("lr_side", [16, 32])
 @pytest.mark.parametrize("masked", [False, True])
-def test_encoded_reference_gives_the_same_result(lr_side, masked):
-    model, lr, reference = small(), face(lr_side, 2), face(64, 2)
+def test_encoded_reference_gives_the_same_result(masked):
+    model, lr, reference = small(), face(32, 2), face(64, 2)
     mask = half_mask(64, 2) if masked else None
     expected = model(lr, reference, mask)
-    assert torch.equal(model(lr, model.encode_reference(reference, mask)), expected)
     assert torch.equal(model(lr, list(model.encode_reference(reference, mask))), expected)
 
 
@@ -189,11 +186,16 @@ def test_one_reference_serves_a_batch(encoded):
     assert torch.equal(model(lr, *one), expected)
 
 
-IN_RANGE = [{}, {"skip": "literal"}, {"act": "relu"}, {"residual": True, "synthesis_residual": True}]
+@both_ways
+def test_deterministic():
+    model, lr, reference = small().train(), face(16, 2), face(64, 2)
+    assert torch.equal(model(lr, reference), model(lr, reference))
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("options", IN_RANGE, ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"skip": "literal", "residual": True, "synthesis_residual": True}], ids=str
+)
 @both_ways
 def test_samples_of_a_batch_do_not_touch(options, fused):
     """Where outputs are in the range of images; one sample modulates the weights, three their activations."""
@@ -205,13 +207,6 @@ def test_samples_of_a_batch_do_not_touch(options, fused):
         part = model(lr[chunk], reference[chunk], mask[chunk])
         torch.testing.assert_close(together[chunk], part, atol=1e-5, rtol=0)
     assert (together[0] - together[1]).abs().max() > 1e-3
-
-
-@both_ways
-@pytest.mark.parametrize("training", [False, True])
-def test_deterministic(training):
-    model, lr, reference = small().train(training), face(16, 2), face(64, 2)
-    assert torch.equal(model(lr, reference), model(lr, reference))
 
 
 @pytest.mark.parametrize("width", [1 / 8, pytest.param(1.0, marks=pytest.mark.slow)])
@@ -263,17 +258,16 @@ def test_prefix_and_block_equal_the_full_forward(block):
 
 
 @both_ways
-@pytest.mark.parametrize(("lr_size", "scale"), [(8, 8), (16, 4)])
-def test_without_progressive_reconstruction_one_block_does_it_all(lr_size, scale):
-    model, lr, reference = small(lr_size, scale, progressive=False), face(lr_size, 2), face(64, 2)
+def test_without_progressive_reconstruction_one_block_does_it_all():
+    model, lr, reference = small(8, 8, progressive=False), face(8, 2), face(64, 2)
     assert len(model.blocks) == 1
     assert model.sides == (64,)
-    assert len(model.blocks[0].warping.lr_features.steps) == math.log2(scale)
+    assert len(model.blocks[0].warping.lr_features.steps) == 3
     output = model(lr, reference)
     assert output.shape == (2, 3, 64, 64)
     assert_same(output, model.blocks[0](lr, reference).output.clamp(0, 1))
     assert torch.equal(output, model(lr, model.encode_reference(reference)))
-    with pytest.raises(ValueError, match=f"lr: expected a side of {lr_size} pixels, got 32"):
+    with pytest.raises(ValueError, match="lr: expected a side of 8 pixels, got 32"):
         model(face(32), reference)
 
 
@@ -295,21 +289,14 @@ LITERAL = {
 
 
 @pytest.mark.parametrize("options", LITERAL.values(), ids=LITERAL)
-def test_every_reading_runs_and_uses_all_its_parameters(options):
+def test_every_reading_reaches_every_block_and_uses_all_its_parameters(options):
     model = RPFModel(16, 4, channels=2, width=1 / 128, **options)
     output, records = model(face(16), face(64), half_mask(64), return_intermediates=True)
-    assert output.shape == (1, 3, 64, 64)
-    assert all(image.isfinite().all() for record in records for image in record[:4])
+    assert all(image.isfinite().all() for record in (*records, [output]) for image in record[:4])
     records[-1].output.sum().backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
-
-
-@pytest.mark.parametrize("options", [value for key, value in LITERAL.items() if key != "default"])
-def test_every_reading_reaches_every_block(options):
-    model = RPFModel(16, 4, channels=2, width=1 / 128, **options)
     for block in model.blocks:
         assert block.refinement.literal == (options.get("skip") == "literal")
-        assert block.refinement.decoder[0].literal == (options.get("skip") == "literal")
         assert block.refinement.act.slope == (0.0 if options.get("act") == "relu" else 0.2)
         assert block.refinement.residual == options.get("residual", False)
         assert block.refinement_mean == options.get("refinement_mean", True)
@@ -325,11 +312,8 @@ NAN = float("nan")
 BAD_LR = {
     "not square": (torch.rand(1, 3, 16, 32), "lr: expected square RGB images"),
     "side": (face(8), "lr: expected a side of 16 or 32 pixels, got 8"),
-    "side of the output": (face(64), "lr: expected a side of 16 or 32 pixels, got 64"),
     "channels": (face(16, channels=1), r"lr: expected square RGB images .*\(1, 1, 16, 16\)"),
-    "no batch": (torch.rand(3, 16, 16), "lr: expected square RGB images"),
     "nan": (face(16).where(face(16) < 0.9, NAN), r"lr: expected values in \[0, 1\] without NaN"),
-    "below 0": (face(16) - 0.1, r"lr: expected values in \[0, 1\]"),
     "0 to 255": (face(16) * 255, r"lr: expected values in \[0, 1\]"),
     "integers": (torch.ones(1, 3, 16, 16, dtype=torch.uint8), "lr: expected floating point values"),
     "half": (face(16).half(), "lr: expected torch.float32 as the model's weights, got torch.float16"),
@@ -341,29 +325,19 @@ BAD_LR = {
 def test_bad_lr(lr, message):
     with pytest.raises(ValueError, match=message):
         small()(lr, face(64))
-    with pytest.raises(ValueError, match=message):
-        small()(lr)
 
 
 BAD_REFERENCE = {
     "size": (face(32), r"reference: expected RGB images of the shape \(B, 3, 64, 64\), got \(1, 3, 32, 32\)"),
-    "channels": (face(64, channels=4), r"reference: expected RGB images of the shape \(B, 3, 64, 64\)"),
-    "not square": (torch.rand(1, 3, 64, 32), "reference: expected RGB images of the shape"),
-    "no batch": (torch.rand(3, 64, 64), "reference: expected RGB images of the shape"),
     "batch": (face(64, 2), "reference: expected 1 or 3 images, got 2"),
-    "nan": (face(64) * NAN, r"reference: expected values in \[0, 1\] without NaN"),
     "above 1": (face(64) + 0.5, r"reference: expected values in \[0, 1\]"),
     "integers": (torch.ones(1, 3, 64, 64, dtype=torch.uint8), "reference: expected floating point values"),
     "too few levels": ((face(64),), "reference: expected levels of side 32 or 64"),
-    "levels in the wrong order": ((face(64), face(32)), "reference: expected levels of side 32 or 64"),
     "batch of the levels": ((face(32, 2), face(64, 2)), "reference: expected 1 or 3 images, got 2"),
     "channels of a level": ((face(32), face(64, channels=1)), "reference: expected"),
-    "level not square": ((face(32), torch.rand(1, 3, 32, 64)), "reference: expected"),
-    "levels of integers": ((face(32).byte(), face(64).byte()), "reference: expected floating point values"),
     "nan in a level": ((face(32), face(64) * NAN), r"reference: expected values in \[0, 1\] without NaN"),
     "level of no dimension": ((torch.tensor(0.5), face(64)), r"reference: expected levels .* got \[\(\), "),
     "numbers": ([1, 2], "reference: expected levels of side 32 or 64, got .*int"),
-    "float64": (face(64).double(), "reference: expected torch.float32 as the model's weights"),
     "batches of the levels": ((face(32), face(64, 2)), "reference: expected"),
 }
 
@@ -376,12 +350,8 @@ def test_bad_reference(reference, message):
 
 BAD_MASK = {
     "channels": (face(64), r"mask: expected the shape \(1, 1, 64, 64\), got \(1, 3, 64, 64\)"),
-    "size": (half_mask(32), r"mask: expected the shape \(1, 1, 64, 64\)"),
     "batch": (half_mask(64, 2), r"mask: expected the shape \(1, 1, 64, 64\)"),
-    "no channel": (half_mask(64)[:, 0], r"mask: expected the shape \(1, 1, 64, 64\)"),
-    "nan": (half_mask(64) * NAN, r"mask: expected values in \[0, 1\] without NaN"),
     "0 or 255": (half_mask(64) * 255, r"mask: expected values in \[0, 1\]"),
-    "integers": (half_mask(64).long(), "mask: expected floating point values"),
 }
 
 

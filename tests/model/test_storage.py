@@ -9,7 +9,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from rpf_lightning.files import write_atomically
 from rpf_lightning.model import RPFConfig, RPFModel
 from rpf_lightning.model.storage import CONFIG_FILE, WEIGHTS_FILE, save, weights_hash
 
@@ -39,41 +38,19 @@ def assert_same_weights(state, expected):
         assert torch.equal(state[name], tensor)
 
 
-@pytest.fixture
-def disk_full_after_1000_bytes():
-    """The operating system refuses to let any file grow beyond 1000 bytes, in the middle of a write."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    class Limit:
-        def __enter__(self):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-
-        def __exit__(self, *_):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return Limit()
-
-
-@pytest.mark.parametrize("as_text", [True, False])
-def test_round_trip(tmp_path, as_text):
+def test_round_trip(tmp_path):
     saved = model(validate=False, memory="low", residual=True, synthesis_residual=True)
     target = tmp_path / "new" / "directory"
-    saved.save_pretrained(str(target) if as_text else target)
+    saved.save_pretrained(target)
     assert sorted(path.name for path in target.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
-    loaded = RPFModel.from_pretrained(str(target) if as_text else target)
+    loaded = RPFModel.from_pretrained(str(target))
+    assert not any(module.training for module in loaded.modules())
     assert loaded.config == saved.config
     assert json.loads((target / CONFIG_FILE).read_text()) == asdict(saved.config)
     assert (loaded.validate, loaded.memory) == (True, "auto")  # of one run, not of the model
     assert_same_weights(loaded.state_dict(), saved.state_dict())
     lr, reference = torch.rand(1, 3, 4, 4), torch.rand(1, 3, 16, 16)
     assert torch.equal(loaded(lr, reference), saved(lr, reference))
-
-
-def test_loaded_model_is_in_eval_mode(directory):
-    assert model().training
-    loaded = RPFModel.from_pretrained(directory)
-    assert not any(module.training for module in loaded.modules())
 
 
 def test_run_time_switches(directory):
@@ -87,27 +64,18 @@ def test_run_time_switches(directory):
         RPFModel.from_pretrained(directory, memory="tiny")
 
 
-def test_switches_in_an_older_configuration_are_ignored(directory):
-    file = directory / CONFIG_FILE
-    file.write_text(json.dumps({**json.loads(file.read_text()), "validate": False, "memory": "low"}))
-    loaded = RPFModel.from_pretrained(directory)
-    assert (loaded.config, loaded.validate, loaded.memory) == (model().config, True, "auto")
-
-
-def test_override_that_changes_weights_is_refused(directory):
-    with pytest.raises(ValueError, match=f"(?s){re.escape(str(directory))}.*size mismatch"):
-        RPFModel.from_pretrained(directory, channels=3)
-
-
 NAME = "blocks.1.refinement.to_rgb.weight"
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda state: state.pop(NAME), f"Missing key.*{NAME}"),
-        (lambda state: state.update({"blocks.9.extra": torch.zeros(1)}), "Unexpected key.*blocks.9.extra"),
-        (lambda state: state.update({NAME: torch.zeros(3, 2, 5, 5)}), f"size mismatch for {NAME}"),
+        (lambda state: state.pop(NAME), f"missing {NAME}"),
+        (lambda state: state.update({"blocks.9.extra": torch.zeros(1)}), "left over blocks.9.extra"),
+        (
+            lambda state: state.update({NAME: torch.zeros(3, 2, 5, 5)}),
+            rf"{NAME} has the shape \[3, 2, 5, 5\], expected",
+        ),
     ],
     ids=["missing", "extra", "reshaped"],
 )
@@ -133,14 +101,6 @@ def test_missing_file_is_named(directory, file):
         RPFModel.from_pretrained(directory)
 
 
-def test_configuration_must_be_an_object(directory):
-    (directory / CONFIG_FILE).write_text("[16, 64]")
-    with pytest.raises(
-        ValueError, match=f"{re.escape(str(directory / CONFIG_FILE))}: expected a JSON object"
-    ):
-        RPFModel.from_pretrained(directory)
-
-
 @pytest.fixture
 def connections(monkeypatch):
     """Attempts to reach a network, all of which fail."""
@@ -155,17 +115,7 @@ def connections(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("name", ["nobody/nothing-of-this-name", "no/such/directory", "../nowhere"])
-def test_unknown_name_without_network(name, monkeypatch, tmp_path, connections):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(FileNotFoundError, match=re.escape(name)):
-        RPFModel.from_pretrained(name)
-    assert connections == []
-
-
-def test_name_of_the_hub(directory, monkeypatch):
+def test_name_of_the_hub(directory, monkeypatch, capsys):
     asked = []
 
     def snapshot_download(name, **kwargs):
@@ -175,8 +125,12 @@ def test_name_of_the_hub(directory, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.setenv("RPF_OFFLINE", "0")
     loaded = RPFModel.from_pretrained("owner/name")
+    told = capsys.readouterr().err
+    assert told.startswith("asking the Hugging Face hub for owner/name, a download unless")
+    assert "https://huggingface.co/owner/name" in told
     monkeypatch.setenv("RPF_OFFLINE", "1")  # what was fetched before
     RPFModel.from_pretrained("owner/name")
+    assert capsys.readouterr().err == ""
     assert asked == [("owner/name", [CONFIG_FILE, WEIGHTS_FILE], offline) for offline in (False, True)]
     assert_same_weights(loaded.state_dict(), RPFModel.from_pretrained(directory).state_dict())
 
@@ -189,44 +143,17 @@ def test_offline_the_hub_is_not_asked(monkeypatch, tmp_path, connections):
     ):
         connections.clear()
         monkeypatch.setenv("RPF_OFFLINE", offline)
-        with pytest.raises(FileNotFoundError, match=f"owner/name is neither.*{reason}"):
+        with pytest.raises(FileNotFoundError, match=f"owner/name is neither.*celeba-hq-16to128\\).*{reason}"):
             RPFModel.from_pretrained("owner/name")
         assert bool(connections) is (offline == "0")
+    with pytest.raises(FileNotFoundError, match=r"no/such/directory is neither.*nor a name on the hub"):
+        RPFModel.from_pretrained("no/such/directory")
 
 
 def test_a_repository_without_a_model_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(FileNotFoundError, match=f"owner/name: .*got no {CONFIG_FILE} and no {WEIGHTS_FILE}"):
         RPFModel.from_pretrained("owner/name")
-
-
-def test_a_configuration_of_wrong_values_or_bytes_is_named(directory):
-    config = json.loads((directory / CONFIG_FILE).read_text())
-    (directory / CONFIG_FILE).write_text(json.dumps({**config, "lr_size": 17}))
-    with pytest.raises(
-        ValueError, match=f"{re.escape(str(directory / CONFIG_FILE))}: does not fit RPFModel: lr_size"
-    ):
-        RPFModel.from_pretrained(directory)
-    (directory / CONFIG_FILE).write_bytes(b"\xff{}")
-    with pytest.raises(ValueError, match=f"{re.escape(str(directory / CONFIG_FILE))}: expected JSON"):
-        RPFModel.from_pretrained(directory)
-
-
-def test_writing_replaces_the_file(tmp_path):
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_writing_that_fails_half_way_leaves_the_old_file(tmp_path, disk_full_after_1000_bytes):
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-    with pytest.raises(OSError, match="large"), disk_full_after_1000_bytes:
-        write_atomically(path, b"x" * 100_000)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_saving_that_fails_half_way_leaves_the_old_model(directory, disk_full_after_1000_bytes):
@@ -253,15 +180,11 @@ def some_state():
     [
         lambda state: state.update({"c": state.pop("b")}),
         lambda state: state.update({"a": state["a"].view(3, 2)}),
-        lambda state: state.update({"a": state["a"].view(6)}),
         lambda state: state["a"].view(-1)[5].add_(1e-6),
-        lambda state: state["a"].view(-1)[0].neg_(),
         lambda state: state.update({"b": state["b"].double()}),
-        lambda state: state.update({"b": state["b"].view(torch.int32)}),
-        lambda state: state.pop("b"),
         lambda state: state.update({"a": state["b"], "b": state["a"]}),
     ],
-    ids=["name", "shape", "rank", "value", "sign of zero", "precision", "type", "missing", "swapped"],
+    ids=["name", "shape", "value", "precision", "swapped"],
 )
 def test_hash_changes_with_the_weights(change):
     state = some_state()
@@ -271,16 +194,11 @@ def test_hash_changes_with_the_weights(change):
 
 def test_hash_depends_on_nothing_else(directory):
     state = some_state()
+    half = {name: tensor.bfloat16() for name, tensor in state.items()}
+    assert weights_hash(half) == weights_hash({name: tensor.clone() for name, tensor in half.items()})
     reordered = {"b": state["b"].clone().requires_grad_(), "a": state["a"].T.contiguous().T}
     assert weights_hash(reordered) == weights_hash(state)
     loaded = RPFModel.from_pretrained(directory)
     assert weights_hash(loaded.state_dict()) == weights_hash(
         safetensors.torch.load_file(directory / WEIGHTS_FILE)
     )
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_hash_of_half_precision_weights(dtype):
-    half, other = torch.ones(2, dtype=dtype), torch.tensor([1, 2], dtype=dtype)
-    assert weights_hash({"a": half}) == weights_hash({"a": half.clone()})
-    assert weights_hash({"a": half}) != weights_hash({"a": other})

@@ -12,26 +12,22 @@ import naive_layers as naive
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rpf_lightning import RPFModel
 from rpf_lightning.model import strips
-from rpf_lightning.model.strips import WHOLE, Strips
+from rpf_lightning.model.strips import Strips
 
 COPY = {"synthesis_copy": True, "synthesis_residual": True, "flow_from": "previous", "refinement_mean": False}
 READINGS = [
     {},
-    {"skip": "literal"},
-    {"act": "relu"},
-    {"residual": True, "synthesis_residual": True},
-    {"progressive": False},
-    {"refinement_mean": False},
-    {"synthesis_fuse": False, "init": "torch", "flow_unit": "pixels"},
+    {"skip": "literal", "act": "relu"},
+    {"residual": True, "synthesis_residual": True, "progressive": False},
+    {"synthesis_fuse": False, "init": "torch", "flow_unit": "pixels", "refinement_mean": False},
     {"flow_from": "previous", "channels": [8, 4], "width": [1 / 32, 1 / 64]},
     COPY,
-    {**COPY, "skip": "literal", "synthesis_fuse": False},
-    {**COPY, "progressive": False},
+    {**COPY, "skip": "literal", "synthesis_fuse": False, "progressive": False},
 ]
 
 
@@ -112,18 +108,6 @@ def test_a_step_down_and_up_on_strips(
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in result)
 
 
-def test_a_halo_that_is_too_small_shows() -> None:
-    """So that the comparisons below would find one."""
-    a, b = convolutions((4, 3), (3, 4))
-    step = lambda x: F.conv2d(F.conv2d(x, a, padding=1), b, padding=1)  # noqa: E731
-    x = image()
-    run = Strips()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strips, "STRIP_BYTES", 1)
-        same(run(step, x, halo=2, channels=4), step(x), 1e-12)
-        assert not torch.allclose(run(step, x, halo=0, channels=4), step(x))
-
-
 def test_strips_have_the_size_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     heights, released = [], []
     monkeypatch.setattr(strips, "release", lambda: released.append(True))
@@ -154,7 +138,7 @@ def test_strips_have_the_size_that_was_asked_for(monkeypatch: pytest.MonkeyPatch
 # the model
 
 
-@pytest.mark.parametrize(("batch", "strip_bytes"), [(1, 15_000), (2, 60_000), (1, 2**24)])
+@pytest.mark.parametrize(("batch", "strip_bytes"), [(1, 15_000), (2, 60_000)])
 @pytest.mark.parametrize("memory", ["auto", "low"])
 @pytest.mark.parametrize("reading", READINGS, ids=str)
 def test_strips_equal_whole_maps(
@@ -172,14 +156,13 @@ def test_strips_equal_whole_maps(
             same_records(record, block, 1e-9)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("memory", ["auto", "low"])
-@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize(
+    ("memory", "mode", "reading"), [("auto", torch.no_grad, COPY), ("low", torch.inference_mode, {})]
+)
 def test_strips_equal_whole_maps_in_fp32(
-    most_strips: list[int], memory: str, mode: type[torch.no_grad], copies: bool
+    most_strips: list[int], memory: str, mode: type[torch.no_grad], reading: dict[str, object]
 ) -> None:
     """From the smallest side, where the warping module has no encoder."""
-    reading = COPY if copies else {}
     model = naive.stir_all(RPFModel(4, 16, channels=8, width=1 / 32, memory=memory, **reading))
     lr, reference = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 64, 64)
     expected = model(lr, reference)
@@ -192,8 +175,7 @@ def test_strips_equal_whole_maps_in_fp32(
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("batch", "fused"), [(1, True), (2, False)])
 def test_strips_round_like_whole_maps_under_autocast(most_strips: list[int], batch: int, fused: bool) -> None:
     model = build("low")
     given = inputs(model, batch)
@@ -211,21 +193,14 @@ def test_strips_round_like_whole_maps_under_autocast(most_strips: list[int], bat
 
 
 @pytest.mark.parametrize("fused", [False, True])  # fused, the convolutions get the parameters themselves
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("memory", ["auto", "low"])
-@pytest.mark.parametrize("reading", [{}, {"skip": "literal"}, {"synthesis_fuse": False}, COPY], ids=str)
+@pytest.mark.parametrize(("batch", "memory"), [(1, "low"), (2, "auto")])
+@pytest.mark.parametrize("reading", [{}, {"skip": "literal", "synthesis_fuse": False}, COPY], ids=str)
 def test_inputs_are_not_overwritten(
-    most_strips: list[int],
-    reading: dict[str, object],
-    memory: str,
-    batch: int,
-    layout: torch.memory_format,
-    fused: bool,
+    most_strips: list[int], reading: dict[str, object], memory: str, batch: int, fused: bool
 ) -> None:
     model = build(memory, **reading)
     model = model.fuse() if fused else model
-    lr, reference = (x.to(memory_format=layout) for x in inputs(model, batch))
+    lr, reference = (x.to(memory_format=torch.channels_last) for x in inputs(model, batch))
     levels = model.encode_reference(reference)
     copies = [x.clone() for x in (lr, reference, *levels)]
     weights = {name: weight.clone() for name, weight in model.named_parameters()}
@@ -237,20 +212,6 @@ def test_inputs_are_not_overwritten(
         assert torch.equal(x, kept)
     for name, weight in model.named_parameters():
         assert torch.equal(weight, weights[name]), name
-
-
-def test_with_gradients_maps_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("strips have no gradient")
-
-    monkeypatch.setattr(Strips, "__call__", refuse)
-    model = naive.stir_all(RPFModel(16, 2, channels=8, width=1 / 32))
-    lr = torch.rand(1, 3, 16, 16, requires_grad=True)
-    model(lr, torch.rand(1, 3, 32, 32)).sum().backward()
-    assert lr.grad is not None
-    assert lr.grad.abs().sum() > 0
-    with torch.no_grad(), pytest.raises(AssertionError, match="no gradient"):
-        model(lr, torch.rand(1, 3, 32, 32))
 
 
 # hooks
@@ -276,14 +237,11 @@ class Calls:
 
 
 @pytest.mark.parametrize("memory", ["auto", "low"])
-@pytest.mark.parametrize("several", [None, 2])
-@pytest.mark.parametrize("reading", [{}, {"skip": "literal"}, {"progressive": False}, COPY], ids=str)
+@pytest.mark.parametrize(("reading", "several"), [({}, None), ({"skip": "literal"}, None), (COPY, 2)])
 def test_hooks_see_every_module_in_both_ways(
     monkeypatch: pytest.MonkeyPatch, reading: dict[str, object], memory: str, several: int | None
 ) -> None:
     model = build(memory, **reading)
-    if several and not model.config.synthesis_copy:
-        return
     given = inputs(model, several=several)
     models = [copy.deepcopy(model) for _ in range(3)]
     whole, at_once, in_strips = (Calls(each) for each in models)
@@ -375,11 +333,6 @@ def test_low_memory_never_holds_a_whole_map_of_the_last_side(
     assert largest["low"] < features // 2  # a strip with its halo
 
 
-def test_unknown_memory_is_named() -> None:
-    with pytest.raises(ValueError, match=r"memory: expected auto or low, got 'tiny'"):
-        RPFModel(memory="tiny")
-
-
 def test_threads_do_not_disturb_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """One model with gradients and without, and a second with another setting, at once."""
     monkeypatch.setattr(strips, "STRIP_BYTES", 20_000)
@@ -395,25 +348,7 @@ def test_threads_do_not_disturb_each_other(monkeypatch: pytest.MonkeyPatch) -> N
         torch.testing.assert_close(output.detach(), expected[model], rtol=0, atol=1e-5)
 
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(run, range(24)))
-
-
-def test_whole_runs_the_step_as_it_is() -> None:
-    x = image()
-    assert WHOLE(lambda y: y, x, halo=1, channels=3) is x
-    assert not WHOLE.low
-
-
-def test_a_residual_block_keeps_its_input() -> None:
-    from rpf_lightning.model.synthesis import ResidualBlock
-
-    block = ResidualBlock(4).double()
-    nn.init.normal_(block.conv2.bias)
-    x = image(4)
-    kept, expected = x.clone(), block(x).detach()
-    with torch.no_grad():
-        same(block(x), expected, 1e-12)
-    assert torch.equal(x, kept)
+        list(pool.map(run, range(12)))
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc only")

@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import map_coordinates
-from torch.func import functional_call
 
 from rpf_lightning.model import RPFConfig, WarpingModule, backward_warp
 
@@ -36,14 +35,14 @@ def warp_of_scipy(image, flow):
     return torch.from_numpy(out)
 
 
-@pytest.mark.parametrize("reach", [0.4, 5.0, 30.0])
+@pytest.mark.parametrize("reach", [0.4, 30.0])
 def test_backward_warp_equals_scipy(reach):
     image = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     flow = torch.randn(2, 2, 16, 16, dtype=torch.float64) * reach
     torch.testing.assert_close(backward_warp(image, flow), warp_of_scipy(image, flow), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(("x", "y"), [(0, 0), (1, 0), (0, 1), (-3, 2), (5, -7), (40, 0)])
+@pytest.mark.parametrize(("x", "y"), [(-3, 2), (40, 0)])
 def test_constant_flow_shifts_exactly(x, y):
     image = torch.rand(1, 3, 32, 32)
     assert torch.equal(backward_warp(image, constant_flow(32, x, y)), shifted(image, x, y))
@@ -53,13 +52,6 @@ def test_flow_of_one_in_x_takes_the_pixel_to_the_right():
     image = torch.arange(16.0).view(1, 1, 4, 4)
     expected = torch.tensor([[1.0, 2, 3, 0], [5, 6, 7, 0], [9, 10, 11, 0], [13, 14, 15, 0]])
     assert torch.equal(backward_warp(image, constant_flow(4, 1, 0))[0, 0], expected)
-
-
-def test_gradients():
-    image = torch.rand(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
-    whole = torch.randint(-2, 2, (1, 2, 4, 4))
-    flow = (whole + 0.2 + 0.6 * torch.rand(1, 2, 4, 4, dtype=torch.float64)).requires_grad_()
-    assert torch.autograd.gradcheck(backward_warp, (image, flow))
 
 
 @pytest.mark.parametrize("image_dtype", [torch.float32, torch.bfloat16])
@@ -83,7 +75,7 @@ def test_module_under_autocast_shifts_exactly_at_1024():
     assert torch.equal(aligned, shifted(reference, 32, -16))
 
 
-@pytest.mark.parametrize("side", [8, 32, 64])
+@pytest.mark.parametrize("side", [8, 32])
 @pytest.mark.parametrize("init", ["kaiming", "torch"])
 def test_untrained_module_is_the_identity_warp(side, init):
     reference = torch.rand(2, 3, side, side)
@@ -95,13 +87,7 @@ def test_untrained_module_is_the_identity_warp(side, init):
 
 @pytest.mark.parametrize(
     ("unit", "side", "pixels"),
-    [
-        ("relative", 16, 0.25),
-        ("relative", 64, 1.0),
-        ("relative", 128, 2.0),
-        ("pixels", 16, 1.0),
-        ("pixels", 128, 1.0),
-    ],
+    [("relative", 16, 0.25), ("relative", 128, 2.0), ("pixels", 16, 1.0)],
 )
 def test_flow_unit(unit, side, pixels):
     module = warping(side, channels=2, flow_unit=unit)
@@ -111,7 +97,7 @@ def test_flow_unit(unit, side, pixels):
     assert torch.equal(flow, constant_flow(side, pixels, pixels))
 
 
-@pytest.mark.parametrize(("side", "blocks"), [(8, 0), (16, 1), (32, 2), (64, 3), (256, 5), (1024, 7)])
+@pytest.mark.parametrize(("side", "blocks"), [(8, 0), (32, 2), (1024, 7)])
 def test_encoder_ends_at_8x8(side, blocks):
     module = warping(side, channels=2).to("meta")
     assert len(module.encoder) == len(module.decoder) == blocks
@@ -158,17 +144,3 @@ def test_flow_equals_the_network_written_out(init, offset):
     flow, aligned = module(x, reference)
     torch.testing.assert_close(flow, expected, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(aligned, warp_of_scipy(reference, expected.detach()), atol=1e-9, rtol=0)
-
-
-@pytest.mark.parametrize("side", [8, 16])  # without an encoder, and with one
-def test_gradients_of_the_module(side):
-    module = naive.stir(warping(side, channels=2).double(), std=0.3)
-    names = [name for name, _ in module.named_parameters()]
-    x, reference = (
-        torch.rand(1, 3, s, s, dtype=torch.float64, requires_grad=True) for s in (side // 2, side)
-    )
-
-    def forward(x, reference, *values):
-        return functional_call(module, dict(zip(names, values, strict=True)), (x, reference))
-
-    assert torch.autograd.gradcheck(forward, (x, reference, *module.parameters()))

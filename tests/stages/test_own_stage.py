@@ -104,8 +104,7 @@ def test_a_loss(model_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "argument"),
     [
-        ("WarpingStage", "adversarial_weight"), ("WarpingStage", "critic"), ("JointStage", "cache_prefix"),
-        ("SynthesisStage", "flow_weight"), ("RefinementStage", "unmasked_weight"), ("SynthesisStage", "first"),
+        ("WarpingStage", "adversarial_weight"), ("JointStage", "cache_prefix"), ("SynthesisStage", "first"),
     ],
 )  # fmt: skip
 def test_arguments_that_mean_nothing_for_a_stage_are_unknown(

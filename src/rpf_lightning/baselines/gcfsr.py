@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from rpf_lightning.baselines.checkpoint import listed, misfits, read_weights
 from rpf_lightning.model.layers import FIR, Activate, EqualizedConv2d, EqualizedLinear, demodulation, modulate
 from rpf_lightning.model.refinement import LATENT, channels_at
 from rpf_lightning.model.resize import at_least_fp32, resize
@@ -28,11 +28,7 @@ SIDES = (32, 64, 128, 256, 512, 1024)
 
 
 class BiasActivation(nn.Module):
-    """Bias, then leaky ReLU 0.2 times sqrt(2).
-
-    Args:
-        channels: C.
-    """
+    """Bias, then leaky ReLU 0.2 times sqrt(2)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -58,13 +54,8 @@ def conv_layer(in_channels: int, out_channels: int, downsample: bool = False) ->
 class ModulatedConv(nn.Module):
     """StyleGAN2's modulated convolution in the fast form of `layers.ModulatedConv2d`; also without demodulation.
 
-    Args:
-        in_channels: Input channels.
-        out_channels: Output channels.
-        kernel: Side of the kernel.
-        latent: Length of the latent vector.
-        demodulate: Divides by the norm of the modulated weights.
-        upsample: Doubles the side: transposed convolution, then the FIR; for a 3x3 kernel.
+    `latent` is the length of the latent vector. `upsample` doubles the side: transposed convolution, then the FIR;
+    for a 3x3 kernel.
     """
 
     def __init__(
@@ -84,15 +75,7 @@ class ModulatedConv(nn.Module):
         self.fir = FIR(gain=4.0, pad=1) if upsample else None
 
     def forward(self, x: Tensor, latent: Tensor) -> Tensor:
-        """Convolve.
-
-        Args:
-            x: (B, in, H, H).
-            latent: (B, latent).
-
-        Returns:
-            (B, out, H, H), or (B, out, 2H, 2H) with `upsample`.
-        """
+        """(B, in, H, H) and (B, latent) -> (B, out, H, H), or (B, out, 2H, 2H) with `upsample`."""
         style = self.modulation(latent)
         weight = self.weight[0] * self.scale
         x = modulate(x, weight, style, self.fir)
@@ -105,12 +88,7 @@ class ModulatedConv(nn.Module):
 class StyleConv(nn.Module):
     """Modulated 3x3 convolution, noise, bias and activation; at one layer per side with the encoder's feature.
 
-    Args:
-        in_channels: Input channels.
-        out_channels: Output channels.
-        latent: Length of the latent vector.
-        upsample: Doubles the side.
-        blend: Where the encoder's feature comes in; before the activation also means before the noise.
+    `blend` says where that comes in; before the activation also means before the noise.
     """
 
     def __init__(
@@ -123,16 +101,13 @@ class StyleConv(nn.Module):
         self.blend_last = blend == "after_activation"
 
     def forward(self, x: Tensor, latent: Tensor, noise: bool, mix: Mix | None = None) -> Tensor:
-        """Convolve.
+        """(B, in, H, H) and (B, latent) -> (B, out, H', H'), H' = H, or 2H with `upsample`.
 
         Args:
-            x: (B, in, H, H).
-            latent: (B, latent).
+            x: Features.
+            latent: The style.
             noise: Add fresh N(0, 1) noise, one value per pixel, times `weight`.
             mix: a (B, out, 1, 1) and b * shift (B, out, H', H').
-
-        Returns:
-            (B, out, H', H'), H' = H, or 2H with `upsample`.
         """
         x = self.modulated_conv(x, latent)
         if mix is not None and not self.blend_last:
@@ -146,12 +121,7 @@ class StyleConv(nn.Module):
 
 
 class ToRGB(nn.Module):
-    """Modulated 1x1 convolution to RGB without demodulation; adds the RGB image of half the side, enlarged.
-
-    Args:
-        in_channels: Input channels.
-        latent: Length of the latent vector.
-    """
+    """Modulated 1x1 convolution to RGB without demodulation; adds the RGB image of half the side, enlarged."""
 
     def __init__(self, in_channels: int, latent: int) -> None:
         super().__init__()
@@ -339,18 +309,18 @@ class GCFSR(nn.Module):
             FileNotFoundError: If there is no such file.
             ValueError: If it is no GCFSR checkpoint, or a weight is missing, left over, or of another shape.
         """
-        state = read_weights(Path(path))
+        state = _read_weights(Path(path))
         levels = [int(found[1]) for key in state if (found := re.match(r"to_rgbs\.(\d+)\.", key))]
         if not levels or max(levels) >= len(SIDES):
-            keys = listed(state) or "none"
+            keys = _listed(list(state)) or "none"
             raise ValueError(
                 f"{path}: no GCFSR checkpoint, expected to_rgbs.0 to to_rgbs.5; its keys: {keys}"
             )
         model = cls(SIDES[max(levels)], width, blend, normalize)
-        problems = misfits(model.state_dict(), state)
-        if problems:
-            raise ValueError(f"{path}: does not fit GCFSR of size {model.size}: {'; '.join(problems)}")
-        model.load_state_dict(state, strict=True)
+        try:
+            model.load_state_dict(state, strict=True)
+        except RuntimeError as error:
+            raise ValueError(f"{path}: does not fit GCFSR of size {model.size}: {error}") from error
         return model.eval()
 
     def _condition(self, scale_factor: float | Tensor, image: Tensor) -> Tensor:
@@ -373,3 +343,27 @@ class GCFSR(nn.Module):
         shift = self.condition_shift[level](feature)
         a, b = (factor.to(shift.dtype)[:, :, None, None] for factor in (a, b))
         return a, b * shift
+
+
+def _read_weights(path: Path) -> Mapping[str, Tensor]:
+    """Read a file of weights alone, or of a dictionary with `params_ema` (preferred) or `params`."""
+    with path.open("rb") as file:  # an error of the file system names the file
+        try:
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{path}: not a whole file of weights alone: {error}") from error
+    for name in ("params_ema", "params"):
+        if isinstance(content, Mapping) and name in content:
+            content = content[name]
+            break
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: expected a dictionary of weights, got {type(content).__name__}")
+    others = [str(k) for k, v in content.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
+    if others:
+        raise ValueError(f"{path}: expected weights alone, but these are no tensors: {_listed(others)}")
+    return content
+
+
+def _listed(names: Sequence[str], shown: int = 8) -> str:
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")

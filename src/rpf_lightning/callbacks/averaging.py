@@ -70,9 +70,7 @@ class AveragedWeights(EMAWeightAveraging):
         self._restored = {}
         self._latest_update_step = pl_module.generator_steps
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Update, if this batch was a step's last."""
         self._update(pl_module)
 
@@ -88,8 +86,7 @@ class AveragedWeights(EMAWeightAveraging):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put the raw weights back where a validation broke off."""
-        if self._swapped:
-            self._swap()
+        self.on_validation_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the raw weights: others write checkpoints now, and a fit with no batch left never comes here."""
@@ -140,9 +137,8 @@ class AveragedWeights(EMAWeightAveraging):
 
     def _average(self) -> dict[str, Tensor]:
         assert self._average_model is not None
-        values = (
-            p.detach() for p in self._average_model.module.parameters()
-        )  # checkpoints hold plain tensors
+        # checkpoints hold plain tensors
+        values = (p.detach() for p in self._average_model.module.parameters())
         return dict(zip(self._trained, values, strict=True))
 
     def _update(self, stage: LightningModule) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
-from rpf_lightning.data.batches import FaceBatch, ReferenceBatch
+from rpf_lightning.data.batches import ReferenceBatch
 from rpf_lightning.faces.landmarks import landmark_model
 from rpf_lightning.metrics import ISC, LPIPS, LandmarkDistance, ReferenceISC
 from rpf_lightning.stages.base import RPFStage
@@ -55,19 +55,10 @@ class FaceMetrics(Callback):
         for metric in self._metrics.values():
             metric.reset()
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
-        self.on_validation_epoch_start(trainer, pl_module)
-
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: FaceBatch | ReferenceBatch,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Add a batch."""
         assert isinstance(pl_module, RPFStage)
         given = {"output": outputs["output"].clamp(0, 1), "gt": batch.gt, "seen": {}}
@@ -78,20 +69,14 @@ class FaceMetrics(Callback):
             if name != "isc_reference" or pl_module.needs_references:
                 metric.to(batch.gt.device).update(**given)
 
-    def on_test_batch_end(self, *args: Any) -> None:
-        """Add a batch."""
-        self.on_validation_batch_end(*args)
-
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the means."""
-        self._log(pl_module, "val")
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the means."""
-        self._log(pl_module, "test")
-
-    def _log(self, pl_module: LightningModule, phase: str) -> None:
+        phase = "test" if trainer.testing else "val"
         for name, metric in self._metrics.items():
             if metric.update_called:
                 # `compute` has brought the processes together; `sync_dist` only tells Lightning so
                 pl_module.log(f"{phase}/{name}", metric.compute(), sync_dist=True)
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end

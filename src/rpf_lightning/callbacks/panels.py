@@ -46,28 +46,23 @@ class ImagePanels(Callback):
         self._panel: Image.Image | None = None
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Draw the first batch, while it is on the device."""
         if batch_idx or dataloader_idx or not self._wanted(trainer):
             return
         if not isinstance(pl_module, RPFStage):
             raise TypeError(f"ImagePanels: expected a stage of rpf_lightning, got {type(pl_module).__name__}")
-        few = _first(batch, self.images)
+        fields = batch._asdict().items()
+        few = batch._replace(**{k: v[: self.images] for k, v in fields if isinstance(v, Tensor | list)})
         # as the validation step runs: in eval mode, without gradients, in the fit's precision
         with isolate_rng(), trainer.precision_plugin.val_step_context():
             pictures = pl_module.pictures(few)
-        rows = [
-            Row(name, {title: cell(images[place]) for title, images in pictures.items()})
-            for place, name in enumerate(few.id)
+        cells = [
+            {title: cell(images[place]) for title, images in pictures.items()} for place in range(len(few.id))
         ]
-        self._panel, _ = draw_rows(rows)
+        self._panel, _ = draw_rows([Row(name, row) for name, row in zip(few.id, cells, strict=True)])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the picture and hand it to the loggers."""
@@ -91,8 +86,3 @@ class ImagePanels(Callback):
         if not fitting or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return False
         return self.every_n_epochs > 0 and (trainer.current_epoch + 1) % self.every_n_epochs == 0
-
-
-def _first(batch: Any, count: int) -> Any:
-    fields = {k: v[:count] for k, v in batch._asdict().items() if isinstance(v, Tensor | list)}
-    return batch._replace(**fields)

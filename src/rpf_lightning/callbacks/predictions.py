@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +39,10 @@ class PredictionWriter(BasePredictionWriter):
         trainer: Trainer,
         pl_module: LightningModule,
         prediction: tuple[list[str], Tensor],
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
+        *_: Any,
     ) -> None:
         """Write one batch."""
         root = Path(self.directory) if self.directory else Path(trainer.default_root_dir) / "predictions"
-        root.mkdir(parents=True, exist_ok=True)
         names, images = prediction
         for name, image in zip(names, to_uint8(images), strict=True):
             written = result_file(name)

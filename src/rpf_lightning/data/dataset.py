@@ -25,36 +25,33 @@ from rpf_lightning.data.sample import (
     Record,
     ReferenceLevel,
     ReferencePart,
+    bicubic,
     check_sizes,
     join,
     make_face,
     mirror,
     reference_levels,
-    warp_to,
 )
+from rpf_lightning.data.thin_plate import warp as tps_warp
 
 
 class PhotoSource(Protocol):
-    """What gives the photos: a prepared folder, or faces made on the fly."""
+    """What gives the photos: a prepared folder, or faces made on the fly.
 
-    @property
-    def ids(self) -> Sequence[str]:
-        """Names of the photos."""
+    Attributes:
+        ids: Names of the photos.
+        identities: Names of the people, empty if unknown.
+        landmarks: (68, 2) per photo in fractions of its side, or None.
+        sha256: Hash over the photos and their annotations.
+    """
 
-    @property
-    def identities(self) -> Sequence[str]:
-        """Names of the people, empty if unknown."""
-
-    @property
-    def landmarks(self) -> Sequence[NDArray[np.float64] | None]:
-        """(68, 2) per photo in fractions of its side, or None."""
+    ids: list[str]
+    identities: list[str]
+    landmarks: list[NDArray[np.float64] | None]
+    sha256: str
 
     def photo(self, index: int) -> Photo:
         """Return one photo; the same index gives the same photo."""
-
-    @property
-    def sha256(self) -> str:
-        """Hash over the photos and their annotations."""
 
     def near_duplicates(self) -> list[tuple[int, int]]:
         """Pairs of photos that are the same photo twice."""
@@ -194,12 +191,12 @@ class ReferenceDataset(LevelDataset[ReferenceBatch]):
             flow = inverse_flow(warp, side)
         else:
             flow = target_flow(gt_points, moved, side, self.flow_rest)
-        if (
-            self.warped
-        ):  # from where it was: what moves a reference moves its landmarks alike, and the flow undoes it
+        if self.warped:
+            # from where it was: what moves a reference moves its landmarks alike, and the flow undoes it
             finest = levels[self.finest]
             image = finest.image if colour is None else colour(finest.image, finest.mask)
-            r_warp = warp_to(image, target_flow(gt_points, points, self.finest, self.flow_rest), side)
+            to_gt = target_flow(gt_points, points, self.finest, self.flow_rest)
+            r_warp = bicubic(tps_warp(image[None], to_gt), side)[0]
         if colour is not None:
             level = level._replace(image=colour(level.image, level.mask))
         known = self.photos.identities[gt] == self.photos.identities[photo]
@@ -207,7 +204,12 @@ class ReferenceDataset(LevelDataset[ReferenceBatch]):
 
 
 class PairsDataset(ReferenceDataset):
-    """Samples of one level, made from pairs of photos.
+    """Samples of one level, made from pairs of photos (P III, Fig. 2).
+
+    Both photos are brought to the full size first. The GT of the level is one bicubic step from the photo
+    itself; the reference is masked at full size (eq. 1) and then halved repeatedly; r_warp (eq. 3) is masked
+    and thin-plate warped at full size, then reduced in one step. After every step images are clamped to
+    [0, 1], where bicubic overshoots.
 
     With `cache_mb`, finished samples are kept in memory, unless all of them together would exceed it, or they are
     random: then none is. Datasets of the same photos share samples and budget. It counts per process: every loader
@@ -219,8 +221,9 @@ class PairsDataset(ReferenceDataset):
         lr_size: Side L of the LR input in pixels.
         size: Full output side, kappa * L.
         side: Side S of the level.
-        mask_reference: See `make_sample`.
-        source_side: See `make_sample`.
+        mask_reference: Remove the non-facial region of the reference; without it (an ablation, P Table 2) its
+            mask is 1 everywhere.
+        source_side: Give in place of the LR the GT of this side, for a degradation to make the LR from.
         degrade: Makes the LR here; without it the datamodule makes it in batches on the device.
         cache_mb: Memory for finished samples in MiB.
         kwargs: `warped`, `flow_rest` and `references` of `ReferenceDataset`.
@@ -248,11 +251,14 @@ class PairsDataset(ReferenceDataset):
         self.lr_size, self.size = lr_size, size
         self.mask_reference, self.source_side = mask_reference, source_side
         self.degrade = degrade
-        wanted = len(self.pairs) * _floats(source_side or lr_size, side, self.warped)
+        # two or three images, three masks and the flow; the LR; the landmarks
+        numbers = (14 if self.warped else 11) * side**2 + 3 * (source_side or lr_size) ** 2 + 4 * 68 + 1
+        wanted = len(self.pairs) * numbers
         self.cached = 0 < wanted * 4 <= cache_mb * 2**20 and not self.random
         self._samples = _SAMPLES.setdefault(photos, {})
         if self.cached:
-            held = sum(sum(map(_numbers, sample)) for sample in self._samples.values())
+            tensors = (x for sample in self._samples.values() for x in sample if isinstance(x, Tensor))
+            held = sum(x.numel() for x in tensors)
             if (wanted + held) * 4 > cache_mb * 2**20:
                 self._samples.clear()  # another level's, mostly
 
@@ -294,66 +300,35 @@ class PairsDataset(ReferenceDataset):
 
 
 class FacesDataset(LevelDataset[FaceBatch]):
-    """Samples of one level without references, made from photos.
+    """Samples without references: photos as a dataset of pairs gives them as GTs.
 
     Args:
-        photos: The photos.
-        indices: Which of them.
-        lr_size: Side L of the LR input in pixels.
-        size: Full output side, kappa * L.
-        side: Side S of the level.
-        source_side: See `make_sample`.
-
-    Raises:
-        ValueError: if the sides are not powers of two with ``lr_size < side <= size``.
+        source: Gives them; its pairs are not asked for.
+        indices: Which of its photos.
     """
 
-    def __init__(
-        self,
-        photos: PhotoSource,
-        indices: Sequence[int],
-        *,
-        lr_size: int,
-        size: int,
-        side: int,
-        source_side: int | None = None,
-    ) -> None:
-        check_sizes(lr_size, size, side)
-        self.photos, self.indices = photos, list(indices)
-        self.lr_size, self.size, self.side, self.source_side = lr_size, size, side, source_side
+    def __init__(self, source: ReferenceDataset, indices: Sequence[int]) -> None:
+        self.source, self.indices = source, list(indices)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def sample(self, index: int, epoch: int = 0) -> FaceBatch:
         """Return one sample without batch dimension."""
-        return make_face(
-            self.photos.photo(self.indices[index]),
-            lr_size=self.lr_size, size=self.size, side=self.side, source_side=self.source_side,
-        )  # fmt: skip
+        return self.source.face(self.indices[index])
 
 
 def collate(samples: list[Record]) -> Record:
     """Stack samples into a batch; names and places become lists, which stay where they are, and None stays None."""
-    columns = zip(*samples, strict=True)
-    return type(samples[0])(*(_stacked(list(column)) for column in columns))
 
+    def stacked(values: list[Any]) -> Any:
+        if values[0] is None:
+            return None
+        return default_collate(values) if isinstance(values[0], Tensor) else values
 
-def _stacked(values: list[Any]) -> Any:
-    if values[0] is None:
-        return None
-    return default_collate(values) if isinstance(values[0], Tensor) else values
+    return type(samples[0])(*(stacked(list(column)) for column in zip(*samples, strict=True)))
 
 
 def fingerprint(*content: object) -> str:
     """SHA-256 of plain values."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _floats(lr_side: int, side: int, warped: bool) -> int:
-    """Numbers in a sample: two or three images, three masks and the flow; the LR; the landmarks."""
-    return (14 if warped else 11) * side**2 + 3 * lr_side**2 + 4 * 68 + 1
-
-
-def _numbers(value: object) -> int:
-    return value.numel() if isinstance(value, Tensor) else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,32 +30,18 @@ class SyntheticPhotos:
     def __init__(self, people: int, photos_each: int, side: int, seed: int = 0) -> None:
         self._photos: list[Photo] = []
         self.landmarks: list[NDArray[np.float64] | None] = []
+        digest = hashlib.sha256()  # another release may draw other faces
         for person in track(range(seed, seed + people), "Drawing synthetic faces", transient=True):
             for shot in range(photos_each):
                 drawn = render_photo(person, shot, side)
                 mask = facial_mask(drawn.parsing, "bisenet")
                 self._photos.append(Photo(drawn.id, drawn.identity, drawn.image, drawn.landmarks, mask))
                 self.landmarks.append(drawn.landmarks / side)
-
-    @property
-    def ids(self) -> list[str]:
-        """Names of the photos."""
-        return [photo.id for photo in self._photos]
-
-    @property
-    def identities(self) -> list[str]:
-        """Names of the people."""
-        return [photo.identity for photo in self._photos]
-
-    @cached_property
-    def sha256(self) -> str:
-        """Hash over photos, masks and landmarks: another release may draw other faces."""
-        digest = hashlib.sha256()
-        for photo, landmarks in zip(self._photos, self.landmarks, strict=True):
-            assert landmarks is not None
-            for array in (photo.image, photo.mask, landmarks):
-                digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+                for array in (drawn.image, mask, drawn.landmarks / side):
+                    digest.update(np.ascontiguousarray(array).tobytes())
+        self.ids = [photo.id for photo in self._photos]
+        self.identities = [photo.identity for photo in self._photos]
+        self.sha256 = digest.hexdigest()
 
     def photo(self, index: int) -> Photo:
         """Return one photo."""

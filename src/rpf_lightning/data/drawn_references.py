@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from rpf_lightning.data.pairing import twins_of
+
 Kind = Literal["own", "wrong", "self", "absent"]
 KINDS: tuple[Kind, ...] = ("wrong", "absent", "self", "own")
 SHARES = ("several_fraction", "wrong_fraction", "absent_fraction", "self_fraction")
@@ -107,10 +109,7 @@ class References:
         self.people: dict[str, list[int]] = defaultdict(list)
         for photo in self.photos:
             self.people[self.person[photo]].append(photo)
-        self.twins: dict[int, set[int]] = defaultdict(set)
-        for a, b in duplicates:
-            self.twins[a].add(b)
-            self.twins[b].add(a)
+        self.twins = twins_of(duplicates)
         if options.wrong_fraction > 0 and len(self.people) < 2:
             raise ValueError("wrong_fraction: expected photos of at least two people")
 

@@ -7,7 +7,7 @@ one that was not warped.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,7 @@ WAVES, AMPLITUDE, FREQUENCY = 3, 0.01, 1.5  # of its displacement: fractions of 
 ROUNDS = 10  # of the inversion, each at least three times as exact
 
 
-@dataclass(frozen=True)
-class Warp:
+class Warp(NamedTuple):
     """An invertible map of the plane: where each point of a warped reference is taken from.
 
     q -> centre + matrix (q - centre) + shift + sum_i amplitude_i sin(2 pi frequency_i q + phase_i), in fractions of
@@ -68,27 +67,24 @@ class Warp:
 
     def __call__(self, points: Tensor) -> Tensor:
         """Map (..., 2) points."""
-        centre, matrix, shift = (value.to(points.dtype) for value in (self.centre, self.matrix, self.shift))
-        return centre + (points - centre) @ matrix.T + shift + self._displacement(points)
+        warp = self._to(points.dtype)
+        return warp.centre + (points - warp.centre) @ warp.matrix.T + warp.shift + warp._waves(points)
 
     def inverse(self, points: Tensor) -> Tensor:
         """Map (..., 2) points back, to 1e-6."""
-        centre, matrix, shift = (value.to(points.dtype) for value in (self.centre, self.matrix, self.shift))
-        back = torch.linalg.inv(matrix).T
-        start = points - centre - shift
-        found = centre + start @ back
-        if len(self.phase):
-            for _ in range(ROUNDS):
-                found = centre + (start - self._displacement(found)) @ back
+        warp = self._to(points.dtype)
+        back = torch.linalg.inv(warp.matrix).T
+        start = points - warp.centre - warp.shift
+        found = warp.centre + start @ back
+        for _ in range(ROUNDS if len(warp.phase) else 0):
+            found = warp.centre + (start - warp._waves(found)) @ back
         return found
 
-    def _displacement(self, points: Tensor) -> Tensor | float:
-        if not len(self.phase):
-            return 0.0
-        amplitude, frequency, phase = (
-            value.to(points.dtype) for value in (self.amplitude, self.frequency, self.phase)
-        )
-        return torch.sin(points @ (2 * math.pi * frequency).T + phase) @ amplitude
+    def _to(self, dtype: torch.dtype) -> Warp:
+        return Warp(*(value.to(dtype) for value in self))
+
+    def _waves(self, points: Tensor) -> Tensor:
+        return torch.sin(points @ (2 * math.pi * self.frequency).T + self.phase) @ self.amplitude
 
 
 def inverse_flow(warp: Warp, side: int) -> Tensor:
@@ -119,8 +115,7 @@ def resample(level: ReferenceLevel, side: int, warp: Warp) -> ReferenceLevel:
     )
 
 
-@dataclass(frozen=True)
-class Colour:
+class Colour(NamedTuple):
     """x -> gain x^gamma + bias, per channel; (3, 1, 1) each."""
 
     gain: Tensor

@@ -7,10 +7,10 @@ of any other. The rounding to 8 bit is 58.9 dB below full scale; evaluation does
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import shutil
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from rpf_lightning.data.batches import FaceBatch
-from rpf_lightning.data.dataset import LevelDataset, ReferenceDataset, fingerprint
+from rpf_lightning.data.dataset import ReferenceDataset, fingerprint
 from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.preparation.prepared_folder import new_array
 from rpf_lightning.data.prepared_photos import PreparedPhotos
@@ -36,15 +36,19 @@ from rpf_lightning.data.sample import (
     mask_at,
     reference_levels,
 )
+from rpf_lightning.errors import DamagedError
 from rpf_lightning.files import locked, write_atomically
 
-FORMAT = 2
+FORMAT = 3
 SAVE_EVERY = 64  # photos between two notes of how far it is
 PROGRESS = "progress.json"
+CHECKSUMS = "checksums"
 
 
 class LevelCache:
     """The levels of some photos of a prepared folder, on disk: each as a GT and as a reference.
+
+    Every row of every array has a checksum, which is compared in every read (0.3 s a GB).
 
     Args:
         photos: The prepared photos.
@@ -53,7 +57,7 @@ class LevelCache:
         lr_size: Side L of the LR in pixels.
         size: Full output side.
         sides: Sides S of the levels to hold.
-        mask_reference: See `make_sample`.
+        mask_reference: See `PairsDataset`.
         folder: Where caches lie; None: `cache/` in the prepared folder.
 
     Raises:
@@ -84,14 +88,14 @@ class LevelCache:
     @property
     def path(self) -> Path:
         """Folder of this cache: its name depends on everything that its contents depend on."""
-        content = [
+        name = fingerprint(
             FORMAT, self.photos.sha256, self.lr_size, self.size, self.sides, self.mask_reference,
             self.indices, self.references,
-        ]  # fmt: skip
-        return self.folder / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        )  # fmt: skip
+        return self.folder / name[:16]
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Name of an array -> shape and type; masks are bits."""
+        """Name of an array -> shape and type; masks are bits; the checksums have a column for each of the others."""
         n = len(self.indices)
         found: dict[str, tuple[tuple[int, ...], str]] = {"lr": ((n, 3, self.lr_size, self.lr_size), "u1")}
         for side in self.sides:
@@ -102,7 +106,7 @@ class LevelCache:
                 found[f"reference_{side}"] = ((n, *image), "u1")
                 found[f"reference_mask_{side}"] = ((n, *bits), "u1")
                 found[f"ok_{side}"] = ((n, *bits), "u1")
-        return found
+        return {**found, CHECKSUMS: ((n, len(found)), "<u4")}
 
     @property
     def gigabytes(self) -> float:
@@ -138,7 +142,7 @@ class LevelCache:
                     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                         raise
                     if not (part / PROGRESS).is_file():
-                        shutil.rmtree(part)
+                        shutil.rmtree(part, ignore_errors=True)  # not even the folder may be there
                     raise OSError(
                         error.errno,
                         f"the disk is full: the cache takes {self.gigabytes:.2f} GB in {self.folder}. Make room, or "
@@ -147,17 +151,34 @@ class LevelCache:
 
     def _build(self, part: Path, num_workers: int) -> None:
         start, arrays = self._open_part(part)
-        levels = _PhotoLevels(self, start)
-        loader = DataLoader(levels, batch_size=None, num_workers=num_workers, collate_fn=_nothing)
+        rest: Any = range(start, len(self.indices))
+        loader = DataLoader(rest, batch_size=None, num_workers=num_workers, collate_fn=self._of_photo)
         steps = track(loader, "caching levels", total=len(self.indices), completed=start)
         for row, content in enumerate(steps, start=start):
             for name, value in content.items():
                 arrays[name][row] = value
+                arrays[CHECKSUMS][row, self._column(name)] = zlib.crc32(value.tobytes())
             if (row + 1) % SAVE_EVERY == 0:
                 _save(part, arrays, row + 1)
         _save(part, arrays, len(self.indices))
         arrays.clear()
         part.rename(self.path)
+
+    def _of_photo(self, row: Any) -> dict[str, NDArray[np.uint8]]:
+        """Make everything that comes from one photo, which is read once."""
+        photo = self.photos.photo(self.indices[row])
+        y = image_tensor(photo)
+        found = {"lr": _bytes(lr_of(y, self.size, self.lr_size))}
+        for side in self.sides:
+            found[f"gt_{side}"] = _bytes(gt_at(y, side))
+            found[f"mask_{side}"] = _bits(mask_at(photo, self.size, side))
+        if self.references:
+            levels = reference_levels(photo, self.size, self.sides, self.mask_reference)
+            for side, level in levels.items():
+                found[f"reference_{side}"] = _bytes(level.image)
+                found[f"reference_mask_{side}"] = _bits(level.mask)
+                found[f"ok_{side}"] = _bits(level.ok)
+        return found
 
     def _open_part(self, part: Path) -> tuple[int, dict[str, NDArray[Any]]]:
         """Open a cache that was begun, or begin one; return the number of photos done."""
@@ -177,31 +198,49 @@ class LevelCache:
 
         Raises:
             FileNotFoundError: If the cache was not built.
+            DamagedError: If the file is no array of the shape and type that was written.
         """
         if name not in self._arrays:
             path = self.path / f"{name}.npy"
             if not path.is_file():
                 raise FileNotFoundError(f"{path}: the cache was not built, or was deleted")
-            self._arrays[name] = np.load(path, mmap_mode="r")
+            try:
+                array = np.load(path, mmap_mode="r")
+                found = array.shape, array.dtype
+            except (ValueError, OSError, EOFError) as error:
+                raise self._damaged(name, str(error)) from error
+            shape, kind = self.shapes()[name]
+            if found != (shape, np.dtype(kind)):
+                raise self._damaged(
+                    name, f"expected {shape} of {np.dtype(kind)}, got {found[0]} of {found[1]}"
+                )
+            self._arrays[name] = array
         return self._arrays[name]
+
+    def row(self, name: str, row: int) -> NDArray[Any]:
+        """Read a row of one of the arrays.
+
+        Raises:
+            DamagedError: If it is not as it was written.
+        """
+        values: NDArray[Any] = self.array(name)[row]
+        if zlib.crc32(values.tobytes()) != self.array(CHECKSUMS)[row, self._column(name)]:
+            raise self._damaged(name, f"the checksum of {self.photos.ids[self.indices[row]]} does not fit")
+        return values
 
     def image(self, name: str, row: int) -> Tensor:
         """Read an image as float32 in [0, 1]."""
-        return torch.from_numpy(self.array(name)[row].astype(np.float32)) / 255
+        return torch.from_numpy(self.row(name, row).astype(np.float32)) / 255
 
     def mask(self, name: str, row: int, side: int) -> Tensor:
         """Read a mask (1, side, side) of 0 and 1."""
-        return torch.from_numpy(np.unpackbits(self.array(name)[row], axis=-1, count=side).astype(np.float32))
+        return torch.from_numpy(np.unpackbits(self.row(name, row), axis=-1, count=side).astype(np.float32))
 
-    def face(self, photo: int, side: int, source: str) -> FaceBatch:
-        """Read a photo as a GT, `source` being the array that stands for the LR."""
-        row = self.row_of[photo]
-        return FaceBatch(
-            lr=self.image(source, row),
-            gt=self.image(f"gt_{side}", row),
-            gt_mask=self.mask(f"mask_{side}", row, side),
-            id=self.photos.ids[photo],
-        )
+    def _column(self, name: str) -> int:
+        return list(self.shapes()).index(name)
+
+    def _damaged(self, name: str, why: str) -> DamagedError:
+        return DamagedError(f"{self.path / name}.npy: damaged, {why}. Delete {self.path}: it is made anew")
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapped arrays to each process: pickled, they would be read whole."""
@@ -215,7 +254,7 @@ class CachedPairs(ReferenceDataset):
         cache: A built cache.
         pairs: Pairs of its photos.
         side: One of its sides.
-        source_side: See `make_sample`; one of its sides.
+        source_side: See `PairsDataset`; one of its sides.
         kwargs: `warped`, `flow_rest` and `references` of `ReferenceDataset`; r_warp is warped at the cache's largest
             side.
     """
@@ -230,11 +269,17 @@ class CachedPairs(ReferenceDataset):
     ) -> None:
         super().__init__(cache.photos, pairs, side, cache.sides, **kwargs)
         self.cache = cache
-        self.source = source_name(source_side)
+        self.source = "lr" if source_side is None else f"gt_{source_side}"  # what stands for the LR
 
     def face(self, photo: int) -> FaceBatch:
         """Read a GT."""
-        return self.cache.face(photo, self.side, self.source)
+        cache, side, row = self.cache, self.side, self.cache.row_of[photo]
+        return FaceBatch(
+            lr=cache.image(self.source, row),
+            gt=cache.image(f"gt_{side}", row),
+            gt_mask=cache.mask(f"mask_{side}", row, side),
+            id=self.photos.ids[photo],
+        )
 
     def levels(self, photo: int, sides: set[int]) -> dict[int, ReferenceLevel]:
         """Read a reference."""
@@ -258,62 +303,6 @@ class CachedPairs(ReferenceDataset):
         )
 
 
-class CachedFaces(LevelDataset[FaceBatch]):
-    """Photos of one level from a cache, without references.
-
-    Args:
-        cache: A built cache.
-        indices: Some of its photos.
-        side: One of its sides.
-        source_side: See `make_sample`; one of its sides.
-    """
-
-    def __init__(
-        self, cache: LevelCache, indices: Sequence[int], side: int, source_side: int | None = None
-    ) -> None:
-        self.cache, self.indices, self.side = cache, list(indices), side
-        self.source = source_name(source_side)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def sample(self, index: int, epoch: int = 0) -> FaceBatch:
-        """Return one sample without batch dimension."""
-        return self.cache.face(self.indices[index], self.side, self.source)
-
-
-def source_name(source_side: int | None) -> str:
-    """Name of the array that stands for the LR."""
-    return "lr" if source_side is None else f"gt_{source_side}"
-
-
-class _PhotoLevels(Dataset[dict[str, NDArray[np.uint8]]]):
-    """Everything that comes from one photo, which is read once."""
-
-    def __init__(self, cache: LevelCache, start: int) -> None:
-        self.cache, self.start = cache, start
-
-    def __len__(self) -> int:
-        return len(self.cache.indices) - self.start
-
-    def __getitem__(self, position: int) -> dict[str, NDArray[np.uint8]]:
-        cache = self.cache
-        # a cache of other photos would never be noticed
-        photo = cache.photos.photo(cache.indices[self.start + position], check=True)
-        y = image_tensor(photo)
-        found = {"lr": _bytes(lr_of(y, cache.size, cache.lr_size))}
-        for side in cache.sides:
-            found[f"gt_{side}"] = _bytes(gt_at(y, side))
-            found[f"mask_{side}"] = _bits(mask_at(photo, cache.size, side))
-        if cache.references:
-            levels = reference_levels(photo, cache.size, cache.sides, cache.mask_reference)
-            for side, level in levels.items():
-                found[f"reference_{side}"] = _bytes(level.image)
-                found[f"reference_mask_{side}"] = _bits(level.mask)
-                found[f"ok_{side}"] = _bits(level.ok)
-        return found
-
-
 def _bytes(image: Tensor) -> NDArray[np.uint8]:
     return (image * 255).round().byte().numpy()
 
@@ -328,8 +317,3 @@ def _save(part: Path, arrays: dict[str, NDArray[Any]], photos: int) -> None:
         if isinstance(array, np.memmap):
             array.flush()
     write_atomically(part / PROGRESS, json.dumps({"photos": photos}).encode())
-
-
-def _nothing(content: Any) -> Any:
-    """Collate nothing: torch's default would turn the arrays into tensors."""
-    return content

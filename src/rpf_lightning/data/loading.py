@@ -30,13 +30,7 @@ class Shuffled(DistributedSampler[int | tuple[int, int]]):
     """
 
     def __init__(
-        self,
-        count: int,
-        flip: bool,
-        seed: int,
-        rank: int = 0,
-        processes: int = 1,
-        with_epoch: bool = False,
+        self, count: int, flip: bool, seed: int, rank: int = 0, processes: int = 1, with_epoch: bool = False
     ) -> None:
         super().__init__(range(count), processes, rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
         self.count, self.flip, self.with_epoch = count, flip, with_epoch
@@ -80,12 +74,9 @@ class ResumableLoader(DataLoader[Any]):
             ValueError: If the rest of an epoch would be another part of it, since batch size or number of
                 processes changed.
         """
-        skip = self._given_before()
+        left = self.given = self._given_before()
         if isinstance(self.sampler, Shuffled) and self.batch_size is not None:
-            self.sampler.start, left = skip * self.batch_size, 0
-        else:
-            left = skip
-        self.given = skip
+            self.sampler.start, left = left * self.batch_size, 0
         for batch in islice(super().__iter__(), left, None):
             self.given += 1
             yield batch

@@ -110,19 +110,14 @@ def nearest_references(
     for index, (identity, points) in enumerate(zip(identities, landmarks, strict=True)):
         if identity and points is not None:
             people[identity].append(index)
-    twins: dict[int, set[int]] = defaultdict(set)
-    for a, b in duplicates:
-        twins[a].add(b)
-        twins[b].add(a)
-
+    twins = twins_of(duplicates)
     pairs: list[Pair] = []
     for members in people.values():
         points = _flatten(landmarks, members)
         distance = _distance(points, points)
         np.fill_diagonal(distance, np.inf)
         for row, gt in enumerate(members):
-            if gt in twins:
-                distance[row, [column for column, other in enumerate(members) if other in twins[gt]]] = np.inf
+            distance[row, [other in twins.get(gt, ()) for other in members]] = np.inf
         order = np.argsort(distance, axis=1, kind="stable")[:, :k]
         for row, gt in enumerate(members):
             for column in order[row]:
@@ -159,14 +154,14 @@ def other_person_references(
     usable = sorted(i for i in set(candidates) if identities[i] and landmarks[i] is not None)
     names = np.array([identities[i] for i in usable])
     points = _flatten(landmarks, usable)
-    twins = {(a, b) for pair in duplicates for a, b in (pair, pair[::-1])}
+    twins = twins_of(duplicates)
     pairs = []
     for gt in gts:
         if landmarks[gt] is None:
             raise ValueError(f"photo {gt} has no landmarks and cannot be matched")
         distance = _distance(_flatten(landmarks, [gt]), points)[0]
         distance[names == identities[gt]] = np.inf
-        distance[[(gt, other) in twins for other in usable]] = np.inf
+        distance[[other in twins.get(gt, ()) for other in usable]] = np.inf
         column = int(distance.argmin()) if usable else 0
         if not usable or not np.isfinite(distance[column]):
             raise ValueError(f"no photo of a person other than {identities[gt]!r} to choose from")
@@ -203,6 +198,15 @@ def split_by_identity(
     train = [i for i, name in enumerate(identities) if name and name not in held_out]
     val = [i for i, name in enumerate(identities) if name in held_out]
     return train, val
+
+
+def twins_of(duplicates: Iterable[tuple[int, int]]) -> dict[int, set[int]]:
+    """Return for each photo that is there twice, in pairs of `near_duplicates`, the others like it."""
+    twins: dict[int, set[int]] = {}
+    for a, b in duplicates:
+        twins.setdefault(a, set()).add(b)
+        twins.setdefault(b, set()).add(a)
+    return twins
 
 
 def grey_thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -12,7 +12,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from rpf_lightning.data.batches import FaceBatch, ReferenceBatch
-from rpf_lightning.data.dataset import PairsDataset, PhotoSource, collate
+from rpf_lightning.data.dataset import PairsDataset, PhotoSource, ReferenceDataset, collate
 from rpf_lightning.data.degradation import Degradation
 from rpf_lightning.data.drawn_references import ReferenceOptions, References
 from rpf_lightning.data.flow_target import FlowTarget, rest_of
@@ -116,9 +116,9 @@ class LevelDataModule(LightningDataModule, ABC):
         """Make the LR on the device where it is not the bicubic one."""
         if self.degradation == "bicubic" or not isinstance(batch, FaceBatch | ReferenceBatch):
             return batch
-        training = self.trainer is not None and self.trainer.training
+        trainer = self.trainer
+        epoch = trainer.current_epoch + 1 if trainer is not None and trainer.training else 0
         degrade = Degradation(self.degradation, self._side_of("lr_size"), self.seed)
-        epoch = self.trainer.current_epoch + 1 if training and self.trainer is not None else 0
         return batch._replace(lr=degrade(batch.lr, list(batch.id), epoch))
 
     def _loader(self, dataset: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
@@ -132,7 +132,7 @@ class LevelDataModule(LightningDataModule, ABC):
             **kwargs,
         )
 
-    def _level(self) -> dict[str, int]:
+    def _level(self) -> dict[str, Any]:
         """The three sides of the level."""
         return {name: self._side_of(name) for name in ("lr_size", "size", "side")}
 
@@ -145,15 +145,18 @@ class LevelDataModule(LightningDataModule, ABC):
     def _side_of(self, name: str) -> int:
         """Return a side from the argument or else from the trainer's module."""
         value = getattr(self, name)
-        module = None if self.trainer is None else self.trainer.lightning_module
         if value is None:
-            value = getattr(module, name, None)
+            value = self._of_module(name)
         if value is None:
             raise ValueError(
                 f"{name} is unknown: give {name}=... to {type(self).__name__}, "
                 f"or use a trainer whose LightningModule has the attribute {name!r}"
             )
         return int(value)
+
+    def _of_module(self, name: str) -> Any:
+        """Return an attribute of the trainer's module; None where there is none."""
+        return None if self.trainer is None else getattr(self.trainer.lightning_module, name, None)
 
 
 class SplitPairs(NamedTuple):
@@ -258,11 +261,12 @@ class PairsDataModule(LevelDataModule):
         Raises:
             ValueError: if a side is neither an argument nor an attribute of the module, or no pair was found.
         """
-        level, pairs = self._level(), self.split_pairs()
-        shared: dict[str, Any] = {"warped": self._needs_warped(), "flow_rest": self.flow_rest}
-        self.train_dataset = self._dataset(pairs.train, level, references=self._references(), **shared)
+        level, pairs, warped = self._level(), self.split_pairs(), self.warped_reference
+        if warped is None:
+            warped = bool(self._of_module("needs_warped_reference"))
+        self.train_dataset = self._dataset(pairs.train, level, warped=warped, references=self._references())
         self.val_dataset_, self.test_dataset = (
-            self._dataset(part, level, **shared) for part in (pairs.val, pairs.test)
+            self._dataset(part, level, warped=warped) for part in (pairs.val, pairs.test)
         )
 
     def training_key(self) -> str | None:
@@ -300,13 +304,6 @@ class PairsDataModule(LevelDataModule):
             )  # fmt: skip
         return self._split
 
-    def _needs_warped(self) -> bool:
-        """Whether to make r_warp."""
-        if self.warped_reference is not None:
-            return self.warped_reference
-        module = None if self.trainer is None else self.trainer.lightning_module
-        return bool(getattr(module, "needs_warped_reference", False))
-
     def _references(self) -> References | None:
         """Return what draws the references of the training samples; None: there is nothing to draw."""
         if not self.drawing.random:
@@ -332,33 +329,25 @@ class PairsDataModule(LevelDataModule):
             ValueError: as in `setup`, or if the validation part shows one person only.
         """
         found = self.split_pairs()
-        size, pairs = self._side_of("size"), found.val
+        lr_size, size, pairs, degrade = self._side_of("lr_size"), self._side_of("size"), found.val, None
         if other_person:
-            photos = found.photos
+            gts, photos = [pair.gt for pair in pairs], found.photos
             pairs = other_person_references(
-                [pair.gt for pair in pairs],
-                found.others,
-                photos.identities,
-                photos.landmarks,
-                found.duplicates,
+                gts, found.others, photos.identities, photos.landmarks, found.duplicates
             )
-        lr_size, degrade = self._side_of("lr_size"), None
         if self.degradation != "bicubic":
             degrade = Degradation(self.degradation, lr_size, self.seed)
-        return PairsDataset(
-            found.photos, pairs, lr_size=lr_size, size=size, side=size if side is None else side,
-            mask_reference=self.mask_reference, source_side=self._source_side(), degrade=degrade,
-            warped=warped, flow_rest=self.flow_rest,
-        )  # fmt: skip
+        level = {"lr_size": lr_size, "size": size, "side": size if side is None else side}
+        return self._from_photos(pairs, level, degrade=degrade, warped=warped)
 
-    def _dataset(
-        self, pairs: Sequence[Pair], level: dict[str, int], **kwargs: Any
-    ) -> Dataset[ReferenceBatch]:
+    def _dataset(self, pairs: Sequence[Pair], level: Mapping[str, Any], **kwargs: Any) -> ReferenceDataset:
         """Make the samples from photos that lie in memory; overridden where they lie on a disk."""
+        return self._from_photos(pairs, level, cache_mb=MEMORY_MB, **kwargs)
+
+    def _from_photos(self, pairs: Sequence[Pair], level: Mapping[str, Any], **kwargs: Any) -> PairsDataset:
         return PairsDataset(
-            self.split_pairs().photos, pairs,
-            lr_size=level["lr_size"], size=level["size"], side=level["side"],
-            mask_reference=self.mask_reference, source_side=self._source_side(), cache_mb=MEMORY_MB, **kwargs,
+            self.split_pairs().photos, pairs, **level, mask_reference=self.mask_reference,
+            source_side=self._source_side(), flow_rest=self.flow_rest, **kwargs,
         )  # fmt: skip
 
 

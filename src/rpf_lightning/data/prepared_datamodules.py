@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch.utils.data import Dataset
 
-from rpf_lightning.data.batches import FaceBatch, ReferenceBatch
-from rpf_lightning.data.dataset import FacesDataset, PairsDataset
-from rpf_lightning.data.level_cache import CachedFaces, CachedPairs, LevelCache
+from rpf_lightning.data.dataset import FacesDataset, PairsDataset, ReferenceDataset
+from rpf_lightning.data.level_cache import CachedPairs, LevelCache
 from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.pairs_datamodule import LevelDataModule, PairsDataModule, SplitPairs, evenly
 from rpf_lightning.data.preparation import Options, check_celeba_hq, prepare_celeba_hq
 from rpf_lightning.data.preparation.options import MaskModel
 from rpf_lightning.data.preparation.prepared_folder import SUMMARY, read_summary
-from rpf_lightning.data.prepared_photos import Parts, PreparedPhotos
+from rpf_lightning.data.prepared_photos import PARTS, Parts, PreparedPhotos
+from rpf_lightning.errors import CLOSED
 from rpf_lightning.files import locked
 
 
@@ -56,13 +55,31 @@ class PreparedDataModule(LevelDataModule):
         self.cache_side, self.cache_dir = cache_side, cache_dir
 
     @abstractmethod
+    def _cached(self) -> dict[str, Any]:
+        """Which photos of training and validation are cached, and how: arguments of `LevelCache`."""
+
     def cache(self) -> LevelCache | None:
         """Return the cache that serves this level, built or not; None where none does."""
+        sides = self._cached_sides()
+        if not sides:
+            return None
+        lr_size, size = self._side_of("lr_size"), self._side_of("size")
+        return LevelCache(
+            self.prepared(), lr_size=lr_size, size=size, sides=sides, folder=self.cache_dir, **self._cached()
+        )
 
     def prepare_data(self) -> None:
-        """Make the cache, in one process; says how much space it takes."""
-        if (cache := self.cache()) is not None:
+        """Make the cache, in one process; says how much space it takes, or that its folder cannot be written."""
+        if (cache := self.cache()) is None:
+            return
+        try:
             cache.build(self.num_workers, rank_zero_info)
+        except OSError as error:
+            if error.errno not in CLOSED:
+                raise
+            rank_zero_warn(
+                f"{error}: no cache of levels is made; cache_dir can name a folder that can be written"
+            )
 
     def built_cache(self) -> LevelCache | None:
         """Return the cache if it is there; where it should be and is not, warn that photos are decoded."""
@@ -115,31 +132,21 @@ class ReferencePairsDataModule(PreparedDataModule, PairsDataModule):
             photos, pairs["train"], pairs["val"], pairs["test"], others, photos.near_duplicates()
         )
 
-    def cache(self) -> LevelCache | None:
-        """Return the cache of the training and validation samples."""
-        sides = self._cached_sides()
-        if not sides:
-            return None
-        found, level = self.split_pairs(), self._level()
+    def _cached(self) -> dict[str, Any]:
+        found = self.split_pairs()
         # the test part is read once
         indices = {index for pair in (*found.train, *found.val) for index in pair[:2]}
         if self.drawing.random:
             indices |= set(found.trained)
-        return LevelCache(
-            self.prepared(), sorted(indices), lr_size=level["lr_size"], size=level["size"], sides=sides,
-            mask_reference=self.mask_reference, folder=self.cache_dir,
-        )  # fmt: skip
+        return {"indices": sorted(indices), "mask_reference": self.mask_reference}
 
-    def _dataset(
-        self, pairs: Sequence[Pair], level: dict[str, int], **kwargs: Any
-    ) -> Dataset[ReferenceBatch]:
+    def _dataset(self, pairs: Sequence[Pair], level: Mapping[str, Any], **kwargs: Any) -> ReferenceDataset:
         cache = self.built_cache()
         if cache is not None and all(index in cache.row_of for pair in pairs for index in pair[:2]):
-            return CachedPairs(cache, pairs, level["side"], self._source_side(), **kwargs)
-        return PairsDataset(
-            self.prepared(), pairs, lr_size=level["lr_size"], size=level["size"], side=level["side"],
-            mask_reference=self.mask_reference, source_side=self._source_side(), **kwargs,
-        )  # fmt: skip
+            return CachedPairs(
+                cache, pairs, level["side"], self._source_side(), flow_rest=self.flow_rest, **kwargs
+            )
+        return self._from_photos(pairs, level, **kwargs)
 
 
 class CelebAHQDataModule(ReferencePairsDataModule):
@@ -230,35 +237,25 @@ class FFHQDataModule(PreparedDataModule):
         Raises:
             ValueError: if a side is neither an argument nor an attribute of the module.
         """
-        photos, cache = self._photos(), self.built_cache()
-        datasets: dict[str, Dataset[FaceBatch]] = {}
-        for part, indices in photos.items():
-            if cache is not None and set(indices) <= set(cache.indices):
-                datasets[part] = CachedFaces(cache, indices, self._side_of("side"), self._source_side())
-            else:
-                datasets[part] = FacesDataset(
-                    self.prepared(), indices, **self._level(), source_side=self._source_side()
-                )
-        self.train_dataset, self.val_dataset_, self.test_dataset = (
-            datasets[part] for part in ("train", "val", "test")
-        )
+        photos, cache, source = self._photos(), self.built_cache(), self._source_side()
+        made = PairsDataset(self.prepared(), [], **self._level(), source_side=source)
+        read = None if cache is None else CachedPairs(cache, [], self._side_of("side"), source)
+
+        def faces(indices: list[int]) -> FacesDataset:
+            if read is not None and set(indices) <= set(read.cache.indices):
+                return FacesDataset(read, indices)
+            return FacesDataset(made, indices)
+
+        self.train_dataset, self.val_dataset_, self.test_dataset = (faces(photos[part]) for part in PARTS)
 
     def _photos(self) -> dict[str, list[int]]:
         photos = self.parts().photos
         limits = {"train": self.limit_train, "val": self.limit_val, "test": self.limit_val}
         return {part: evenly(indices, limits[part]) for part, indices in photos.items()}
 
-    def cache(self) -> LevelCache | None:
-        """Return the cache of the training and validation samples."""
-        sides = self._cached_sides()
-        if not sides:
-            return None
-        photos, level = self._photos(), self._level()
-        indices = sorted({*photos["train"], *photos["val"]})
-        return LevelCache(
-            self.prepared(), indices, references=False, lr_size=level["lr_size"], size=level["size"], sides=sides,
-            folder=self.cache_dir,
-        )  # fmt: skip
+    def _cached(self) -> dict[str, Any]:
+        photos = self._photos()
+        return {"indices": sorted({*photos["train"], *photos["val"]}), "references": False}
 
 
 def _images_in(root: str) -> str:

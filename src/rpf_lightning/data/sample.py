@@ -1,4 +1,4 @@
-"""One training sample from a GT and a reference photo (P III, Fig. 2)."""
+"""The parts of a training sample, made from a GT and reference photos (P III, Fig. 2)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rpf_lightning.data.batches import FaceBatch, Photo, ReferenceBatch
-from rpf_lightning.data.flow_target import target_flow
-from rpf_lightning.data.thin_plate import warp
 from rpf_lightning.faces.landmarks import MIRRORED
 from rpf_lightning.model.resize import minimum_pool, resize, resize_mask
 
@@ -52,59 +50,6 @@ class ReferencePart(NamedTuple):
     known: bool
     landmarks: NDArray[np.float64]
     id: str
-
-
-def make_sample(
-    gt: Photo,
-    reference: Photo,
-    *,
-    lr_size: int,
-    size: int,
-    side: int,
-    mask_reference: bool = True,
-    source_side: int | None = None,
-    warped: bool = False,
-    flow_rest: float = 1.0,
-) -> ReferenceBatch:
-    """Build the sample of the reconstruction block that works at `side`.
-
-    Both photos are brought to the full size first. The GT of the level is one bicubic step from the photo
-    itself; the reference is masked at full size (eq. 1) and then halved repeatedly; r_warp (eq. 3) is masked
-    and thin-plate warped at full size, then reduced in one step. After every step images are clamped to
-    [0, 1], where bicubic overshoots.
-
-    Args:
-        gt: Photo to be reconstructed.
-        reference: Photo that helps.
-        lr_size: Side L of the LR input in pixels.
-        size: Full output side, kappa * L.
-        side: Side S of the level.
-        mask_reference: Remove the non-facial region of the reference; without it (an ablation, P Table 2) its
-            mask is 1 everywhere.
-        source_side: Give in place of the LR the GT of this side, for a degradation to make the LR from.
-        warped: Make r_warp.
-        flow_rest: See `target_flow`.
-
-    Returns:
-        The sample without batch dimension: images (3, S, S), masks (1, S, S), `lr` (3, L, L), `flow`
-        (2, S, S), landmarks (68, 2), the two ids as strings.
-
-    Raises:
-        ValueError: if a size is not a power of two or not ``lr_size < side <= size``, or a photo has no
-            landmarks or is not square.
-    """
-    check_sizes(lr_size, size, side)
-    points, reference_points = landmark_fractions(gt), landmark_fractions(reference)
-    face = make_face(gt, lr_size=lr_size, size=size, side=side, source_side=source_side)
-    levels = reference_levels(reference, size, [side, size] if warped else [side], mask_reference)
-    flow = target_flow(points, reference_points, side, flow_rest)
-    r_warp = None
-    if warped:
-        full_flow = flow if side == size else target_flow(points, reference_points, size, flow_rest)
-        r_warp = warp_to(levels[size].image, full_flow, side)
-    known = gt.identity == reference.identity
-    part = ReferencePart(levels[side], r_warp, flow, known, reference_points, reference.id)
-    return join(face, points, [part], warped=warped)
 
 
 def join(
@@ -152,8 +97,7 @@ def join(
 
 
 def make_face(gt: Photo, *, lr_size: int, size: int, side: int, source_side: int | None = None) -> FaceBatch:
-    """Build the part of a sample that needs no reference; see `make_sample`."""
-    check_sizes(lr_size, size, side)
+    """Build the part of a sample that needs no reference; see `PairsDataset`."""
     y = image_tensor(gt)
     return FaceBatch(
         lr=lr_of(y, size, lr_size) if source_side is None else gt_at(y, source_side),
@@ -194,7 +138,7 @@ def reference_levels(
         reference: The photo.
         size: Full output side.
         sides: Sides S asked for.
-        mask_reference: See `make_sample`.
+        mask_reference: See `PairsDataset`.
     """
     image, mask = full_reference(reference, size, mask_reference)
     levels, wanted = {}, set(sides)
@@ -205,11 +149,6 @@ def reference_levels(
         if side <= min(wanted):
             return levels
         image = bicubic(image, side // 2)
-
-
-def warp_to(masked: Tensor, flow: Tensor, side: int) -> Tensor:
-    """Warp a masked reference (3, H, H) to the GT with a flow (2, H, H), then reduce it to r_warp (3, S, S) (eq. 3)."""
-    return bicubic(warp(masked[None], flow), side)[0]
 
 
 def lr_as_reference(batch: ReferenceBatch, size: int) -> ReferenceBatch:
@@ -294,8 +233,11 @@ def mask_at(photo: Photo, size: int, side: int) -> Tensor:
 
 
 def _full_mask(photo: Photo, size: int) -> Tensor:
-    """Return the mask at full size as (1, 1, size, size) of 0 and 1."""
-    mask = torch.from_numpy(photo.mask.astype(np.float32))[None, None]
+    return mask_to(torch.from_numpy(photo.mask.astype(np.float32))[None, None], size)
+
+
+def mask_to(mask: Tensor, size: int) -> Tensor:
+    """Bring a mask (B, 1, H, H) of 0 and 1 to (B, 1, size, size) of them: enlarged as it is, or as `resize_mask`."""
     if mask.shape[-1] < size:
         return F.interpolate(mask, size=(size, size), mode="nearest")
     return resize_mask(mask, size)

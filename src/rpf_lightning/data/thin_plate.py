@@ -19,17 +19,18 @@ from rpf_lightning.model.resize import resize
 SMOOTHING = 1e-4
 ROWS, CHUNK = 8, 1024  # of the grid, points: what the processor's cache holds
 CANCELLING = 250.0  # sum of the weights' magnitudes from which on fp32 is not used
+GRID = 128  # side of the coarse grid
 MARGIN = 2  # coarse cells beyond the border
 ROUGH = 0.4 / 512  # third difference on the coarse grid, in fractions of the side: 0.06 px of 512
 
 
 def tps_flow(
-    gt_landmarks: NDArray[np.float64], reference_landmarks: NDArray[np.float64], side: int, grid: int = 128
+    gt_landmarks: NDArray[np.float64], reference_landmarks: NDArray[np.float64], side: int
 ) -> Tensor:
     """Compute the dense flow that pulls the reference onto the GT (eq. 3).
 
     ``out(p) = r(p + flow(p))``: at a GT landmark the flow points to the same landmark of the reference. Equal
-    landmarks give a flow of exactly 0. Up to ``side == grid`` the spline is evaluated at every pixel
+    landmarks give a flow of exactly 0. Up to a side of `GRID` the spline is evaluated at every pixel
     centre; above, on a grid of cell centres and interpolated bicubically, except where the flow is too rough
     for that (the lips, mostly). It stays within 0.1 px of 512 of the exact spline.
 
@@ -38,14 +39,13 @@ def tps_flow(
             that coincide count as one, with the mean of their targets.
         reference_landmarks: (68, 2) the same points of the reference.
         side: Side S of the flow in pixels.
-        grid: Side of the coarse grid; divides `side` where it is smaller.
 
     Returns:
         (2, S, S) float32, x then y, in pixels of S.
 
     Raises:
         ValueError: if the landmarks differ in shape, are not finite, or are all on one line, or if `side`
-            is above `grid` and not a multiple of it.
+            is above `GRID` and not a multiple of it.
     """
     if gt_landmarks.shape != reference_landmarks.shape or gt_landmarks.shape[1:] != (2,):
         raise ValueError(
@@ -54,18 +54,18 @@ def tps_flow(
         )
     if not (np.isfinite(gt_landmarks).all() and np.isfinite(reference_landmarks).all()):
         raise ValueError("landmarks must be finite, got NaN or infinity")
-    if side > grid and side % grid:
-        raise ValueError(f"side {side} must be a multiple of grid {grid}")
+    if side > GRID and side % GRID:
+        raise ValueError(f"side {side} must be a multiple of {GRID}")
     spline = _Spline(2 * gt_landmarks - 1, 2 * (reference_landmarks - gt_landmarks))
 
-    if side <= grid:
+    if side <= GRID:
         return (spline.on_grid(_centres(side)) * (side / 2)).float()
 
     # Bicubic interpolation reaches two cells, hence the margin. a = -0.5, which `resize` uses, reproduces
     # linear flows; torch's plain bicubic (-0.75) does not.
-    factor = side // grid
-    cells = grid + 2 * MARGIN
-    coarse = (spline.on_grid(_centres(grid, MARGIN)) * (side / 2)).float()
+    factor = side // GRID
+    cells = GRID + 2 * MARGIN
+    coarse = (spline.on_grid(_centres(GRID, MARGIN)) * (side / 2)).float()
     inside = slice(MARGIN * factor, MARGIN * factor + side)
     flow = resize(coarse[None], cells * factor)[0, :, inside, inside].contiguous()
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import get_args
+from math import ceil
+from typing import Literal, get_args
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,27 +18,25 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from rpf_lightning.data.preparation.options import MaskModel
+from rpf_lightning.faces import dlib_models
 from rpf_lightning.faces.alignment import align_face, aligned_points, alignment_matrix, check_photo
-from rpf_lightning.faces.arcface import ArcFace
-from rpf_lightning.faces.detection import INPUT_SIDES, MAX_INPUT_SIDE, Face, FaceDetector
+from rpf_lightning.faces.detection import Detector, Face
+from rpf_lightning.faces.face_models import FaceModels, Recogniser, Wanted, face_models
 from rpf_lightning.faces.landmarks import LandmarkModel, landmark_model
 from rpf_lightning.faces.parsing import BiSeNetParser, hull_mask, template_mask
+from rpf_lightning.faces.weights import WEIGHTS, is_here
 from rpf_lightning.pictures import to_tensor
 
-TILE = 640  # of the enlarged photo: the detector's own input side
+TILE = 640  # of the enlarged photo
 OVERLAP = 160  # of the enlarged photo; larger faces are found at a smaller scale
-MAX_PIXELS = {
-    1: 256e6,
-    2: 64e6,
-    4: 16e6,
-}  # of a photo that is searched at that scale; 64 million: half a minute
-MAX_PIXELS_OF_NOTHING = 64e6  # the same at the scale 4 where no face was found
+# of what is searched at that scale, a reduction by 2, the photo itself or an enlargement; 24 million: 20 seconds
+MAX_PIXELS = {0.5: 64e6, 1: 24e6, 2: 24e6, 4: 16e6}
 CUT = 160  # least side of what a face is found again in: at the detector's input side, it is enlarged by 4
 SAME_FACE = 0.5  # two boxes that share this much of the smaller one are one face, or a face and a part of it
-FEATURE_SIDE = 512  # ArcFace sees 112 pixels of a crop; larger ones only cost time
+FEATURE_SIDE = 512  # the recognisers see 112 or 150 pixels of a crop; larger ones only cost time
 
 
+MaskModel = Literal["auto", "bisenet", "hull", "template"]
 MaskOf = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
@@ -105,44 +104,39 @@ class Search:
 
     Attributes:
         faces: Largest box first, in pixels of the photo.
-        scales: At which the photo was searched: 1 its own size, 2 and 4 its enlargements; without 1 only reduced.
-        left_out: Scales at which it was not, although smaller faces could be found there.
+        scales: At which the photo was searched in tiles.
+        smallest: Side of the smallest face that was sought, in pixels of the photo.
+        complete: Whether a smaller photo would not be searched for smaller faces.
     """
 
     faces: tuple[Face, ...]
-    scales: tuple[int, ...]
-    left_out: tuple[int, ...]
-
-    @property
-    def searched(self) -> str:
-        """Where was searched."""
-        own = "the photo" if 1 in self.scales or 2 in self.scales else "the photo, reduced"
-        enlarged = " and ".join(str(scale) for scale in self.scales if scale > 1)
-        return f"{own}, and its enlargement by {enlarged}" if enlarged else own
+    scales: tuple[float, ...]
+    smallest: int
+    complete: bool
 
     @property
     def hint(self) -> str:
-        """What was not searched, and what helps; "" if nothing was left out."""
-        if not self.left_out:
+        """What helps where a face was missed; "" if the size of the photo is no reason."""
+        if self.complete:
             return ""
-        own = ["the photo at its own size"] if 1 in self.left_out else []
-        enlarged = " and ".join(str(scale) for scale in self.left_out if scale > 1)
-        what = " and ".join([*own, *([f"its enlargement by {enlarged}"] if enlarged else [])])
-        return f"not searched: {what}; cut the photo to the surroundings of a tiny face that was missed"
+        return (
+            f"faces below {self.smallest} pixels were not sought, since the photo is large: cut it to the surroundings "
+            "of a tiny face that was missed"
+        )
 
 
-def find_faces(image: NDArray[np.uint8], detector: FaceDetector) -> list[Face]:
+def find_faces(image: NDArray[np.uint8], detector: Detector) -> list[Face]:
     """Find the faces of a photo, see `search_faces`: largest box first, in pixels of the photo."""
     return list(search_faces(image, detector).faces)
 
 
-def search_faces(image: NDArray[np.uint8], detector: FaceDetector) -> Search:
+def search_faces(image: NDArray[np.uint8], detector: Detector) -> Search:
     """Find faces in a photo and in its enlargements: tiny faces are missed otherwise.
 
-    The detector sees a photo at up to 1920 pixels. Beside that, these are searched, in tiles: the enlargement by 2
-    up to 64 million pixels (of the enlargement), else the photo at its own size up to 256 million; the enlargement by
-    4 up to 16 million pixels, and where no face was found up to 64 million. Of several finds of one face the one with
-    the highest score is kept; a face that was found in the reduced photo is found again in a cut around it.
+    The detector sees a photo at up to its `max_input_side`. Beside that, these are searched, in tiles: the enlargements
+    by 4 (up to 16 million pixels of the enlargement) and by 2 (up to 24 million), else the photo at its own size (up to
+    24 million), else reduced by 2. Of several finds of one face the one with the highest score is kept; a face that was
+    found in a reduced photo is found again in a cut around it.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -154,36 +148,32 @@ def search_faces(image: NDArray[np.uint8], detector: FaceDetector) -> Search:
     check_photo(image)
     height, width = image.shape[:2]
     longest, area = max(height, width), height * width
-    own_size = longest <= MAX_INPUT_SIDE
-    found = detector.detect(image)
-    if not own_size:
-        found = [_again(image, face, detector) for face in found]
-    scales, left_out = [1] if own_size else [], []
+    zoom = detector.input_side / TILE  # how much the detector enlarges a tile
     # the detector itself enlarges small photos to its input's side
-    enlargements = [scale for scale in (2, 4) if scale * longest > INPUT_SIDES[-1]]
-    for scale in enlargements:
-        limit = MAX_PIXELS[scale] if found or scale == 2 else max(MAX_PIXELS[scale], MAX_PIXELS_OF_NOTHING)
-        if scale**2 * area > limit:
-            left_out.append(scale)
-            continue
-        scales.append(scale)
-        found += _in_tiles(image, detector, scale)
-    # at its own size where it is too large to be enlarged, or so long that faces too large for the tiles of the
-    # enlargement are tiny in the reduced photo
-    if not own_size and (2 in left_out or longest > 4 * MAX_INPUT_SIDE):
-        if area > MAX_PIXELS[1]:
-            left_out.insert(0, 1)
-        else:
-            scales.insert(0, 1)
-            found += _in_tiles(image, detector, 1)
+    seen = max(min(1.0, detector.max_input_side / longest), detector.input_side / longest)
+    possible = [scale for scale, limit in MAX_PIXELS.items() if scale**2 * area <= limit]
+    scales = [scale for scale in possible if scale > 1 and scale * zoom > seen]
+    if not scales:
+        scales = [scale for scale in possible[-1:] if scale * zoom > seen]
+    elif detector.smallest_face / seen > OVERLAP / 2 and 1 in possible:
+        scales.insert(0, 1)  # faces too large for the tiles of the enlargement are tiny in the reduced photo
+    found = detector.detect(image)
+    if seen < 1:
+        found = [_again(image, face, detector) for face in found]
+    for scale in scales:
+        tiled = _in_tiles(image, detector, scale)
+        found += tiled if scale >= 1 else (_again(image, face, detector) for face in tiled)
+    most = max(MAX_PIXELS) * zoom  # an icon's enlargement shows nothing more
+    densest = min(max([*(scale * zoom for scale in scales), seen]), most)
     kept: list[Face] = []
     for face in sorted(found, key=lambda face: -face.score):
         if face.area > 0 and all(_shared(face, other) < SAME_FACE for other in kept):
             kept.append(face)
-    return Search(tuple(sorted(kept, key=lambda face: -face.area)), tuple(scales), tuple(left_out))
+    faces = tuple(sorted(kept, key=lambda face: -face.area))
+    return Search(faces, tuple(scales), ceil(detector.smallest_square / densest), densest >= most)
 
 
-def _again(image: NDArray[np.uint8], face: Face, detector: FaceDetector) -> Face:
+def _again(image: NDArray[np.uint8], face: Face, detector: Detector) -> Face:
     """Find a face of a reduced photo again in a cut of the photo itself, so that its points are exact."""
     height, width = image.shape[:2]
     middle, size = (face.box[:2] + face.box[2:]) / 2, face.box[2:] - face.box[:2]
@@ -203,13 +193,14 @@ def _again(image: NDArray[np.uint8], face: Face, detector: FaceDetector) -> Face
     return max(finds, key=lambda other: _shared(face, other, whole=True), default=face)
 
 
-def _in_tiles(image: NDArray[np.uint8], detector: FaceDetector, scale: int) -> Iterator[Face]:
+def _in_tiles(image: NDArray[np.uint8], detector: Detector, scale: float) -> Iterator[Face]:
     height, width = image.shape[:2]
-    tile = TILE // scale
+    tile = int(TILE / scale)
     for top in _starts(height, tile, scale):
         for left in _starts(width, tile, scale):
             part = Image.fromarray(image[top : top + tile, left : left + tile])
-            enlarged = part.resize((part.width * scale, part.height * scale), Image.Resampling.BICUBIC)
+            size = max(1, round(part.width * scale)), max(1, round(part.height * scale))
+            enlarged = part.resize(size, Image.Resampling.BICUBIC)
             corner = np.array([left, top])
             for face in detector.detect(np.asarray(enlarged)):
                 low, high = face.box[:2] / scale, face.box[2:] / scale
@@ -221,10 +212,10 @@ def _in_tiles(image: NDArray[np.uint8], detector: FaceDetector, scale: int) -> I
                     yield Face(box, face.score, face.points / scale + corner)
 
 
-def _starts(length: int, tile: int, scale: int) -> Sequence[int]:
+def _starts(length: int, tile: int, scale: float) -> Sequence[int]:
     """Where tiles begin: at most `tile` long, an overlap apart, the last one at the end."""
     last = max(0, length - tile)
-    return sorted({*range(0, last, tile - OVERLAP // scale), last})
+    return sorted({*range(0, last, tile - int(OVERLAP / scale)), last})
 
 
 def _shared(a: Face, b: Face, whole: bool = False) -> float:
@@ -238,41 +229,63 @@ class FaceNetworks:
     """The pretrained networks around the model, each loaded when it is first needed.
 
     Args:
-        pack: insightface pack of the detector and of ArcFace; None as in `insightface_pack`.
-        mask_model: Where the reference's mask comes from: "bisenet" (facexlib), "hull" (of 68 landmarks) or
-            "template" (the mean mask of aligned faces).
-        landmarks: For "hull", as `landmark_model` takes it.
+        pack: insightface pack; None as in `insightface_pack`.
+        mask_model: Where the reference's mask comes from: "bisenet" (facexlib), "hull" (of 68 landmarks), "template"
+            (the mean mask of aligned faces), or "auto": "bisenet" where its weights are found, else "hull" where dlib
+            is installed, else "bisenet" after all.
+        landmarks: For "hull", as `landmark_model` takes it; None: dlib's where they are installed, else face-alignment.
         device: Of BiSeNet, ArcFace and face-alignment.
+        models: What finds and compares faces, as `face_models` takes it.
 
     Raises:
-        ValueError: If `mask_model` is another one.
+        ValueError: If `mask_model` or `models` is another one, or a pack is named for dlib's models.
     """
 
     def __init__(
         self,
         pack: str | None = None,
-        mask_model: MaskModel = "bisenet",
-        landmarks: str = "face-alignment",
+        mask_model: MaskModel = "auto",
+        landmarks: str | None = None,
         device: str | torch.device = "cpu",
+        models: Wanted = "auto",
     ) -> None:
         if mask_model not in get_args(MaskModel):
             raise ValueError(f"mask_model: expected {' or '.join(get_args(MaskModel))}, got {mask_model!r}")
-        self.pack, self.mask_model, self.landmarks = pack, mask_model, landmarks
+        dlibs = dlib_models.is_installed()
+        if mask_model == "auto":
+            mask_model = "hull" if dlibs and not is_here("bisenet") else "bisenet"
+        self.pack, self.mask_model = pack, mask_model
+        self.landmarks = landmarks or ("dlib" if dlibs else "face-alignment")
         self.device = torch.device(device)
+        self.models: FaceModels = face_models(models, pack, self.device)
         self._features: WeakKeyDictionary[AlignedFace, Tensor] = WeakKeyDictionary()
 
-    @cached_property
-    def detector(self) -> FaceDetector:
-        """SCRFD; raises FileNotFoundError where its weights are missing."""
-        return FaceDetector(self.pack)
+    @property
+    def said(self) -> str:
+        """What is used and its terms, two lines for people; loads nothing."""
+        terms = {"dlib": dlib_models.LANDMARK_TERMS, "face-alignment": WEIGHTS["fan"].licence}
+        landmarks = (
+            f"{self.landmarks} ({terms[self.landmarks]})" if self.landmarks in terms else self.landmarks
+        )
+        masks = {
+            "bisenet": f"facexlib's BiSeNet ({WEIGHTS['bisenet'].licence})",
+            "hull": f"the hull of 68 landmarks of {landmarks}",
+            "template": "the mean mask of aligned faces",
+        }
+        return f"faces: {self.models.said}\nmask of the reference: {masks[self.mask_model]}"
 
-    @cached_property
-    def arcface(self) -> ArcFace:
-        """ArcFace; raises FileNotFoundError where its weights are missing."""
-        return ArcFace(self.pack).to(self.device)
+    @property
+    def detector(self) -> Detector:
+        """Finds faces; raises FileNotFoundError where its weights are missing."""
+        return self.models.detector
+
+    @property
+    def recogniser(self) -> Recogniser:
+        """Compares people; raises FileNotFoundError where its weights are missing."""
+        return self.models.recogniser
 
     def features(self, face: AlignedFace) -> Tensor:
-        """ArcFace features of a face at the resolution that it has, (D,) fp32 of unit length, on the CPU."""
+        """Features of a face at the resolution that it has, (D,) fp32 of unit length, on the CPU."""
         if face not in self._features:
             self._features[face] = self._compute(face)
         return self._features[face]
@@ -281,7 +294,7 @@ class FaceNetworks:
     def _compute(self, face: AlignedFace) -> Tensor:
         crop = face.crop(min(max(1, round(face.side)), FEATURE_SIDE))
         pixels = to_tensor(crop).to(self.device)
-        return torch.nn.functional.normalize(self.arcface(pixels)[0].float(), dim=0).cpu()
+        return torch.nn.functional.normalize(self.recogniser(pixels)[0].float(), dim=0).cpu()
 
     @cached_property
     def mask(self) -> MaskOf:
@@ -335,5 +348,5 @@ class FaceNetworks:
             return landmark_model(self.landmarks, self.device, self.pack)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{error}. Other landmarks: --landmark-model onnx:PATH; --mask-model template needs none"
+                f"{error}. Other landmarks: --landmark-model dlib or onnx:PATH; --mask-model template needs none"
             ) from error

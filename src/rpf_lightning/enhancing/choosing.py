@@ -8,14 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rpf_lightning.data.preparation.annotator import face_count_problem
-from rpf_lightning.enhancing.aligned_faces import (
-    AlignedFace,
-    FaceNetworks,
-    RefusedError,
-    Search,
-    search_faces,
-)
-from rpf_lightning.enhancing.identity_check import SMALLEST_SIDE, Comparison, comparable, compare
+from rpf_lightning.enhancing.aligned_faces import AlignedFace, FaceNetworks, RefusedError
+from rpf_lightning.enhancing.found import FoundFaces
+from rpf_lightning.enhancing.identity_check import Comparison, comparable, compare, limits_of
 
 
 def reference_face(image: NDArray[np.uint8], name: str, networks: FaceNetworks) -> AlignedFace:
@@ -35,62 +30,61 @@ def reference_face(image: NDArray[np.uint8], name: str, networks: FaceNetworks) 
     return AlignedFace.found(image, faces[0])
 
 
-def photo_face(
-    image: NDArray[np.uint8],
-    name: str,
-    index: int | None,
-    references: Sequence[AlignedFace],
-    networks: FaceNetworks,
-) -> tuple[int, AlignedFace, Search]:
+def chosen_face(
+    found: FoundFaces, index: int | None, references: Sequence[AlignedFace], networks: FaceNetworks
+) -> int:
     """Choose the face of the photo: the one that is named, the only one, or the one that the references match.
 
     Args:
-        image: (H, W, 3) uint8, RGB.
-        name: Of the photo, for messages.
+        found: The photo's faces.
         index: Which face, 0 is the largest; None: the only one or the best match.
         references: Faces that one of several is compared with.
-        networks: The detector and ArcFace.
+        networks: The recogniser.
 
     Returns:
-        Its index, the face, and how the photo was searched.
+        Its index.
 
     Raises:
-        RefusedError: If there is no face, no such index, or none of several faces is known to match.
+        RefusedError: If there is no such index, or none of several faces is known to match.
     """
-    search = search_faces(image, networks.detector)
-    faces = [AlignedFace.found(image, face) for face in search.faces]
-    if not faces:
-        missed = f"; {search.hint}" if search.hint else ""
-        raise RefusedError(f"{name}: no face found; searched: {search.searched}{missed}")
     if index is not None:
-        if not 0 <= index < len(faces):
-            raise RefusedError(f"{name}: --face {index} is not there. {_listed(faces, search)}")
-        return index, faces[index], search
-    if len(faces) == 1:
-        return 0, faces[0], search
+        check_index(found, index)
+        return index
+    if len(found) == 1:
+        return 0
     best: dict[int, Comparison] = {}
-    for place, face in enumerate(faces):
-        if comparable(face):
-            compared = [found for reference in references if (found := compare(face, reference, networks))]
-            best |= {place: max(compared)} if compared else {}
+    for face in found:
+        if comparable(face.aligned, networks):
+            compared = [c for reference in references if (c := compare(face.aligned, reference, networks))]
+            best |= {face.index: max(compared)} if compared else {}
     place = max(best, key=lambda place: best[place].cosine, default=-1)
     if place < 0 or not best[place].matches:
+        smallest = limits_of(networks).smallest_side
+        smallest = limits_of(networks).smallest_side
         raise RefusedError(
-            f"{name}: several faces, and none of those of at least {SMALLEST_SIDE} pixels is known to be the "
-            f"reference's person: choose with --face. {_listed(faces, search, best)}"
+            f"{found.name}: several faces, and none of those of at least {smallest} pixels is known to be the "
+            f"reference's person: choose with --face. {_listed(found, best)}"
         )
-    return place, faces[place], search
+    return place
 
 
-def _listed(
-    faces: Sequence[AlignedFace], search: Search, compared: Mapping[int, Comparison] | None = None
-) -> str:
+def check_index(found: FoundFaces, index: int) -> None:
+    """Check that a photo has a face.
+
+    Raises:
+        RefusedError: If it has not; the message lists its faces.
+    """
+    if not 0 <= index < len(found):
+        raise RefusedError(f"{found.name}: --face {index} is not there. {_listed(found)}")
+
+
+def _listed(found: FoundFaces, compared: Mapping[int, Comparison] | None = None) -> str:
     lines = []
-    for place, face in enumerate(faces):
-        x, y = face.matrix @ (0.5, 0.5, 1)
-        alike = f", cosine {compared[place].cosine:.2f}" if compared and place in compared else ""
-        lines.append(f"--face {place}: {face.side:.0f} pixels, around x {x:.0f}, y {y:.0f}{alike}")
-    missed = f". {search.hint.capitalize()}" if search.hint else ""
+    for face in found:
+        x, y = face.aligned.matrix @ (0.5, 0.5, 1)
+        alike = f", cosine {compared[face.index].cosine:.2f}" if compared and face.index in compared else ""
+        lines.append(f"--face {face.index}: {face.side:.0f} pixels, around x {x:.0f}, y {y:.0f}{alike}")
+    missed = f". {found.search.hint.capitalize()}" if found.search.hint else ""
     return "Faces found: " + "; ".join(lines) + missed
 
 

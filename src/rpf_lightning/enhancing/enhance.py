@@ -2,142 +2,180 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from rpf_lightning.enhancing.aligned_faces import AlignedFace, FaceNetworks, MaskOf, RefusedError
-from rpf_lightning.enhancing.choosing import nearest_reference, photo_face, reference_face
+from rpf_lightning.enhancing.choosing import check_index, chosen_face, nearest_reference
+from rpf_lightning.enhancing.found import (
+    FoundFaces,
+    LeftFace,
+    Photo,
+    check_size,
+    find_faces,
+    metadata_of,
+    photo_name,
+    read,
+)
 from rpf_lightning.enhancing.identity_check import (
-    OTHER,
-    SAME,
-    SMALLEST_SIDE,
     Comparison,
-    comparable,
+    Limits,
     compare,
+    limits_of,
     not_measured,
 )
-from rpf_lightning.enhancing.inputs import read_srgb
+from rpf_lightning.enhancing.inputs import Metadata
 from rpf_lightning.enhancing.paste import corrected, enlarge, enlargement, paste
-from rpf_lightning.faces.alignment import check_photo
+from rpf_lightning.enhancing.portraits import Portrait, read_portraits
+from rpf_lightning.enhancing.results import Enhanced, EnhancedFace
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize_mask
-from rpf_lightning.pictures import to_tensor, to_uint8
-
-Photo = str | Path | NDArray[np.uint8]
-"""A file, or (H, W, 3) uint8 RGB (sRGB)."""
+from rpf_lightning.pictures import is_grey, to_grey, to_tensor, to_uint8
 
 MASK_SIDE = 512  # of the faces that the masks of training are made from
 
 
-@dataclass(frozen=True, eq=False)
-class Enhanced:
-    """An enhanced photo and how it came about.
+def enhance_people(
+    photo: Photo | FoundFaces,
+    people: Mapping[int, Sequence[Photo | Portrait]],
+    model: RPFModel,
+    networks: FaceNetworks | None = None,
+    force: bool = False,
+    scale: int | None = None,
+) -> Enhanced:
+    """Super-resolve several faces of a photo, each with portraits of its person, and paste them back.
 
-    Attributes:
-        image: (H factor, W factor, 3) uint8 RGB: the photo, enlarged, with the face, which is corrected by the
-            photo's own pixels (`back_project`); of an aligned crop the face alone.
-        before: The same size: the enlarged photo without the face; of an aligned crop its enlargement.
-        face: (S, S, 3) uint8, what the model made.
-        lr: (l, l, 3) uint8, what it was given, l = L * 2^k.
-        reference: (S, S, 3) uint8, the aligned reference.
-        mask: (S, S) uint8, 1 on the reference's face and 0 elsewhere.
-        matrix: (2, 3) float64: fractions of the face's aligned square -> pixels of `image`.
-        face_index: Which face of the photo, 0 is the largest.
-        face_side: Side of the aligned square in pixels of the photo: the resolution that the face had.
-        reference_index: Which reference.
-        factor: How much the photo was enlarged; 1 of an aligned crop.
-        identity: How alike face and reference are; None where it was not compared.
-        warnings: What the user should know, as sentences.
+    The photo is enlarged once, as its smallest of these faces needs it; the faces are pasted one after another, the
+    largest last.
+
+    Args:
+        photo: The photo, or what `find_faces` found in it.
+        people: Face -> one or more portraits of its person, one large face each; 0 is the largest face of the photo.
+            Of the portraits that surely match, else of those that were compared, a model with `synthesis_copy` gets
+            all, another one the one whose pose is nearest.
+        model: On any device; it is put into eval mode.
+        networks: Detector, recogniser and mask; None: `FaceNetworks()`.
+        force: Enhance although the portraits of a face clearly show another person.
+        scale: How much the photo is enlarged, 1 for its own size; None: as the smallest face needs it.
+
+    Returns:
+        The photo with one record per face. Faces that are as large as the model's output already are left as they are
+        if there is another one.
+
+    Raises:
+        RefusedError: If a photo shows no face, or the photo has none of an index; if all faces are as large as the
+            model's output already; if the photo is too large to be enlarged; if every portrait of a face clearly shows
+            another person. All of this is known before the first face is super-resolved.
+        FileNotFoundError: If a photo or weights are missing.
+        ValueError: If a photo cannot be read or is no RGB image, or there is no list of portraits.
     """
-
-    image: NDArray[np.uint8]
-    before: NDArray[np.uint8]
-    face: NDArray[np.uint8]
-    lr: NDArray[np.uint8]
-    reference: NDArray[np.uint8]
-    mask: NDArray[np.uint8]
-    matrix: NDArray[np.float64]
-    face_index: int
-    face_side: float
-    reference_index: int
-    factor: int
-    identity: Comparison | None
-    warnings: tuple[str, ...]
+    networks = networks or FaceNetworks()
+    if not people:
+        raise ValueError("people: expected a face and its portraits at least, got none")
+    check_size(photo.image if isinstance(photo, FoundFaces) else photo, scale)
+    mask_of = networks.mask  # first of all: searching a photo takes a while
+    portraits = {
+        index: read_portraits(people[index], f"people, face {index}", networks, f"face {index}'s portrait")
+        for index in sorted(people)
+    }
+    found = photo if isinstance(photo, FoundFaces) else find_faces(photo, networks)
+    warnings = [
+        *found.warnings,
+        *(text for each in portraits.values() for one in each for text in one.warnings),
+    ]
+    for index in portraits:
+        check_index(found, index)
+    aligned = {index: found[index].aligned for index in portraits}
+    labels = {index: f"face {index} of {found.name}" for index in portraits}
+    todo = [index for index in portraits if aligned[index].side < model.size]
+    if not todo:
+        texts = [_nothing_to_gain(labels[index], aligned[index], model) for index in portraits]
+        raise RefusedError("; ".join([*texts, *([found.search.hint] if found.search.hint else [])]))
+    left = [
+        LeftFace(index, aligned[index].side, f"it is large enough, the model makes {model.size} pixels")
+        for index in portraits
+        if index not in todo
+    ]
+    smallest = min(aligned[index].side for index in todo)
+    factor, limited = (scale, False) if scale else enlargement(found.image, smallest, model.size)
+    chosen = {
+        index: _chosen(
+            aligned[index],
+            labels[index],
+            portraits[index],
+            model,
+            networks,
+            force,
+            warnings,
+            found.search.hint,
+        )
+        for index in todo
+    }
+    faces = []
+    for index, (places, identity) in chosen.items():
+        face, used = aligned[index], [portraits[index][place] for place in places]
+        lr, sharp, references, masks = _super_resolve(
+            face, labels[index], [one.face for one in used], [one.name for one in used], model, mask_of, warnings,
+            found.grey,
+        )  # fmt: skip
+        enhanced = EnhancedFace(
+            sharp, lr, references, masks, face.matrix * factor, index, face.side, tuple(places),
+            tuple(one.name for one in used), identity,
+        )  # fmt: skip
+        faces.append(enhanced)
+    if factor == 1 or limited:
+        how = "it keeps its size" if factor == 1 else f"enlarged {factor} times only, since it is large"
+        which = "the face" if len(faces) == 1 else "the smallest face"
+        warnings.append(
+            f"{found.name}: {how}; {which} has {smallest * factor:.0f} pixels there and loses detail. Cut the photo to "
+            "the surroundings of the face to keep it"
+        )
+    before = enlarge(found.image, factor)
+    image = before
+    for enhanced in reversed(faces):  # the largest is nearest to the camera
+        image = corrected(paste(image, enhanced.face, enhanced.matrix), found.image, enhanced.matrix)
+    return _result(
+        faces, image=image, before=before, factor=factor, warnings=tuple(dict.fromkeys(warnings)), left=tuple(left),
+        sought=found.search.smallest, metadata=found.metadata,
+    )  # fmt: skip
 
 
 def enhance_photo(
-    photo: Photo,
-    references: Sequence[Photo],
+    photo: Photo | FoundFaces,
+    references: Sequence[Photo | Portrait],
     model: RPFModel,
     networks: FaceNetworks | None = None,
     face: int | None = None,
     force: bool = False,
+    scale: int | None = None,
 ) -> Enhanced:
-    """Super-resolve one face of a photo with a portrait of the same person, and paste it back.
+    """Super-resolve one face of a photo with portraits of the same person, and paste it back: see `enhance_people`.
 
     Args:
-        photo: Where a face is smaller than the model's output.
-        references: One or more portraits of the person, one large face each. Of those that surely match, else of those
-            that were compared, the one whose pose is nearest is used.
+        photo: Where a face is smaller than the model's output; or what `find_faces` found in it.
+        references: One or more portraits of the person, one large face each.
         model: On any device; it is put into eval mode.
-        networks: Detector, ArcFace and mask; None: `FaceNetworks()`.
+        networks: Detector, recogniser and mask; None: `FaceNetworks()`.
         face: Which face of the photo, 0 is the largest; None: the only one, or the one that the references match.
         force: Enhance although the references clearly show another person.
+        scale: How much the photo is enlarged, 1 for its own size; None: as the face needs it.
 
     Raises:
-        RefusedError: If a photo shows no face, or several without a choice; if the face is as large as the model's
-            output already; if the photo is too large to be enlarged; if every reference clearly shows another person.
+        RefusedError: As `enhance_people`, and if there are several faces without a choice.
         FileNotFoundError: If a photo or weights are missing.
         ValueError: If a photo cannot be read or is no RGB image, or there is no list of references.
     """
     networks = networks or FaceNetworks()
-    if isinstance(references, str | Path | np.ndarray):
-        raise ValueError("references: expected a list of portraits, got a single one")
-    names = [_name(reference, f"reference {i}") for i, reference in enumerate(references)]
-    if not names:
-        raise ValueError("references: expected one portrait at least, got none")
-    warnings: list[str] = []
-    name = _name(photo, "the photo")
-    image = _read(photo, name, warnings)
-    mask_of = networks.mask  # first of all: searching a photo takes a while
-    portraits = [
-        reference_face(_read(reference, name, warnings), name, networks)
-        for reference, name in zip(references, names, strict=True)
-    ]
-    index, found, search = photo_face(image, name, face, portraits, networks)
-    if 2 in search.left_out and face is None:
-        warnings.append(f"{name}: {search.hint}")
-    label = f"face {index} of {name}"
-    _refuse_large(found, label, model, search.hint)
-    factor, limited = enlargement(image, found.side, model.size)
-    if factor == 1:  # in the photo's own pixels there is nothing to gain
-        raise RefusedError(
-            f"{name} has {image.shape[0] * image.shape[1] / 1e6:.0f} million pixels, too many to be enlarged: cut it "
-            "to the surroundings of the face"
-        )
-    compared = [compare(found, portrait, networks) for portrait in portraits]
-    unknown = not_measured(networks) if any(compared) else ""
-    allowed = _same_person(compared, label, found, names, force, warnings, unknown, search.hint)
-    chosen = allowed[nearest_reference(found, [portraits[i] for i in allowed])]
-    lr, sharp, reference, mask = _super_resolve(
-        found, label, portraits[chosen], names[chosen], model, mask_of, warnings
-    )
-    if limited:
-        warnings.append(
-            f"{name}: enlarged {factor} times only, since it is large; the face loses detail. Cut the photo to "
-            "the surroundings of the face to keep it"
-        )
-    before = enlarge(image, factor)
-    matrix = found.matrix * factor
-    return Enhanced(
-        corrected(paste(before, sharp, matrix), image, matrix), before, sharp, lr, reference, mask, matrix, index,
-        found.side, chosen, factor, compared[chosen], tuple(warnings),
-    )  # fmt: skip
+    check_size(photo.image if isinstance(photo, FoundFaces) else photo, scale)
+    networks.mask  # noqa: B018  # first of all: searching a photo takes a while
+    portraits = read_portraits(references, "references", networks, "reference")
+    found = photo if isinstance(photo, FoundFaces) else find_faces(photo, networks)
+    index = chosen_face(found, face, [portrait.face for portrait in portraits], networks)
+    return enhance_people(found, {index: portraits}, model, networks, force, scale)
 
 
 def enhance_aligned(
@@ -153,23 +191,29 @@ def enhance_aligned(
         photo: Square, smaller than the model's output.
         reference: Square, of any size.
         model: On any device; it is put into eval mode.
-        networks: ArcFace and mask; None: `FaceNetworks()`. Without ArcFace's weights the identity is not compared.
+        networks: Recogniser and mask; None: `FaceNetworks()`. Without the recogniser's weights the identity is not
+            compared.
         force: Enhance although the reference clearly shows another person.
 
     Raises:
-        RefusedError: If the crop is as large as the model's output already, or the reference is another person.
+        RefusedError: If the crop is as large as the model's output already, a photo is too large, or the reference is
+            another person.
         FileNotFoundError: If a photo or the mask's weights are missing.
         ValueError: If a photo cannot be read or is not square.
     """
     networks = networks or FaceNetworks()
-    name, reference_name = _name(photo, "the photo"), _name(reference, "the reference")
+    name, reference_name = photo_name(photo, "the photo"), photo_name(reference, "the reference")
     warnings: list[str] = []
-    found, portrait = (
-        AlignedFace.whole(_read(file, label, warnings), label)
-        for file, label in ((photo, name), (reference, reference_name))
-    )
-    _refuse_large(found, name, model)
-    mask_of = networks.mask  # before ArcFace's weights, which may be fetched
+    check_size(photo)
+    check_size(reference)
+    image, metadata = read(photo, name, warnings), metadata_of(photo, name, warnings)
+    metadata = Metadata(metadata.exif)  # there is no photo around the face whose colours it has to meet
+    grey = is_grey(image)
+    found = AlignedFace.whole(to_grey(image) if grey else image, name)
+    portrait = AlignedFace.whole(read(reference, reference_name, warnings), reference_name)
+    if found.side >= model.size:
+        raise RefusedError(_nothing_to_gain(name, found, model))
+    mask_of = networks.mask  # before the recogniser's weights, which may be fetched
     try:
         compared = compare(found, portrait, networks)
         unknown = not_measured(networks) if compared else ""
@@ -177,13 +221,23 @@ def enhance_aligned(
         compared = None
         warnings.append(f"whether {reference_name} shows the same person was not compared: {error}")
     else:
-        _same_person([compared], name, found, [reference_name], force, warnings, unknown)
-    lr, sharp, square, mask = _super_resolve(found, name, portrait, reference_name, model, mask_of, warnings)
+        limits = limits_of(networks)
+        _same_person([compared], limits, name, found, [reference_name], force, warnings, unknown)
+    lr, sharp, references, masks = _super_resolve(
+        found, name, [portrait], [reference_name], model, mask_of, warnings, grey
+    )
     matrix = np.array([[model.size, 0, 0], [0, model.size, 0]], np.float64)
-    return Enhanced(
-        corrected(sharp, found.image), found.crop(model.size), sharp, lr, square, mask, matrix, 0, found.side, 0, 1,
-        compared, tuple(warnings),
+    face = EnhancedFace(
+        sharp, lr, references, masks, matrix, 0, found.side, (0,), (reference_name,), compared
+    )
+    return _result(
+        [face], image=corrected(sharp, found.image), before=found.crop(model.size), factor=1,
+        warnings=tuple(warnings), metadata=metadata,
     )  # fmt: skip
+
+
+def _result(faces: Sequence[EnhancedFace], **photo: Any) -> Enhanced:
+    return Enhanced(**vars(faces[0]), faces=tuple(faces), **photo)
 
 
 def entry_side(model: RPFModel, face_side: float) -> int:
@@ -191,30 +245,34 @@ def entry_side(model: RPFModel, face_side: float) -> int:
     return max([side for side in model.config.entry_sides if side <= face_side], default=model.lr_size)
 
 
-def _name(photo: Photo, otherwise: str) -> str:
-    return otherwise if isinstance(photo, np.ndarray) else str(photo)
+def _nothing_to_gain(label: str, face: AlignedFace, model: RPFModel) -> str:
+    return f"{label} has {face.side:.0f} pixels already, and the model makes {model.size}: nothing to gain"
 
 
-def _read(photo: Photo, name: str, warnings: list[str]) -> NDArray[np.uint8]:
-    if not isinstance(photo, np.ndarray):
-        return read_srgb(Path(photo), name, warnings)
-    try:
-        check_photo(photo)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    return photo
-
-
-def _refuse_large(face: AlignedFace, label: str, model: RPFModel, hint: str = "") -> None:
-    if face.side >= model.size:
-        raise RefusedError(
-            f"{label} has {face.side:.0f} pixels already, and the model makes {model.size}: nothing to gain"
-            + (f"; {hint}" if hint else "")
-        )
+def _chosen(
+    face: AlignedFace,
+    label: str,
+    portraits: Sequence[Portrait],
+    model: RPFModel,
+    networks: FaceNetworks,
+    force: bool,
+    warnings: list[str],
+    hint: str,
+) -> tuple[list[int], Comparison | None]:
+    """Places of the portraits that the model gets for a face, the nearest pose first, and how alike that one is."""
+    compared = [compare(face, portrait.face, networks) for portrait in portraits]
+    unknown = not_measured(networks) if any(compared) else ""
+    names = [portrait.name for portrait in portraits]
+    limits = limits_of(networks)
+    allowed = _same_person(compared, limits, label, face, names, force, warnings, unknown, hint)
+    nearest = allowed[nearest_reference(face, [portraits[place].face for place in allowed])]
+    others = [place for place in allowed if place != nearest] if model.config.synthesis_copy else []
+    return [nearest, *others], compared[nearest]
 
 
 def _same_person(
     compared: Sequence[Comparison | None],
+    limits: Limits,
     label: str,
     face: AlignedFace,
     names: Sequence[str],
@@ -228,9 +286,9 @@ def _same_person(
     `unknown` is not empty where the limits were not measured for the network: then it is a warning and nothing is
     refused. `hint` ends a refusal.
     """
-    if not comparable(face):
+    if face.side < limits.smallest_side:
         warnings.append(
-            f"{label} has {face.side:.0f} pixels, too few to tell people apart (from {SMALLEST_SIDE} on): make "
+            f"{label} has {face.side:.0f} pixels, too few to tell people apart (from {limits.smallest_side} on): make "
             "sure yourself that the reference shows the same person"
         )
         return list(range(len(names)))
@@ -239,18 +297,20 @@ def _same_person(
     others = {}
     for place, found in enumerate(compared):
         if found is None:
-            warnings.append(f"{names[place]}: its face is below {SMALLEST_SIDE} pixels, too small to compare")
+            warnings.append(
+                f"{names[place]}: its face is below {limits.smallest_side} pixels, too small to compare"
+            )
         elif unknown:
             warnings.append(f"{names[place]} and {label}: their cosine is {found.cosine:.3f}")
         elif found.differs:
             others[place] = (
                 f"{names[place]} is clearly another person than {label}: their cosine is {found.cosine:.3f}, and that "
-                f"of two photos of one person hardly ever below {OTHER}"
+                f"of two photos of one person hardly ever below {limits.other}"
             )
         elif not found.matches:
             warnings.append(
                 f"{names[place]} may be another person than {label}: their cosine is {found.cosine:.3f}, a sure match "
-                f"has {SAME} or more"
+                f"has {limits.same} or more"
             )
     if len(others) == len(names) and not force:
         missed = f". {hint.capitalize()}" if hint else ""
@@ -264,30 +324,54 @@ def _same_person(
 def _super_resolve(
     face: AlignedFace,
     label: str,
-    portrait: AlignedFace,
-    name: str,
+    portraits: Sequence[AlignedFace],
+    names: Sequence[str],
     model: RPFModel,
     mask_of: MaskOf,
     warnings: list[str],
+    grey: bool,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-    """LR, output, aligned reference and its mask."""
+    """LR, output, aligned references and their masks; the output of a grey photo is grey, whatever the references are.
+
+    Several portraits go to a model that takes several references.
+    """
     if face.side < model.lr_size:
         warnings.append(
             f"{label} has {face.side:.0f} pixels, less than the {model.lr_size} that the model was made for: expect "
             "little likeness"
         )
-    if portrait.side < model.size:
+    lr = face.crop(entry_side(model, face.side))
+    pairs = [
+        _masked(portrait, name, model.size, mask_of, warnings)
+        for portrait, name in zip(portraits, names, strict=True)
+    ]
+    references = torch.cat([to_tensor(reference) for reference, _ in pairs])
+    masks = torch.stack([mask for _, mask in pairs])
+    given = [references, masks] if len(pairs) == 1 else [references[None], masks[None]]  # (1, K, ., S, S)
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        output = model.eval()(to_tensor(lr).to(device), *(each.to(device) for each in given))[0]
+    sharp = to_uint8(output)
+    return (
+        lr,
+        to_grey(sharp) if grey else sharp,
+        np.stack([reference for reference, _ in pairs]),
+        masks[:, 0].numpy().astype(np.uint8),
+    )
+
+
+def _masked(
+    portrait: AlignedFace, name: str, size: int, mask_of: MaskOf, warnings: list[str]
+) -> tuple[NDArray[np.uint8], torch.Tensor]:
+    """The aligned reference, (S, S, 3), and its mask, (1, S, S) of 0 and 1."""
+    if portrait.side < size:
         warnings.append(
-            f"{name}: its face has {portrait.side:.0f} pixels, less than the {model.size} of the output; a larger "
+            f"{name}: its face has {portrait.side:.0f} pixels, less than the {size} of the output; a larger "
             "portrait gives more detail"
         )
-    lr, reference = face.crop(entry_side(model, face.side)), portrait.crop(model.size)
+    reference = portrait.crop(size)
     try:
         large = mask_of(portrait.crop(MASK_SIDE))
     except ValueError as error:
         raise RefusedError(f"{name}: {error}") from error
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        mask = resize_mask(torch.from_numpy(large.astype(np.float32))[None, None], model.size)
-        output = model.eval()(to_tensor(lr).to(device), to_tensor(reference).to(device), mask.to(device))[0]
-    return lr, to_uint8(output), reference, mask[0, 0].numpy().astype(np.uint8)
+    return reference, resize_mask(torch.from_numpy(large.astype(np.float32))[None, None], size)[0]

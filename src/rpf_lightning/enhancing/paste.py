@@ -31,7 +31,7 @@ def enlargement(image: NDArray[np.uint8], face_side: float, size: int) -> tuple[
         size: S, side of the super-resolved face.
 
     Returns:
-        The least whole factor, and whether it had to be less to keep the photo below 100 million pixels.
+        The least whole factor, 1 at least, and whether it had to be less to keep the photo below 100 million pixels.
     """
     wanted = max(1, ceil(size / face_side))
     height, width = image.shape[:2]
@@ -43,7 +43,18 @@ def enlarge(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     """Enlarge a photo with bicubic interpolation: (H, W, 3) -> (H factor, W factor, 3) uint8."""
     height, width = image.shape[:2]
     size = (width * factor, height * factor)
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def box_around(
+    matrix: NDArray[np.float64], photo: NDArray[np.uint8], margin: int = 0
+) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of what an aligned square covers of a photo, with a margin; it may be empty."""
+    height, width = photo.shape[:2]
+    corners = matrix @ CORNERS
+    left, top = (np.floor(corners.min(1)).astype(int) - margin).clip(0, (width, height)).tolist()
+    right, bottom = (np.ceil(corners.max(1)).astype(int) + margin).clip(0, (width, height)).tolist()
+    return left, top, right, bottom
 
 
 def paste(
@@ -62,13 +73,9 @@ def paste(
     Returns:
         (H, W, 3) uint8; pixels outside of the soft mask are the photo's.
     """
-    height, width = photo.shape[:2]
-    corners = matrix @ CORNERS
-    left, top = np.floor(corners.min(1)).astype(int).clip(0, (width, height))
-    right, bottom = np.ceil(corners.max(1)).astype(int).clip(0, (width, height))
+    box = left, top, right, bottom = box_around(matrix, photo)
     if right <= left or bottom <= top:
         return photo.copy()
-    box = (left, top, right, bottom)
     # a face that is denser than the photo would alias
     side = min(len(face), ceil(float(np.hypot(*matrix[:, 0]))))
     source = Image.fromarray(face).resize((side, side), Image.Resampling.BICUBIC)
@@ -98,10 +105,9 @@ def corrected(
     if matrix is None:
         return to_uint8(back_project(to_tensor(image), to_tensor(photo))[0])
     factor = len(image) // len(photo)
-    height, width = photo.shape[:2]
-    corners = matrix @ CORNERS / factor
-    left, top = (np.floor(corners.min(1)).astype(int) - MARGIN).clip(0, (width, height))
-    right, bottom = (np.ceil(corners.max(1)).astype(int) + MARGIN).clip(0, (width, height))
+    if factor == 1:
+        return image  # to agree with the photo's pixels would be to keep them
+    left, top, right, bottom = box_around(matrix / factor, photo, MARGIN)
     if right <= left or bottom <= top:
         return image
     box = (left * factor, top * factor, right * factor, bottom * factor)

@@ -56,9 +56,7 @@ Given = RPFModel | str | Path | Callable[[EvaluationBatch], Tensor]
 def build_methods(specs: Sequence[str | Method], model_dir: str | None = None) -> list[Method]:
     """Make methods from text; a model directory is loaded once, however many methods name it.
 
-    Args:
-        specs: Texts as above; a `Method` is taken as it is.
-        model_dir: The directory of models that name none.
+    A `Method` is taken as it is; `model_dir` is the directory of models that name none.
 
     Raises:
         ValueError: If a text is of another form, or two methods have one name.

@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 
+from rpf_lightning.faces.arcface import BOX_X, BOX_Y, ArcFace
+from rpf_lightning.faces.dlib_models import LANDMARKS, model_file
+from rpf_lightning.faces.landmarks import landmark_model
+from rpf_lightning.faces.weights import alexnet_file, insightface_pack, is_here, weight_file
 from rpf_lightning.metrics import (
     ISC,
     LPIPS,
@@ -57,47 +61,36 @@ def choose_metrics(
         FileNotFoundError: If weights are missing.
         ValueError: If `landmarks` is something else.
     """
-    from rpf_lightning.faces.weights import is_here
-
     metrics, said = image_metrics(), dict[str, Any]()
-    for metric, wanted, weights in (("lpips", lpips, "alexnet"), ("isc", isc, "pack")):
-        here = (isc_pack is not None and metric == "isc") or is_here(weights)
+    here = {"lpips": is_here("alexnet"), "isc": isc_pack is not None or is_here("pack")}
+    for metric, wanted in (("lpips", lpips), ("isc", isc)):
+        said[metric] = "on" if wanted or here[metric] else "off: no weights here"
         if wanted is False:
             said[metric] = "off: not asked for"
-        else:
-            said[metric] = "on" if wanted or here else "off: no weights here"
     if said["lpips"] == "on":
-        from rpf_lightning.faces.weights import alexnet_file
-
         metrics["lpips"] = LPIPS()
         said["lpips_network"] = "AlexNet, heads of lpips v0.1, images clamped to [0, 1]"
         said["lpips_sha256"] = _sha256(alexnet_file())
     if said["isc"] == "on":
-        from rpf_lightning.faces.arcface import BOX_X, BOX_Y, ArcFace
-        from rpf_lightning.faces.weights import insightface_pack
-
         arcface = ArcFace(isc_pack)
         metrics |= {"isc": ISC(arcface), "isc_reference": ReferenceISC(arcface)}
         said["isc_network"] = f"{arcface.pack}/{arcface.file}"
         said["isc_crop"] = f"x {BOX_X}, y {BOX_Y} of the aligned image, antialiased to 112"
         said["isc_sha256"] = _sha256(insightface_pack(isc_pack) / arcface.file)
     if landmarks:
-        from rpf_lightning.faces.landmarks import landmark_model
-
-        metrics["landmark_distance"] = LandmarkDistance(
-            landmark_model(landmarks, device=device, pack=isc_pack)
-        )
+        model = landmark_model(landmarks, device=device, pack=isc_pack)
+        metrics["landmark_distance"] = LandmarkDistance(model)
         kind, _, path = landmarks.partition(":")
         said["landmark_network"] = f"{kind}:{Path(path).name}" if path else kind
-        if kind in ("face-alignment", "onnx"):  # of one's own nothing can be known
-            said["landmark_sha256"] = [_sha256(file) for file in _landmark_files(path, isc_pack)]
+        if kind in ("face-alignment", "dlib", "onnx"):  # of one's own nothing can be known
+            said["landmark_sha256"] = [_sha256(file) for file in _landmark_files(kind, path, isc_pack)]
     return metrics, said
 
 
-def _landmark_files(path: str, pack: str | None) -> list[Path]:
+def _landmark_files(kind: str, path: str, pack: str | None) -> list[Path]:
     """The files of weights that landmarks depend on: the network's, and its face detector's."""
-    from rpf_lightning.faces.weights import insightface_pack, weight_file
-
+    if kind == "dlib":
+        return [model_file(LANDMARKS)]
     if not path:
         return [weight_file("s3fd"), weight_file("fan")]
     return [Path(path), *sorted(insightface_pack(pack).glob("*.onnx"))]

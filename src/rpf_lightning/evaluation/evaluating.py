@@ -14,13 +14,12 @@ from rpf_lightning.data.pairs_datamodule import evenly
 from rpf_lightning.devices import place_of
 from rpf_lightning.evaluation.building import build_methods
 from rpf_lightning.evaluation.chosen_metrics import choose_metrics
-from rpf_lightning.evaluation.contact import chosen_places, draw_sheet, picture_row
 from rpf_lightning.evaluation.evaluation_pairs import choose_pairs, pairs_for
 from rpf_lightning.evaluation.measuring import compare
 from rpf_lightning.evaluation.methods import Method, Model, NetworkMethod
 from rpf_lightning.evaluation.paper_tables import TABLES
 from rpf_lightning.evaluation.progress import sole_evaluation
-from rpf_lightning.evaluation.result_files import write_results
+from rpf_lightning.evaluation.result_files import chosen_places, draw_sheet, picture_row, write_results
 from rpf_lightning.evaluation.result_tables import table_for_console
 from rpf_lightning.metrics import PerImageMetric
 
@@ -71,7 +70,7 @@ def evaluate(
         lpips: Measure LPIPS with AlexNet; left out: where its weights are here.
         isc: Measure ISC to the GT and to the reference; left out: where an insightface pack is here.
         isc_pack: Name of the insightface pack.
-        landmark_model: Measure the landmark distance: face-alignment, onnx:PATH or my_module.MyLandmarks.
+        landmark_model: Measure the landmark distance: face-alignment, dlib, onnx:PATH or my_module.MyLandmarks.
         num_workers: Processes that load.
         device: A torch device, such as cuda:1; auto is the GPU where there is one.
         table: The paper's table whose numbers stand beside ours: 1, or 2 for models trained for its rows.
@@ -87,18 +86,13 @@ def evaluate(
     if isinstance(data, str):
         data = ReferencePairsDataModule(root=data)
     data.lr_size, data.size = lr_size or data.lr_size, size or data.size
-    default = (
-        DEFAULT_METHODS if data.reference == "photo" else DEFAULT_METHODS[:3]
-    )  # no photo, no other person
+    default = DEFAULT_METHODS[: None if data.reference == "photo" else 3]  # no photo, no other person
     built = build_methods(methods or default, model_dir)
     place = place_of(device)
     if table not in TABLES:
         raise ValueError(f"table: expected {' or '.join(map(str, TABLES))}, got {table}")
-    for name, count in (
-        ("grid_images", grid_images),
-        ("contact_images", contact_images),
-        ("num_workers", num_workers),
-    ):
+    counts = {"grid_images": grid_images, "contact_images": contact_images, "num_workers": num_workers}
+    for name, count in counts.items():
         if count < 0:
             raise ValueError(f"{name}: expected 0 or more, got {count}")
     networks_given = [m.model for m in built if isinstance(m, NetworkMethod)]
@@ -126,7 +120,7 @@ def evaluate(
             built, dataset, out, measured, lr_size=base.lr_size, size=base.size, batch_size=batch_size,
             workers=num_workers, device=place, protocol_extra=extra,
         )  # fmt: skip
-        shown = [] if own is None else evenly(list(range(len(dataset))), grid_images)
+        shown = evenly(list(range(len(dataset))), grid_images)
         rows = [picture_row(own.model, dataset[i]) for i in shown] if own is not None else []
         metric, places = chosen_places(results, (own or built[-1]).name, contact_images)
         sheets = {name: draw_sheet(built, dataset, of, metric, place) for name, of in places.items() if of}

@@ -51,13 +51,13 @@ class EvaluationBatch(NamedTuple):
 
 def collate(samples: Sequence[EvaluationBatch]) -> EvaluationBatch:
     """Stack samples into a batch, names as lists."""
-    columns: dict[str, Any] = {}
-    for name in EvaluationBatch._fields:
-        values = [getattr(sample, name) for sample in samples]
-        columns[name] = torch.stack(values) if isinstance(values[0], Tensor) else values
-        if values[0] is None or isinstance(values[0], bool):
-            columns[name] = values[0]
-    return EvaluationBatch(**columns)
+    columns: list[Any] = []
+    for first, *others in zip(*samples, strict=True):
+        if isinstance(first, Tensor):
+            columns.append(torch.stack([first, *others]))
+        else:
+            columns.append([first, *others] if isinstance(first, str) else first)
+    return EvaluationBatch(*columns)
 
 
 class Fault(NamedTuple):

@@ -92,12 +92,7 @@ class EvaluationPairs(Dataset[EvaluationBatch]):
 
 
 class ChosenPairs(PairsDataModule):
-    """Pairs that were chosen, as the validation part.
-
-    Args:
-        found: The photos and pairs; only the validation part is used.
-        kwargs: Arguments of `PairsDataModule`.
-    """
+    """Pairs that were chosen, as the validation part of `found`; further arguments are those of `PairsDataModule`."""
 
     def __init__(self, found: SplitPairs, **kwargs: Any) -> None:
         super().__init__(**kwargs)

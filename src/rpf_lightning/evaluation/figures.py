@@ -191,9 +191,7 @@ def figure_mask(
     (Table 2), for the second half; without it both halves are the same model's.
     """
     figure = Figure(model, data, out, rows, metrics, of_references=True)
-    second = figure.model
-    if unmasked_model is not None:
-        second = load("unmasked_model", unmasked_model)
+    second = figure.model if unmasked_model is None else load("unmasked_model", unmasked_model)
     if second.size != figure.model.size:
         raise ValueError(f"unmasked_model: its side {second.size} is not the model's, {figure.model.size}")
     methods = (Model("with mask", figure.model), Model("without mask", second, "unmasked"))
@@ -254,17 +252,12 @@ def figure_degradations(
 
 
 def _apart_cell(image: Tensor, flow: Tensor, batch: ReferenceBatch, points: Tensor | None = None) -> Cell:
-    """An image (1, 3, S, S) and how far the flow leaves the landmarks apart."""
-    off = _apart(flow, batch)
-    return cell(image[0], f"landmarks {off:.2f} % off", values={"landmarks": off}, points=points)
-
-
-def _apart(flow: Tensor, batch: ReferenceBatch) -> float:
-    """Mean distance between where the flow looks for the landmarks and where they are, in % of the side."""
+    """An image (1, 3, S, S), and the distance of where the flow looks for the landmarks to where they are."""
     at = 2 * batch.gt_landmarks[:, :, None] - 1
     moved = F.grid_sample(flow.float(), at, padding_mode="border", align_corners=False)[..., 0].mT
-    off = batch.gt_landmarks + moved / flow.shape[-1] - batch.reference_landmarks
-    return float(100 * off.norm(dim=-1).mean())
+    distance = (batch.gt_landmarks + moved / flow.shape[-1] - batch.reference_landmarks).norm(dim=-1)
+    off = float(100 * distance.mean())
+    return cell(image[0], f"landmarks {off:.2f} % off", values={"landmarks": off}, points=points)
 
 
 def _strength(degrade: Degradation, name: str) -> float:

@@ -46,37 +46,31 @@ class Folder(Method):
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         self._extra: list[Fault] = []
-        self._faults: dict[str, Fault] = {}
+        self._faults: dict[str, Fault | None] = {}
 
     def __call__(self, batch: EvaluationBatch) -> Tensor:
         """Read the images; black where there is none."""
-        side = batch.gt.shape[-1]
-        images = [self._read(photo, side) for photo in batch.id]
+        images = []
+        for photo in batch.id:
+            image, self._faults[photo] = self._read(photo, batch.gt.shape[-1])
+            images.append(image)
         pixels = torch.from_numpy(np.stack(images)).to(batch.gt.device)
         return pixels.permute(0, 3, 1, 2).float() / 255
 
-    def _read(self, photo: str, side: int) -> NDArray[np.uint8]:
+    def _read(self, photo: str, side: int) -> tuple[NDArray[np.uint8], Fault | None]:
         nothing = np.zeros((side, side, 3), np.uint8)
-        self._faults.pop(photo, None)
         path = self.files.get(stem(photo))
         if path is None:
-            self._faults[photo] = Fault("missing", photo)
-            return nothing
+            return nothing, Fault("missing", photo)
         name = path.relative_to(self.root).as_posix()
         try:
             image = read_photo(path)
         except (OSError, ValueError) as error:
-            self._faults[photo] = Fault("corrupt", str(error).replace(str(path), name))
-            return nothing
+            return nothing, Fault("corrupt", str(error).replace(str(path), name))
         height, width = image.shape[:2]
         if (height, width) != (side, side):
-            self._faults[photo] = Fault(
-                "wrong size", f"{name}: {width} x {height} instead of {side} x {side}"
-            )
-            return nothing
-        if (image == image[..., :1]).all():
-            self._faults[photo] = Fault("grey", name)
-        return image
+            return nothing, Fault("wrong size", f"{name}: {width} x {height} instead of {side} x {side}")
+        return image, Fault("grey", name) if (image == image[..., :1]).all() else None
 
     def describe(self) -> dict[str, Any]:
         """Return the folder's name and a hash over its images."""

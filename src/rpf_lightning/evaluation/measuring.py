@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -29,10 +30,11 @@ from rpf_lightning.evaluation.chosen_metrics import SHA256
 from rpf_lightning.evaluation.evaluation_batch import EvaluationBatch, Fault, collate
 from rpf_lightning.evaluation.methods import Function, Method, output_of
 from rpf_lightning.evaluation.progress import PROGRESS, Progress, Row
-from rpf_lightning.evaluation.protocol import protocol
-from rpf_lightning.evaluation.statistics import summarise
+from rpf_lightning.evaluation.statistics import LEVEL, RESAMPLES, SEED, summarise
 from rpf_lightning.metrics import NetworkMetric, PerImageMetric
 from rpf_lightning.metrics.face_networks import Seen
+from rpf_lightning.metrics.image import ERROR_FLOOR
+from rpf_lightning.model import storage
 
 Item = TypeVar("Item")
 logger = logging.getLogger(__name__)
@@ -91,18 +93,21 @@ def compare(
             network.eval().to(device)
     for metric in metrics.values():
         metric.to(device)
-    setup = {**(protocol_extra or {}), **protocol(methods, lr_size, size, device)}
+    setup = {**(protocol_extra or {}), **_protocol(methods, lr_size, size, device)}
     json.dumps(setup, allow_nan=False)  # fails now and not after the measurement
 
-    networks = [name for name, metric in metrics.items() if isinstance(metric, NetworkMetric)]
-    known = hasattr(dataset, "fingerprint") and all(SHA256.get(name) in setup for name in networks)
     # of others' methods and metrics the protocol knows the name alone
-    known = known and all(method.kind not in ("", Function.kind) for method in methods)
-    known = known and all(
-        isinstance(metric, NetworkMetric) or type(metric).__module__.startswith("rpf_lightning.")
-        for metric in metrics.values()
+    identified = (
+        hasattr(dataset, "fingerprint"),
+        *(method.kind not in ("", Function.kind) for method in methods),
+        *(
+            SHA256.get(name) in setup
+            if isinstance(metric, NetworkMetric)
+            else type(metric).__module__.startswith("rpf_lightning.")
+            for name, metric in metrics.items()
+        ),
     )
-    key = {**setup, "metrics": list(metrics), "data": dataset.fingerprint()} if known else None  # type: ignore[attr-defined]
+    key = {**setup, "metrics": list(metrics), "data": dataset.fingerprint()} if all(identified) else None  # type: ignore[attr-defined]
     progress = Progress(Path(out) / PROGRESS, key)
     rows = progress.read()
     if rows:
@@ -114,6 +119,40 @@ def compare(
         progress.append(values)
         rows += values
     return summarise(methods, metrics, rows, setup)
+
+
+def _protocol(methods: Sequence[Method], lr_size: int, size: int, device: torch.device) -> dict[str, Any]:
+    """Say in JSON types how it is measured, and identify weights and software."""
+    networks = {id(network): network for method in methods if (network := method.network()) is not None}
+    hashes = {key: storage.weights_hash(network.state_dict()) for key, network in networks.items()}
+    described = {method.name: method.describe() for method in methods}
+    for method in methods:
+        if (network := method.network()) is not None:
+            described[method.name]["weights_sha256"] = hashes[id(network)]
+    models = {d["weights_sha256"]: d for d in described.values() if "model_config" in d}
+    (one,) = models.values() if len(models) == 1 else ({},)
+    return {
+        "range": "RGB in [0, 1], outputs clamped",
+        "rounding": "outputs and GT unrounded (a folder's are files of 8 bit); the LR input as the data set gives "
+        "it, rounded to 8 bit",
+        "crop": "none, the border counts; psnr_face and detail_error inside the facial mask of the GT",
+        "averaging": "per image, then the mean over the images that have a value (counts)",
+        "intervals": f"bootstrap over images, {RESAMPLES} resamples, seed {SEED}, {LEVEL:.0%}, percentiles; gaps "
+        "over the images that both methods have a value for",
+        "psnr": f"all pixels and channels of an image; squared error of at least {ERROR_FLOOR:g}, so at most "
+        f"{-10 * math.log10(ERROR_FLOOR):g} dB",
+        "ssim": "Gaussian window 11, sigma 1.5, data range 1, RGB, reflected borders",
+        "detail_error": "mean absolute error of y - up(down(y, lr_size)) inside the face, bicubic",
+        "lr_consistency": "PSNR of the output reduced to lr_size (bicubic) against the LR",
+        "resize": "bicubic, a = -0.5, antialiased",
+        "lr_size": lr_size,
+        "size": size,
+        "methods": described,
+        **{key: one[key] for key in ("weights_sha256", "model_config") if key in one},
+        "device": device.type,
+        "torch": torch.__version__,
+        "rpf_lightning": version("rpf-lightning"),
+    }
 
 
 def _ahead(items: Iterable[Item]) -> Iterator[Item]:
@@ -173,14 +212,10 @@ def _rows(
         seen = {key: known for key, known in seen.items() if known[0] is not clamped}
         for place, (row, fault) in enumerate(zip(rows, found, strict=True)):
             missing = fault is not None and fault.fatal
-            row["metrics"][method.name] = {
-                metric: None if missing else _number(column[place]) for metric, column in columns.items()
+            row["metrics"][method.name] = {  # JSON knows neither NaN nor infinity
+                metric: column[place] if math.isfinite(column[place]) and not missing else None
+                for metric, column in columns.items()
             }
             if fault is not None:
                 row["faults"][method.name] = list(fault)
     return rows
-
-
-def _number(value: float) -> float | None:
-    """JSON knows neither NaN nor infinity."""
-    return value if math.isfinite(value) else None

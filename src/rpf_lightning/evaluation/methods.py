@@ -86,12 +86,7 @@ def output_of(method: Method, batch: EvaluationBatch) -> Tensor:
 
 
 class Function(Method):
-    """A function.
-
-    Args:
-        name: See `Method`.
-        function: From the batch to (B, 3, S, S) in [0, 1].
-    """
+    """A function from the batch to (B, 3, S, S) in [0, 1]."""
 
     kind = "function"
 
@@ -114,12 +109,19 @@ class Bicubic(Method):
         return resize(batch.lr, batch.gt.shape[-1]).clamp(0, 1)
 
 
+def reference_of(batch: EvaluationBatch, given: Reference) -> Tensor:
+    """The reference that a method gets, (B, 3, S, S); a model that gets none is compared with the pair's own."""
+    if given == "gt":
+        return batch.gt * batch.mask if batch.masked else batch.gt
+    chosen = {"swap": batch.other, "unmasked": batch.unmasked}.get(given, batch.reference)
+    assert chosen is not None
+    return chosen
+
+
 class CopiedReference(Method):
     """The reference itself, unaligned: what metrics of identity give to a method that copies.
 
-    Args:
-        name: See `Method`.
-        masked: As the models get it, or the whole photo.
+    It is `masked` as the models get it, or the whole photo.
     """
 
     needs_photo = True
@@ -135,20 +137,11 @@ class CopiedReference(Method):
 
     def reference(self, batch: EvaluationBatch) -> Tensor:
         """Return what is copied."""
-        if self.needs_unmasked:
-            assert batch.unmasked is not None
-            return batch.unmasked
-        return batch.reference
+        return reference_of(batch, "unmasked" if self.needs_unmasked else "own")
 
 
 class NetworkMethod(Method):
-    """A network with weights.
-
-    Args:
-        name: See `Method`.
-        model: The network; variants share it.
-        source: Name of the directory or file that it came from, for the protocol.
-    """
+    """A network with weights, which variants share; `source` names its directory or file in the protocol."""
 
     def __init__(self, name: str, model: RPFModel | GCFSR, source: str = "") -> None:
         super().__init__(name)
@@ -217,15 +210,7 @@ class Model(NetworkMethod):
 
     def reference(self, batch: EvaluationBatch) -> Tensor:
         """Return the reference that the model gets."""
-        if self.given == "gt":
-            return batch.gt * batch.mask if batch.masked else batch.gt
-        if self.given == "swap":
-            assert batch.other is not None
-            return batch.other
-        if self.given == "unmasked":
-            assert batch.unmasked is not None
-            return batch.unmasked
-        return batch.reference
+        return reference_of(batch, self.given)
 
 
 class Synthesized(NetworkMethod):
@@ -259,11 +244,7 @@ class RefinementChain(NetworkMethod):
 class PublishedGCFSR(NetworkMethod):
     """The published GCFSR, as far as its checkpoint says how: what is read into it was not checked.
 
-    Args:
-        name: See `Method`.
-        path: Its checkpoint.
-        blend: See `GCFSR`.
-        normalize: See `GCFSR`.
+    `blend` and `normalize` are those of `GCFSR`.
     """
 
     kind = "gcfsr"

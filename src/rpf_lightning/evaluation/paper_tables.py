@@ -14,7 +14,7 @@ from rpf_lightning.evaluation.result_tables import (
     header,
     markdown_table,
 )
-from rpf_lightning.evaluation.statistics import LEVEL, Estimate
+from rpf_lightning.evaluation.statistics import LEVEL
 from rpf_lightning.metrics import ISC, LPIPS, PSNR, SSIM
 
 PAPERS = {
@@ -87,22 +87,17 @@ TABLES = {table.number: table for table in (TABLE1, TABLE2)}
 def our_columns(results: Mapping[str, Any], table: PaperTable = TABLE1) -> dict[str, Column]:
     """Return our columns: the paper's, and those of `OURS` that were measured."""
     measured = columns_of(results)
-    return {name: PAPERS[name] for name in table.metrics} | {
-        name: measured[name] for name in OURS if name in measured
-    }
+    beside = {name: measured[name] for name in OURS if name in measured}
+    return {name: PAPERS[name] for name in table.metrics} | beside
 
 
 def table_rows(
     results: Mapping[str, Any], table: PaperTable = TABLE1
 ) -> tuple[int, list[tuple[str, list[str], list[str]]]]:
-    """Put our numbers beside the paper's.
+    """Put our numbers, of `compare`, beside the paper's.
 
     A method stands beside the paper's of its name. Rows of Table 2 are trained models: what only uses the weights of
     the one called RPF in another way stands beside nothing.
-
-    Args:
-        results: The dictionary of `compare`.
-        table: The paper's.
 
     Returns:
         The scale factor of the paper's numbers, and for every method its name, our values with intervals in the
@@ -134,11 +129,9 @@ def _beside(
     names = {_key(name): name for name in known}
     beside = {name: names[_key(name)] for name in described if _key(name) in names}
     for kind, name in table.stands_for.items():
-        ours = [
-            method for method, entry in described.items() if entry["kind"] == kind and method not in beside
-        ]
-        if ours and name not in beside.values():
-            beside[ours[0]] = name
+        left = (method for method in described if described[method]["kind"] == kind and method not in beside)
+        if name not in beside.values() and (ours := next(left, None)):
+            beside[ours] = name
     if table is TABLE2:
         whole = [described[ours].get("weights_sha256") for ours, theirs in beside.items() if theirs == "RPF"]
         beside = {
@@ -162,13 +155,10 @@ def paper_markdown(results: Mapping[str, Any], table: PaperTable = TABLE1) -> st
     lines = [f"## Table {table.number}", "", *markdown_table(headers, cells)]
     lines += ["", _caption(results, table, factor)]
     measured = columns_of(results)
-    gaps = [
-        [
-            f"{entry['method']} − {entry['minus']}",
-            *(_gap(entry["metrics"].get(name), column) for name, column in measured.items()),
-        ]
-        for entry in results["gaps"]
-    ]
+    gaps = []
+    for entry in results["gaps"]:
+        values = [difference(entry["metrics"].get(name), of.digits) for name, of in measured.items()]
+        gaps.append([f"{entry['method']} − {entry['minus']}", *values])
     if gaps:
         titles = ["difference", *(column.title for column in measured.values())]
         lines += ["", "## Gaps", "", *markdown_table(titles, gaps)]
@@ -217,10 +207,6 @@ def _caption(results: Mapping[str, Any], table: PaperTable, factor: int) -> str:
         f"weights nor the crop.{table.about}"
     )
     return "".join([text, *unchecked])
-
-
-def _gap(gap: Estimate | None, column: Column) -> str:
-    return "–" if gap is None else difference(gap, column.digits)
 
 
 def _paper(table: PaperTable, values: tuple[float, ...] | None) -> list[str]:

@@ -35,7 +35,7 @@ class Column(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Name with unit; without square brackets, which rich takes for markup."""
+        """Name with unit."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
@@ -51,12 +51,8 @@ COPIES = ("reference", "reference-unmasked", "model-gt")
 def table_markdown(results: Mapping[str, Any]) -> str:
     """Format what `evaluate` returned as a Markdown table with the best values in bold.
 
-    Args:
-        results: The dictionary of `evaluate`.
-
-    Returns:
-        The table, and below it the number of pairs, what the own reference gives more than another person's,
-        and where images had no value.
+    Below it stand the number of pairs, what the own reference gives more than another person's, and where images had
+    no value.
     """
     headers, rows = _cells(results)
     lines = markdown_table(
@@ -67,19 +63,12 @@ def table_markdown(results: Mapping[str, Any]) -> str:
 
 
 def table_for_console(results: Mapping[str, Any]) -> Table:
-    """Format what `evaluate` returned for printing with rich.
-
-    Args:
-        results: The dictionary of `evaluate`.
-
-    Returns:
-        The table with the best values in bold; its caption holds the notes of `table_markdown`.
-    """
+    """Format what `evaluate` returned for printing with rich; the caption holds the notes of `table_markdown`."""
     headers, rows = _cells(results)
     table = Table(caption=escape("\n".join(_notes(results))))
     table.add_column(headers[0])
     for title in headers[1:]:
-        table.add_column(title, justify="right")
+        table.add_column(escape(title), justify="right")
     for name, cells in rows:
         table.add_row(escape(name), *(f"[bold]{text}[/bold]" if best else text for text, best in cells))
     return table
@@ -87,9 +76,7 @@ def table_for_console(results: Mapping[str, Any]) -> Table:
 
 def _cells(results: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[tuple[str, bool]]]]]:
     """Return the headers, and for each method its name and the texts with whether each is the best."""
-    methods = results["methods"]
-    described = results["protocol"]["methods"]
-    competing = {name for name in methods if described[name]["kind"] not in COPIES}
+    methods, described = results["methods"], results["protocol"]["methods"]
     headers = ["method"]
     rows: dict[str, list[tuple[str, bool]]] = {name: [] for name in methods}
     for metric, column in columns_of(results).items():
@@ -100,7 +87,8 @@ def _cells(results: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[
             for name, means in methods.items()
         }
         # as printed: what looks equal is equally good
-        numbers = {name: float(text) for name, text in texts.items() if text != "–" and name in competing}
+        competing = (name for name in methods if described[name]["kind"] not in COPIES and texts[name] != "–")
+        numbers = {name: float(texts[name]) for name in competing}
         best = (max if higher else min)(numbers.values(), default=None)
         for name, text in texts.items():
             rows[name].append((text, higher is not None and name in numbers and numbers[name] == best))
@@ -136,7 +124,8 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a Markdown table, all columns but the first to the right."""
     rule = "|" + "|".join(["---"] + ["---:"] * (len(headers) - 1)) + "|"
-    return [f"| {' | '.join(headers)} |", rule, *(f"| {' | '.join(map(plain, row))} |" for row in rows)]
+    head, *lines = (f"| {' | '.join(map(plain, cells))} |" for cells in (headers, *rows))
+    return [head, rule, *lines]
 
 
 def header(column: Column) -> str:
@@ -145,11 +134,12 @@ def header(column: Column) -> str:
     return f"{column.title}{arrow}"
 
 
-def difference(gap: Estimate, digits: int) -> str:
-    """Return a difference with its interval."""
-    numbers = [gap["mean"], gap["low"], gap["high"]]
-    mean, low, high = ("–" if number is None else f"{number:+.{digits}f}" for number in numbers)
-    return "–" if gap["mean"] is None else f"{mean} [{low}, {high}]"
+def difference(gap: Estimate | None, digits: int) -> str:
+    """Return a difference with its interval, or a dash where there is none."""
+    if gap is None or gap["mean"] is None:
+        return "–"
+    mean, low, high = (f"{number:+.{digits}f}" for number in (gap["mean"], gap["low"], gap["high"]))
+    return f"{mean} [{low}, {high}]"
 
 
 def plain(text: str) -> str:

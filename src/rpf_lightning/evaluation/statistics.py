@@ -36,13 +36,12 @@ class Estimate(TypedDict):
     count: int
 
 
-def estimate(values: Sequence[float | None], resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
+def estimate(values: Sequence[float | None], resamples: int = RESAMPLES) -> Estimate:
     """Average images, and draw them again with replacement to see how much the mean depends on the draw.
 
     Args:
         values: One per image; None or NaN where an image has none.
-        resamples: Number of draws.
-        seed: Of the draws; equal values give equal intervals.
+        resamples: Number of draws; equal values give equal intervals.
 
     Returns:
         Mean and percentile interval over the images that have a value.
@@ -56,25 +55,18 @@ def estimate(values: Sequence[float | None], resamples: int = RESAMPLES, seed: i
     if count > 1:
         draws = bootstrap(
             (numbers,), np.mean, n_resamples=resamples, batch=max(1, CHUNK // count), confidence_level=LEVEL,
-            method="percentile", random_state=np.random.default_rng(seed),
+            method="percentile", random_state=np.random.default_rng(SEED),
         )  # fmt: skip
         low, high = draws.confidence_interval
     return {"mean": float(numbers.mean()), "low": float(low), "high": float(high), "count": count}
 
 
-def gap(
-    values: Sequence[float | None],
-    others: Sequence[float | None],
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
-) -> Estimate:
+def gap(values: Sequence[float | None], others: Sequence[float | None]) -> Estimate:
     """Estimate the mean difference of two methods on the same images, which are drawn in pairs.
 
     Args:
         values: One per image, of the first method.
         others: The same images' of the second.
-        resamples: See `estimate`.
-        seed: See `estimate`.
 
     Returns:
         First minus second, over the images for which both have a value.
@@ -85,7 +77,7 @@ def gap(
     if len(values) != len(others):
         raise ValueError(f"expected the same images, got {len(values)} and {len(others)} values")
     differences = [None if a is None or b is None else a - b for a, b in zip(values, others, strict=True)]
-    return estimate(differences, resamples, seed)
+    return estimate(differences)
 
 
 def summarise(
@@ -109,60 +101,49 @@ def summarise(
         method.name: {metric: [row["metrics"][method.name][metric] for row in rows] for metric in metrics}
         for method in methods
     }
-    estimates = {
-        name: {metric: estimate(values) for metric, values in of.items()} for name, of in columns.items()
-    }
+    means: dict[str, dict[str, Any]] = {}
+    counts: dict[str, dict[str, Any]] = {}
+    intervals: dict[str, dict[str, Any]] = {}
+    for name, of in columns.items():
+        estimates = {metric: estimate(values) for metric, values in of.items()}
+        means[name] = {metric: found["mean"] for metric, found in estimates.items()}
+        counts[name] = {metric: found["count"] for metric, found in estimates.items()}
+        intervals[name] = {metric: [found["low"], found["high"]] for metric, found in estimates.items()}
     faults: dict[str, dict[str, list[str]]] = {}
     for method in methods:
         found = [Fault(*row["faults"][method.name]) for row in rows if method.name in row["faults"]]
         for fault in [*found, *method.faults()]:
             faults.setdefault(method.name, {}).setdefault(fault.kind, []).append(fault.text)
+    gaps = []
+    for a, b, kind in _gaps(methods):
+        # of two different references ISC to the reference has no difference
+        compared = [m for m in metrics if kind != "own_minus_other" or m != "isc_reference"]
+        values = {metric: gap(columns[a][metric], columns[b][metric]) for metric in compared}
+        gaps.append({"method": a, "minus": b, "kind": kind, "metrics": values})
     names = ("id", "reference_id", "other_id")
     pairs = json.dumps([[row[name] for name in names if name in row] for row in rows])
+    digest = hashlib.sha256(pairs.encode()).hexdigest()
     return {
-        "protocol": {
-            **setup,
-            "pairs": len(rows),
-            "pairs_sha256": hashlib.sha256(pairs.encode()).hexdigest(),
-        },
+        "protocol": {**setup, "pairs": len(rows), "pairs_sha256": digest},
         "metrics": {name: metric.describe() for name, metric in metrics.items()},
-        "methods": {name: {m: e["mean"] for m, e in of.items()} for name, of in estimates.items()},
-        "counts": {name: {m: e["count"] for m, e in of.items()} for name, of in estimates.items()},
-        "intervals": {
-            name: {m: [e["low"], e["high"]] for m, e in of.items()} for name, of in estimates.items()
-        },
-        "gaps": [
-            {
-                "method": a,
-                "minus": b,
-                "kind": kind,
-                "metrics": {
-                    metric: gap(columns[a][metric], columns[b][metric])
-                    for metric in columns[a]
-                    if kind != "own_minus_other" or metric != "isc_reference"  # of two different references
-                },
-            }
-            for a, b, kind in _gaps(methods)
-        ],
+        "methods": means,
+        "counts": counts,
+        "intervals": intervals,
+        "gaps": gaps,
         "faults": faults,
-        "per_image": [
-            {**{key: value for key, value in row.items() if key != "faults"}, **_kept(row)} for row in rows
-        ],
+        "per_image": [{k: value for k, value in row.items() if k != "faults" or value} for row in rows],
     }
-
-
-def _kept(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"faults": row["faults"]} if row["faults"] else {}
 
 
 def _gaps(methods: Sequence[Method]) -> list[tuple[str, str, str]]:
     """Which differences are of interest: each method's to the first; own minus another person's reference."""
-    gaps = [(method.name, methods[0].name, "to_first") for method in methods[1:]]
     models = [method for method in methods if isinstance(method, Model)]
-    for own in models:
-        gaps += [
+    return [
+        *((method.name, methods[0].name, "to_first") for method in methods[1:]),
+        *(
             (own.name, other.name, "own_minus_other")
+            for own in models
             for other in models
             if own.given == "own" and other.given == "swap" and own.model is other.model
-        ]
-    return gaps
+        ),
+    ]

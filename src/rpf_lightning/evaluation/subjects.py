@@ -83,9 +83,7 @@ class Figure:
     def run(self, method: Method, batch: EvaluationBatch) -> Tensor:
         """What a method makes of a batch of one, on the CPU; it computes where its network is.
 
-        Raises:
-            FileNotFoundError: If a folder has no such image.
-            ValueError: If it gives another shape.
+        A folder without such an image is a FileNotFoundError, another shape a ValueError.
         """
         network = method.network()
         given = batch if network is None else batch.to(next(network.parameters()).device)
@@ -100,7 +98,7 @@ class Figure:
         metrics = self.metrics
         given = {"lr": batch.lr, "gt": batch.gt, "mask": batch.mask}
         measured = {name: float(metric.measure(output, **given)) for name, metric in metrics.items()}
-        lines = [printed(metrics[name], value) for name, value in measured.items()]
+        lines = [_printed(metrics[name], value) for name, value in measured.items()]
         return cell(output[0], *lines, values=measured)
 
     def same_person(self, gt: int, count: int) -> list[Pair]:
@@ -137,12 +135,7 @@ def naming(argument: str) -> Iterator[None]:
 
 
 def load(argument: str, model: Network) -> RPFModel:
-    """Load a model where it is none yet; errors begin with the argument's name.
-
-    Raises:
-        FileNotFoundError: If there is no such model.
-        ValueError: If its files do not fit each other.
-    """
+    """Load a model where it is none yet; a missing one's and a broken one's error begins with the argument's name."""
     if isinstance(model, RPFModel):
         return model
     with naming(argument):
@@ -165,7 +158,7 @@ def blocks_of(model: RPFModel, batch: EvaluationBatch | ReferenceBatch) -> list[
     ]
 
 
-def printed(metric: PerImageMetric, value: float) -> str:
+def _printed(metric: PerImageMetric, value: float) -> str:
     """A value with its metric's name; one that does not exist (no face was found) is a dash."""
     of = metric.describe()
     number = "-" if math.isnan(value) else f"{value:.{of['digits']}f}"

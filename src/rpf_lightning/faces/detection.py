@@ -1,4 +1,4 @@
-"""Face detection with five points: SCRFD of an insightface model pack.
+"""Face detection with five points: what a detector is, and SCRFD of an insightface model pack.
 
 Coordinates are continuous: a photo spans 0..W and 0..H, pixel ``i`` has its centre at ``i + 0.5``. SCRFD's need no
 conversion: they are distances from anchors at multiples of the stride in a picture whose edge is 0, and detections
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from io import StringIO
 from math import ceil
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ class Face:
 
     Attributes:
         box: (4,) float64, x0, y0, x1, y1 in pixels; may reach beyond the photo.
-        score: 0.5..1.
+        score: How sure the detector is, 0.4..1.
         points: (5, 2) float64 in pixels: left eye, right eye, nose, left and right corner of the mouth, where
             "left" is the image's left.
     """
@@ -47,6 +48,37 @@ class Face:
         return float(np.prod(self.box[2:] - self.box[:2]))
 
 
+class Detector(Protocol):
+    """Finds the faces of a photo.
+
+    Attributes:
+        pack: What it is a part of, for people.
+        smallest_face: Side of the box of the smallest faces that it finds in what it sees, in pixels.
+        smallest_square: Side of the aligned square of those of which it misses few; some of smaller ones.
+        input_side: Longest side of a photo that it sees as it is; smaller ones are enlarged to it.
+        max_input_side: The same of larger ones, which are reduced to it.
+    """
+
+    @property
+    def pack(self) -> str: ...  # noqa: D102
+
+    @property
+    def smallest_face(self) -> int: ...  # noqa: D102
+
+    @property
+    def smallest_square(self) -> int: ...  # noqa: D102
+
+    @property
+    def input_side(self) -> int: ...  # noqa: D102
+
+    @property
+    def max_input_side(self) -> int: ...  # noqa: D102
+
+    def detect(self, image: NDArray[np.uint8]) -> list[Face]:
+        """Find faces in a photo (H, W, 3) uint8 RGB; largest box first."""
+        ...
+
+
 class FaceDetector:
     """SCRFD of an insightface pack, run by onnxruntime on the GPU if it can, else on the CPU.
 
@@ -57,6 +89,11 @@ class FaceDetector:
     Raises:
         FileNotFoundError: If the pack, or a detector with five points in it, is missing.
     """
+
+    smallest_face = 20
+    smallest_square = 20
+    input_side = INPUT_SIDES[-1]
+    max_input_side = MAX_INPUT_SIDE
 
     def __init__(self, pack: str | None = None) -> None:
         directory = insightface_pack(pack)

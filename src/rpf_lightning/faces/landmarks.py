@@ -1,4 +1,4 @@
-"""68 facial landmarks (iBUG order): the package face-alignment, or any ONNX network of 68 points.
+"""68 facial landmarks (iBUG order): the package face-alignment, dlib's, or any ONNX network of 68 points.
 
 Coordinates are continuous: a photo spans 0..W and 0..H, pixel ``i`` has its centre at ``i + 0.5``.
 """
@@ -55,8 +55,9 @@ def landmark_model(spec: str, device: str | torch.device = "cpu", pack: str | No
     """Choose a landmark model.
 
     Args:
-        spec: "face-alignment"; "onnx:PATH" (`OnnxLandmarks` with a `FaceDetector`); "my_module.MyLandmarks", or
-            "my_module.MyLandmarks:ARGUMENT": what calling that gives, a `LandmarkModel` of one's own.
+        spec: "face-alignment"; "dlib" (`DlibLandmarks`); "onnx:PATH" (`OnnxLandmarks` with a `FaceDetector`);
+            "my_module.MyLandmarks", or "my_module.MyLandmarks:ARGUMENT": what calling that gives, a `LandmarkModel` of
+            one's own.
         device: For face-alignment; onnxruntime takes the GPU if it can.
         pack: insightface pack of the `FaceDetector`.
 
@@ -66,6 +67,10 @@ def landmark_model(spec: str, device: str | torch.device = "cpu", pack: str | No
     """
     if spec == "face-alignment":
         return FaceAlignmentLandmarks(device)
+    if spec == "dlib":
+        from rpf_lightning.faces.dlib_models import DlibLandmarks  # imported here: it builds on this module
+
+        return DlibLandmarks()
     kind, _, argument = spec.partition(":")
     if kind == "onnx":
         return OnnxLandmarks(argument, FaceDetector(pack))
@@ -81,10 +86,10 @@ def check_landmark_spec(spec: str) -> None:
         ValueError: If it is something else, or names something that cannot be imported.
     """
     kind = spec.partition(":")[0]
-    if spec == "face-alignment" or spec.startswith("onnx:"):
+    if spec in ("face-alignment", "dlib") or spec.startswith("onnx:"):
         return
     if "." not in kind:
-        raise ValueError(f"expected face-alignment, onnx:PATH or my_module.MyLandmarks, got {spec!r}")
+        raise ValueError(f"expected face-alignment, dlib, onnx:PATH or my_module.MyLandmarks, got {spec!r}")
     try:
         pkgutil.resolve_name(kind)
     except (ImportError, AttributeError) as error:

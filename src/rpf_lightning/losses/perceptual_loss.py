@@ -26,16 +26,6 @@ def alexnet_layers() -> nn.Sequential:
     )  # fmt: skip
 
 
-def taps(layers: nn.Sequential, x: Tensor) -> list[Tensor]:
-    """Outputs of the ReLUs."""
-    found = []
-    for layer in layers:
-        x = layer(x)
-        if isinstance(layer, nn.ReLU):
-            found.append(x)
-    return found
-
-
 class AlexNetFeatures(nn.Module):
     """The outputs of AlexNet's five ReLUs, frozen.
 
@@ -70,7 +60,12 @@ class AlexNetFeatures(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """(B, 3, S, S) RGB in [0, 1], S >= 32 -> five feature maps, in fp32."""
         with full_precision(image.device):
-            return taps(self.features, (image.float() - self.mean) / self.std)
+            x, taps = (image.float() - self.mean) / self.std, []
+            for layer in self.features:
+                x = layer(x)
+                if isinstance(layer, nn.ReLU):
+                    taps.append(x)
+            return taps
 
 
 class PerceptualLoss(nn.Module):

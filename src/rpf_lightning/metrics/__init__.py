@@ -10,13 +10,7 @@ weights of known SHA-256 only. FID also says little about the few hundred photos
 
 from rpf_lightning.metrics.face_networks import isc, landmark_distance
 from rpf_lightning.metrics.flow import EndPointError, FlowCorrelation, end_point_error, flow_correlation
-from rpf_lightning.metrics.image import (
-    detail_error,
-    lr_consistency,
-    psnr,
-    psnr_face,
-    ssim,
-)
+from rpf_lightning.metrics.image import detail_error, lr_consistency, psnr, psnr_face, ssim
 from rpf_lightning.metrics.lpips_network import lpips, lpips_network
 from rpf_lightning.metrics.per_image import (
     ISC,

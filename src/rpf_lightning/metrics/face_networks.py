@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rpf_lightning.metrics.image import check_pair
 from rpf_lightning.pictures import to_uint8
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def isc(pred: Tensor, other: Tensor, identity: Identity, seen: Seen | None = Non
     Raises:
         ValueError: If the shapes differ or are not those of RGB images.
     """
-    _check(pred, other)
+    check_pair(pred, other)
     return similarity(*(_once(identity, identity, images, seen) for images in (pred, other)))
 
 
@@ -70,7 +71,7 @@ def landmark_distance(pred: Tensor, gt: Tensor, model: LandmarkModel, seen: Seen
     Raises:
         ValueError: If the shapes differ or are not those of RGB images.
     """
-    _check(pred, gt)
+    check_pair(pred, gt)
     ask = partial(find_landmarks, model=model)
     found, expected = (_once(model, ask, images, seen) for images in (pred, gt))
     return distance_between(found, expected, pred.shape[-1]).to(pred.device)
@@ -100,9 +101,3 @@ def distance_between(
         for a, b in zip(landmarks, others, strict=True)
     ]
     return torch.tensor(values, dtype=torch.float32)
-
-
-def _check(pred: Tensor, other: Tensor) -> None:
-    if pred.ndim != 4 or pred.shape[1] != 3 or pred.shape != other.shape:
-        got = f"{tuple(pred.shape)} and {tuple(other.shape)}"
-        raise ValueError(f"expected two batches of one shape (B, 3, S, S), got {got}")

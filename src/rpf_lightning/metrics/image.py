@@ -5,11 +5,12 @@ returns one value per image, because the convention is the mean of the images' v
 40 dB average to 30 dB, while pooling their squared errors would give 23 dB.
 
 PSNR of identical images is infinite, which no mean survives: squared errors have a floor of 1e-10, so 100 dB
-is the highest PSNR. A metric inside the face is NaN for an empty mask; means leave
-such images out.
+is the highest PSNR. A metric inside the face is NaN for an empty mask; means leave such images out.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,15 +73,9 @@ def ssim(output: Tensor, gt: Tensor) -> Tensor:
     # GPUs may convolve floats with 10 bits of mantissa, too few for differences of squares. CPUs do not, and
     # would need 20 seconds and gigabytes for an image of 1024 pixels in double.
     precision = torch.float64 if output.is_cuda else output.dtype
+    given: dict[str, Any] = {"sigma": 1.5, "kernel_size": 11, "data_range": 1.0, "reduction": "none"}
     values = [
-        structural_similarity_index_measure(
-            p[None].to(precision),
-            g[None].to(precision),
-            sigma=1.5,
-            kernel_size=11,
-            data_range=1.0,
-            reduction="none",
-        )
+        structural_similarity_index_measure(p[None].to(precision), g[None].to(precision), **given)
         for p, g in zip(output, gt, strict=True)  # one at a time: ten maps per image would add up
     ]
     return torch.stack([torch.as_tensor(value).reshape(()) for value in values]).to(output.dtype)
@@ -127,11 +122,15 @@ def lr_consistency(output: Tensor, lr: Tensor) -> Tensor:
     return psnr(resize(output.clamp(0, 1), lr.shape[-1]), lr)
 
 
+def check_pair(images: Tensor, others: Tensor) -> None:
+    """Check shapes, since tensors broadcast silently."""
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape != others.shape:
+        got = f"{tuple(images.shape)} and {tuple(others.shape)}"
+        raise ValueError(f"expected two batches of one shape (B, 3, S, S), got {got}")
+
+
 def _clamped(output: Tensor, gt: Tensor) -> Tensor:
-    """Return the prediction in [0, 1] in at least fp32; checks shapes, since tensors broadcast silently."""
-    if output.ndim != 4 or output.shape[1] != 3 or output.shape != gt.shape:
-        got = f"{tuple(output.shape)} and {tuple(gt.shape)}"
-        raise ValueError(f"expected prediction and GT of one shape (B, 3, S, S), got {got}")
+    check_pair(output, gt)
     return at_least_fp32(output).clamp(0, 1)
 
 

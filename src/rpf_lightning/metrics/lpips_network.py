@@ -70,9 +70,8 @@ def _vgg_file(explicit: str | None) -> Path:
     if explicit:
         return weight_file("vgg16", explicit)
     candidates = [folder / VGG_FILE for folder in (weights_dir(), cache_dir()) if folder]
-    for path in candidates:
-        if path.is_file():
-            return path
+    if found := next(filter(Path.is_file, candidates), None):
+        return found
     raise FileNotFoundError(
         f"LPIPS with VGG16 needs torchvision's {VGG_FILE} (528 MB), which is not downloaded: looked for "
         f"{', '.join(map(str, candidates))}. Fetch it from https://download.pytorch.org/models/{VGG_FILE} into the "

@@ -41,10 +41,8 @@ class PerImageMetric(Metric):
     value (NaN: no face in the mask, no face found) are left out and counted. An output that is not finite is no such
     image: it makes the mean NaN.
 
-    A sampler that repeats photos to give all processes equally many repeats them here as well.
-
-    Args:
-        kwargs: Arguments of `torchmetrics.Metric`.
+    A sampler that repeats photos to give all processes equally many repeats them here as well. `kwargs` of this and
+    all others are arguments of `torchmetrics.Metric`.
 
     Attributes:
         label: Name in tables and figures; the class' where it is empty.
@@ -87,9 +85,7 @@ class PerImageMetric(Metric):
     def measure(self, *args: Any, **kwargs: Any) -> Tensor:
         """Values (B,) of a batch, computed without autocast in at least fp32.
 
-        Args:
-            args: Arguments of `per_image`.
-            kwargs: The same by name; what it does not name is left out.
+        The arguments are those of `per_image`; what it does not name is left out.
 
         Raises:
             TypeError: If an argument is missing.
@@ -185,7 +181,7 @@ class NetworkMetric(PerImageMetric):
 
     Args:
         network: What is asked; a module is put into eval mode.
-        kwargs: Arguments of `torchmetrics.Metric`.
+        kwargs: See `PerImageMetric`.
     """
 
     def __init__(self, network: Any, **kwargs: Any) -> None:
@@ -211,12 +207,8 @@ class LPIPS(NetworkMetric):
 
     Args:
         net: ``"alex"``, as everybody reports it, or ``"vgg"``.
-        weights: A file of the network's weights; None searches, see `lpips_network`.
-        kwargs: Arguments of `torchmetrics.Metric`.
-
-    Raises:
-        FileNotFoundError: If the weights are missing; VGG16's are not downloaded.
-        ValueError: If the network is another one.
+        weights: A file of the network's weights; None searches. Errors are those of `lpips_network`.
+        kwargs: See `PerImageMetric`.
     """
 
     label, higher_is_better = "LPIPS", False
@@ -238,7 +230,7 @@ class ISC(NetworkMetric):
 
     Args:
         identity: Gives features of faces; None takes `ArcFace`, whose models are for non-commercial research.
-        kwargs: Arguments of `torchmetrics.Metric`.
+        kwargs: See `PerImageMetric`.
 
     Raises:
         FileNotFoundError: If it is None and no insightface pack is found.
@@ -259,11 +251,7 @@ class ReferenceISC(ISC):
     """Identity similarity of output and reference, see `isc`: how much of the reference's person is there.
 
     Data sets give the reference masked. Of another person's reference it says what the output copies from it. Methods
-    see different references, so no value is the better one.
-
-    Args:
-        identity: See `ISC`; may be that one's ``network``.
-        kwargs: Arguments of `torchmetrics.Metric`.
+    see different references, so no value is the better one. The `identity` of `ISC` may be that one's ``network``.
     """
 
     label, higher_is_better = "ISC to the reference", None

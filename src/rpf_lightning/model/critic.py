@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rpf_lightning.model.layers import FIR, Activate, EqualizedConv2d, EqualizedLinear
+from rpf_lightning.model.layers import FIR, Activate, Equalized, EqualizedConv2d, EqualizedLinear
 from rpf_lightning.model.refinement import COARSEST_SIDE, channels_at
 from rpf_lightning.model.resize import at_least_fp32, full_precision
 
@@ -61,39 +61,26 @@ def _leaky_relu(x: Tensor) -> Tensor:
     return x * slopes
 
 
-class Pointwise(nn.Module):
-    """1x1 convolution with equalized learning rate.
-
-    Args:
-        in_channels: Input channels.
-        out_channels: Output channels.
-        bias: Whether it adds a bias, 0 at first.
-        downsample: Filters with the FIR and keeps every second pixel: side H -> H/2.
-    """
+class Pointwise(Equalized):
+    """1x1 convolution with equalized learning rate; `downsample` filters with the FIR and keeps every second pixel."""
 
     def __init__(
         self, in_channels: int, out_channels: int, bias: bool = True, downsample: bool = False
     ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        self.scale = 1 / math.sqrt(in_channels)
+        super().__init__(out_channels, in_channels, 1, 1)
+        if not bias:
+            self.register_parameter("bias", None)
         self.fir = FIR(gain=1.0, pad=1) if downsample else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, H) -> (B, out, H, H), or (B, out, H/2, H/2) with `downsample`."""
         if self.fir is not None:
             x = self.fir(x)[..., ::2, ::2]
-        return F.conv2d(x, self.weight * self.scale, self.bias)
+        return F.conv2d(x, self.kernel(), self.bias)
 
 
 class ResidualDown(nn.Module):
-    """StyleGAN2's residual block: convolution and stride convolution beside a linear way, (x + y) / sqrt(2).
-
-    Args:
-        in_channels: Input channels.
-        out_channels: Output channels.
-    """
+    """StyleGAN2's residual block: convolution and stride convolution beside a linear way, (x + y) / sqrt(2)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

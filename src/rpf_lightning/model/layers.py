@@ -59,15 +59,14 @@ def init_convolutions(module: nn.Module) -> None:
     """Give every convolution in `module` Kaiming weights for ReLU and zero biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            fan_in = layer.in_channels * layer.weight[0, 0].numel() / math.prod(_output_stride(layer))
+            fan_in = float(layer.in_channels * layer.weight[0, 0].numel())
+            if isinstance(
+                layer, nn.ConvTranspose2d
+            ):  # with stride 2 only every second weight meets an output pixel
+                fan_in /= math.prod(layer.stride)
             nn.init.normal_(layer.weight, std=math.sqrt(2.0 / fan_in))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-
-
-def _output_stride(layer: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, ...]:
-    # a transposed convolution with stride 2 adds up only every second weight in each output pixel
-    return layer.stride if isinstance(layer, nn.ConvTranspose2d) else (1,)
 
 
 @torch.no_grad()
@@ -162,7 +161,7 @@ class Activate(nn.Module):
 
 
 def act_of(act: Activate, layer: nn.Module, *inputs: Tensor) -> Tensor:
-    """Activation of what a layer makes of its inputs; in its place where it may be overwritten."""
+    """Activation of what a layer makes, like `relu_of`."""
     x = layer(*inputs)
     activated: Tensor = act(x, overwritable(x, layer))
     return activated
@@ -212,13 +211,7 @@ class Equalized(nn.Module):
 
 
 class EqualizedConv2d(Equalized):
-    """3x3 convolution with equalized learning rate.
-
-    Args:
-        in_channels: Input channels.
-        out_channels: Output channels.
-        downsample: Filters with the FIR and convolves with stride 2: side H -> H/2.
-    """
+    """3x3 convolution with equalized learning rate; `downsample` filters with the FIR and has stride 2."""
 
     def __init__(self, in_channels: int, out_channels: int, downsample: bool = False) -> None:
         super().__init__(out_channels, in_channels, 3, 3)
@@ -240,13 +233,7 @@ class EqualizedConv2d(Equalized):
 
 
 class EqualizedLinear(Equalized):
-    """Fully connected layer with equalized learning rate.
-
-    Args:
-        in_features: Input features.
-        out_features: Output features.
-        bias: Initial value of the bias.
-    """
+    """Fully connected layer with equalized learning rate; `bias` is the initial value."""
 
     def __init__(self, in_features: int, out_features: int, bias: float = 0.0) -> None:
         super().__init__(out_features, in_features, bias=bias)
@@ -302,7 +289,7 @@ class ModulatedConv2d(Equalized):
     Args:
         in_channels: Input channels.
         out_channels: Output channels.
-        latent: Length of the latent vector v.
+        latent: Length of v.
         upsample: Doubles the side: transposed convolution, then the FIR.
     """
 
@@ -317,15 +304,7 @@ class ModulatedConv2d(Equalized):
         self.register_buffer("gain", None, persistent=False)
 
     def forward(self, x: Tensor, latent: Tensor) -> Tensor:
-        """Convolve.
-
-        Args:
-            x: (B, in, H, H).
-            latent: (B, latent).
-
-        Returns:
-            (B, out, H, H), or (B, out, 2H, 2H) with `upsample`.
-        """
+        """(B, in, H, H) and v, (B, latent) -> (B, out, H, H), or (B, out, 2H, 2H) with `upsample`."""
         style, factor = self.factors(latent)
         kernel = self.kernel()
         if len(x) == 1 and kernel.numel() <= x.numel() and only_infers(x, style, factor, kernel, self.bias):

@@ -104,11 +104,11 @@ class ReconstructionBlock(nn.Module):
         slots = Slots(reference, packed=copies and not is_traced())
         own = slots.of_samples(x)
         before = None if previous is None else slots.of_references(previous)
-        flow, aligned = self.warping(own, slots.of_references(reference), before, rows=rows)
-        if copies:
-            there = slots.present[:, None, None, None]
+        present = slots.present if copies else None
+        flow, aligned = self.warping(own, slots.of_references(reference), before, rows, present)
+        if present is not None:
             nothing = F.pad(self.enlarge(own).clamp(0, 1), (0, 0, 0, 0, 0, 1))  # and ok = 0
-            flow, aligned = torch.where(there, flow, 0.0), torch.where(there, aligned, nothing)
+            aligned = torch.where(present[:, None, None, None], aligned, nothing)
         return Alignment(flow, aligned, slots)
 
     def synthesize(self, x: Tensor, alignment: Alignment, rows: Rows = WHOLE) -> Synthesized:

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rpf_lightning.model.resize import Resize
-
 LEAST = 1e-3  # of a pixel that must be shown to count
 
 
@@ -127,13 +125,3 @@ def distance(low: Tensor, x: Tensor, ok: Tensor) -> Tensor:
     difference = low - x
     difference = difference - (share * difference).sum((2, 3), keepdim=True) / area
     return (share * difference.abs()).sum((1, 2, 3), keepdim=True) / (3 * area)
-
-
-def fill(aligned: Tensor, ok: Tensor, enlarged: Tensor) -> Tensor:
-    """Give ``a' = ok a + (1 - ok) up(x)``: without it the mask's edge would be copied as detail."""
-    return torch.lerp(enlarged, aligned, ok)
-
-
-def high_band(image: Tensor, low: Tensor, enlarge: Resize) -> Tensor:
-    """Give ``H(a') = a' - up(low)``, low being a' reduced and clamped: what the block's input cannot hold."""
-    return image - enlarge(low)

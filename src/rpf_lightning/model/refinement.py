@@ -70,8 +70,9 @@ class FeatureModulation(nn.Module):
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """The factors a and b, (C,) each."""
-        norm = torch.rsqrt(self.alpha.square() + self.beta.square() + 1e-8)
-        return self.alpha * norm, self.beta * norm
+        alpha, beta = at_least_fp32(self.alpha), at_least_fp32(self.beta)  # fp16 has no 1e-8
+        norm = torch.rsqrt(alpha.square() + beta.square() + 1e-8)
+        return alpha * norm, beta * norm
 
 
 class Upscale(nn.Module):
@@ -97,8 +98,8 @@ class Upscale(nn.Module):
         self.blend = FeatureModulation(blended, config.act)
         self.act = Activate(config.act)
 
-    def forward(self, x: Tensor, latent: Tensor, feature: Tensor) -> Tensor:
-        """d_(k-1) (B, in, H, H), v_k and the encoder's feature -> d_k (B, out, 2H, 2H)."""
+    def forward(self, x: Tensor, feature: Tensor, latent: Tensor) -> Tensor:
+        """d_(k-1) (B, in, H, H), the encoder's feature and v_k -> d_k (B, out, 2H, 2H)."""
         if self.literal:
             return act_of(self.act, self.up, self.blend(self.conv(x, latent), feature), latent)
         return self.blend(self.conv(act_of(self.act, self.up, x, latent), latent), feature)
@@ -178,9 +179,9 @@ class RefinementModule(nn.Module):
         decoder = cast("list[Upscale]", list(self.decoder))
         for upscale, latent in zip(decoder, self.latent_vectors(x), strict=True):
             last = upscale is decoder[-1]
-            raised = partial(self._leave, again) if last else _upscale
+            raised = partial(self._leave, again) if last else upscale
             run = partial(rows, halo=upscale.halo + last, channels=upscale.widest)
-            x = run(partial(raised, upscale, latent), x, features.pop())
+            x = run(partial(raised, latent=latent), x, features.pop())
         output = at_least_fp32(x)
         return output + image if self.residual else output
 
@@ -189,9 +190,9 @@ class RefinementModule(nn.Module):
         both: tuple[Tensor, Tensor] = self.encoder[0](act_of(self.act, self.first, image))
         return both
 
-    def _leave(self, again: bool, upscale: Upscale, latent: Tensor, x: Tensor, feature: Tensor) -> Tensor:
+    def _leave(self, again: bool, x: Tensor, feature: Tensor, latent: Tensor) -> Tensor:
         """The last block and the image; `again`: `feature` is the image that the first feature is made of."""
-        rgb: Tensor = self.to_rgb(upscale(x, latent, self._enter(feature)[0] if again else feature))
+        rgb: Tensor = self.to_rgb(self.decoder[-1](x, self._enter(feature)[0] if again else feature, latent))
         return rgb
 
     def latent_vectors(self, coarse: Tensor) -> list[Tensor]:
@@ -224,11 +225,6 @@ class RefinementModule(nn.Module):
         for upscale in cast("list[Upscale]", self.decoder):
             upscale.fold(gain)
         self.to_rgb.fold(1.0)
-
-
-def _upscale(upscale: Upscale, latent: Tensor, x: Tensor, feature: Tensor) -> Tensor:
-    raised: Tensor = upscale(x, latent, feature)
-    return raised
 
 
 def _second(step: Step, x: Tensor) -> Tensor:

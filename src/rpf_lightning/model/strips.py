@@ -121,7 +121,7 @@ def _whole(part: Tensor, height: int, rows: int) -> Tensor:
 def release() -> None:
     """Give the system back what the C library keeps of freed strips, which would add up to hundreds of MB.
 
-    Only glibc needs to be told, and only there it does anything.
+    Only glibc needs to be told.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

@@ -17,7 +17,7 @@ from rpf_lightning.model.layers import (
     overwritable,
     relu_of,
 )
-from rpf_lightning.model.reference_slots import Slots, distance, fill, high_band
+from rpf_lightning.model.reference_slots import Slots, distance
 from rpf_lightning.model.resize import Resize, at_least_fp32
 from rpf_lightning.model.strips import WHOLE, Maps, Rows
 
@@ -140,10 +140,6 @@ class CopySynthesisModule(SynthesisModule):
     ``w_k ~ ok_k exp(l_k / T - beta d_k)``, d_k the distance between the reduced a_k and x: references are chosen, since
     averages of several high bands lose identity. Where none shows the place ok_k is left out. A sample without
     references has a = up(x) and g = 0.
-
-    Args:
-        config: The network's structure, with `synthesis_residual`.
-        block: n, counted from 1.
     """
 
     def __init__(self, config: RPFConfig, block: int) -> None:
@@ -173,15 +169,15 @@ class CopySynthesisModule(SynthesisModule):
         logits = at_least_fp32(logits)
         enlarged = self.enlarge(x)
         ok = aligned[:, 3:]
-        filled = fill(aligned[:, :3], ok, slots.of_samples(enlarged))
+        filled = torch.lerp(slots.of_samples(enlarged), aligned[:, :3], ok)  # a'
         low = self.reduce(filled).clamp(0, 1)
         if slots.several:
-            beta = BETA * self.log_beta.exp()
+            beta = BETA * at_least_fp32(self.log_beta).exp()
             weights = slots.softmax(logits / self.temperature - beta * distance(low, own, ok), ok)
         else:
             weights = torch.ones_like(ok)
         gate = slots.add_up(weights * logits).sigmoid() * slots.found[:, None, None, None]
-        band = slots.add_up(weights * ok * high_band(filled, low, self.enlarge))
+        band = slots.add_up(weights * ok * (filled - self.enlarge(low)))
         if slots.several:  # the features become one before the image is made of them
             mixed = lambda weights, features: self.to_rgb(slots.add_up(weights.to(features.dtype) * features))  # noqa: E731
             seen = rows(mixed, weights, seen, halo=1, channels=seen.shape[1])

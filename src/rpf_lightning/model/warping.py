@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rpf_lightning.model.config import RPFConfig
 from rpf_lightning.model.layers import PairModule, init_convolutions, relu_beside, relu_of
-from rpf_lightning.model.resize import Resize, at_least_fp32, full_precision
+from rpf_lightning.model.resize import HALF, Resize, at_least_fp32, full_precision
 from rpf_lightning.model.strips import WHOLE, Rows
 
 COARSEST_SIDE = 8  # "the encoder output has the spatial resolution of 8x8"
@@ -98,7 +98,12 @@ class WarpingModule(PairModule):
         nn.init.zeros_(self.flow_head.bias)  # type: ignore[arg-type]
 
     def forward(
-        self, x: Tensor, reference: Tensor, previous: Tensor | None = None, rows: Rows = WHOLE
+        self,
+        x: Tensor,
+        reference: Tensor,
+        previous: Tensor | None = None,
+        rows: Rows = WHOLE,
+        present: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Align the reference to the input.
 
@@ -112,6 +117,7 @@ class WarpingModule(PairModule):
             previous: The flow of the block before, (B, 2, in_side, in_side) in its pixels. None: zero. Not read
                 without `flow_from`.
             rows: On whole maps or in strips.
+            present: (B,) of bool; the flow of a reference that is absent is zero. None: all are there.
 
         Returns:
             The flow (B, 2, S, S) in pixels and the aligned reference, as many channels as the reference has.
@@ -125,6 +131,8 @@ class WarpingModule(PairModule):
         flow = at_least_fp32(flow) * self.flow_scale
         if coarse is not None:
             flow = flow + backward_warp(coarse, flow, "border")  # zeros would bend a constant flow at the rim
+        if present is not None:
+            flow = torch.where(present[:, None, None, None], flow, 0.0)
         return flow, backward_warp(reference, flow)
 
     def _estimate(self, x: Tensor, seen: Tensor, rows: Rows) -> Tensor:
@@ -168,5 +176,8 @@ class WarpingModule(PairModule):
     def _head(self, features: Tensor) -> Tensor:
         # in bf16 a flow of 8 units has steps of 1/16: a pixel at side 1024
         with full_precision(features.device):
-            flow: Tensor = self.flow_head(features.to(self.flow_head.weight.dtype))
-        return flow
+            if self.flow_head.weight.dtype not in HALF:
+                flow: Tensor = self.flow_head(features.to(self.flow_head.weight.dtype))
+                return flow
+            weight, bias = self.flow_head.weight.float(), self.flow_head.bias.float()  # type: ignore[union-attr]
+            return F.conv2d(features.float(), weight, bias, padding=1)

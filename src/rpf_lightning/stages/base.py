@@ -8,22 +8,23 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from lightning import Callback
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torchmetrics import Metric, MetricCollection
+from torchvision.utils import flow_to_image  # type: ignore[import-untyped]
 
 from rpf_lightning.data.batches import FaceBatch, ReferenceBatch
 from rpf_lightning.metrics import PSNR, SSIM, LRConsistency, PSNRFace
 from rpf_lightning.model import RPFConfig
-from rpf_lightning.model.resize import full_precision
+from rpf_lightning.model.resize import full_precision, resize
 from rpf_lightning.stages.finite import FiniteGuard
 from rpf_lightning.stages.freezing import FreezeEarlierBlocks
 from rpf_lightning.stages.gradients import gradient_norms
 from rpf_lightning.stages.model_dir import DirectoryStage
 from rpf_lightning.stages.random_state import gather_random_states, restore_random_state
-from rpf_lightning.stages.stage_pictures import draw_stage
 
 Outputs = dict[str, Tensor]
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -33,10 +34,9 @@ class RPFStage(DirectoryStage):
     """Trains modules of reconstruction blocks of the model in a model directory; the base of all stages.
 
     A stage of one's own says three things: its `role` (what it trains), `generate` (what that makes of a batch) and
-    `terms` (its losses); all else has defaults. `BlockStage` adds x^(n) and the aligned references, `ImageTerms` the
-    adversarial, perceptual and identity terms: ``class Mine(ImageTerms, BlockStage)``. A further loss for a stage is a
-    subclass whose `terms` adds to those of `super()`. Arguments named ``..._weight`` are said when a fit starts; a
-    configuration names the class by its `class_path`.
+    `terms` (its losses). `BlockStage` adds x^(n) and the aligned references, `ImageTerms` the adversarial, perceptual
+    and identity terms: ``class Mine(ImageTerms, BlockStage)``. A further loss for a stage is a subclass whose `terms`
+    adds to those of `super()`. Arguments named ``..._weight`` are said when a fit starts.
 
     Checkpoints hold what `DirectoryStage` says, the optimizers and the random state. Manual optimization: critic
     backward and step, where there is one, then generator backward and step.
@@ -44,18 +44,20 @@ class RPFStage(DirectoryStage):
     Args:
         model_dir: The model directory.
         block: n, counted from 1.
-        network: Arguments of `RPFModel` for a directory that holds no model yet.
+        network: The network's structure, for a directory that holds no model yet.
         learning_rate: Adam's learning rate.
         decay: ``"cosine"`` lowers the learning rate to zero over the fit; the paper has no schedule.
         accumulate: Batches whose gradients are averaged before each step. (The Trainer's own argument raises
             with two optimizers.)
+        gradient_clip: Largest norm of the gradient of what is trained, in the mean of these batches; 0 does not clip.
+            The critic's is left: its penalty bounds it.
         gradient_norms_every: Batches between two logs of every term's gradient norm at the output, relative to
             the first term's; 0 never. It costs one more backward pass per term.
 
     Raises:
         FileNotFoundError: If the directory holds no model and `network` is None, or weights are missing.
-        ValueError: If `block` is not one of the model's, `network` differs from the model's, or `accumulate` is
-            not positive.
+        ValueError: If `block` is not one of the model's, `network` differs from the model's, `accumulate` is not
+            positive, or `gradient_clip` is negative.
     """
 
     needs_warped_reference = False
@@ -80,15 +82,19 @@ class RPFStage(DirectoryStage):
         decay: Literal["none", "cosine"] = "none",
         accumulate: int = 1,
         gradient_norms_every: int = 100,
+        gradient_clip: float = 0.0,
     ) -> None:
         super().__init__(model_dir, block, network)
         self.automatic_optimization = False
         if accumulate < 1:
             raise ValueError(f"accumulate: expected a positive number of batches, got {accumulate}")
+        if gradient_clip < 0:
+            raise ValueError(f"gradient_clip: expected a norm, or 0 for none, got {gradient_clip}")
         self.learning_rate = learning_rate
         self.decay = decay
         self.accumulate = accumulate
         self.gradient_norms_every = gradient_norms_every
+        self.gradient_clip = gradient_clip
         self.measured = MetricCollection(dict(self.metrics()))
         self.generator_steps = 0  # the trainer's global_step counts the critic's steps as well
         self.mid_accumulation = False
@@ -154,17 +160,9 @@ class RPFStage(DirectoryStage):
             ValueError: If the precision is another than 32-true or bf16-mixed, or if the fit's length is not given
                 in epochs.
         """
-        if self.trainer.precision not in PRECISIONS:
-            raise ValueError(
-                f"precision: expected {' or '.join(PRECISIONS)}, got {self.trainer.precision}. In fp16 the gradient of "
-                "a mean over a megapixel underflows, and a scaled loss would scale the penalty's gradient norm as well"
-            )
-        trying = self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if (self.trainer.max_epochs or 0) < 1 or (self.trainer.max_steps != -1 and not trying):
-            raise ValueError(
-                "trainer: expected the fit's length in max_epochs, and in limit_train_batches where epochs are too "
-                "long. max_steps counts the critic's steps too, and Lightning resumes such a fit at the wrong batch"
-            )
+        refuse_precision(str(self.trainer.precision))
+        trying = bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+        refuse_length(self.trainer.max_epochs, self.trainer.max_steps, trying)
         weights = [f"{name} {value:g}" for name, value in self.hparams.items() if name.endswith("_weight")]
         size = sum(p.numel() for p in self.trained_module.parameters()) / 1e6
         rank_zero_info(
@@ -227,6 +225,12 @@ class RPFStage(DirectoryStage):
                             parameter.grad /= self._group
             optimizer.step()
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the gradient of what is trained."""
+        own = self.all_optimizers()[0].optimizer
+        if self.gradient_clip and optimizer is own:
+            nn.utils.clip_grad_norm_(own.param_groups[0]["params"], self.gradient_clip)
+
     def all_optimizers(self) -> list[Any]:
         """That of what is trained, and the critic's if there is one."""
         optimizers = self.optimizers()
@@ -249,20 +253,15 @@ class RPFStage(DirectoryStage):
         """Begin anew: an interrupted validation may have left values."""
         self.measured.reset()
 
-    def on_test_epoch_start(self) -> None:
-        """Begin anew, as in validation."""
-        self.measured.reset()
+    on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: ReferenceBatch, batch_idx: int) -> Outputs:
-        """Log the stage's terms, its metrics and what `diagnostics` adds; callbacks get what was computed."""
-        return self._measure(batch, "val")
+        """Log the stage's terms, its metrics and what `diagnostics` adds, as ``val/...``; in a test as ``test/...``.
 
-    def test_step(self, batch: ReferenceBatch, batch_idx: int) -> Outputs:
-        """The same as validation, named ``test/...``."""
-        return self._measure(batch, "test")
-
-    @torch.no_grad()
-    def _measure(self, batch: ReferenceBatch, phase: str) -> Outputs:
+        Returns:
+            What was computed, for callbacks.
+        """
+        phase = "test" if self.trainer.testing else "val"
         self._check(batch)
         outputs = self.generate(batch)
         size = batch.lr.shape[0]
@@ -275,6 +274,8 @@ class RPFStage(DirectoryStage):
         self.log_dict(measured, on_step=False, on_epoch=True, batch_size=size)
         return outputs
 
+    test_step = validation_step
+
     def predict_step(self, batch: ReferenceBatch, batch_idx: int) -> tuple[list[str], Tensor]:
         """Names and clamped outputs (B, 3, S, S) of the trained module."""
         self._check(batch)
@@ -285,9 +286,22 @@ class RPFStage(DirectoryStage):
         """What goes into and comes out of the stage, to look at.
 
         Returns:
-            Title -> (B, 3, S, S) in [0, 1], in the order of the computation.
+            Title -> (B, 3, S, S) in [0, 1], in the order of the computation. The flow's direction is its hue, its
+            length the saturation; white is 0.
         """
-        return draw_stage(batch, self.generate(batch), self.output_title)
+        outputs = self.generate(batch)
+        side = batch.gt.shape[-1]
+        found = {"LR": F.interpolate(batch.lr, size=(side, side)), "bicubic": resize(batch.lr, side)}
+        if "flow" in outputs:
+            found["flow"] = flow_to_image(outputs["flow"].float()).float() / 255
+        found |= {name: outputs[name] for name in ("aligned", "synthesized") if name in outputs}
+        found |= {self.output_title: outputs["output"], "GT": batch.gt}
+        if isinstance(batch, ReferenceBatch):
+            found["reference"] = batch.reference
+            if batch.warped_reference is not None:
+                found["thin-plate"] = batch.warped_reference
+        found["mask"] = batch.gt_mask.expand_as(batch.gt)
+        return {title: image.float().clamp(0, 1) for title, image in found.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the number of steps and the random state.
@@ -301,11 +315,7 @@ class RPFStage(DirectoryStage):
         checkpoint["random_states"] = gather_random_states()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the number of steps and the random state.
-
-        Raises:
-            ValueError: If it is a checkpoint of another fit, or of one on another model.
-        """
+        """Go on with the number of steps and the random state, where `DirectoryStage` takes the checkpoint."""
         super().on_load_checkpoint(checkpoint)
         self.generator_steps = checkpoint["generator_steps"]
         states = checkpoint["random_states"]
@@ -329,3 +339,21 @@ class RPFStage(DirectoryStage):
     def _log(self, phase: str, values: Mapping[str, Tensor], batch_size: int | None = None) -> None:
         named = {f"{phase}/{name}": value.detach() for name, value in values.items()}
         self.log_dict(named, batch_size=batch_size, sync_dist=phase != "train")
+
+
+def refuse_precision(precision: str) -> None:
+    """Raise a ValueError if the precision, by Lightning's name, is another than 32-true or bf16-mixed."""
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"precision: expected {' or '.join(PRECISIONS)}, got {precision}. In fp16 the gradient of "
+            "a mean over a megapixel underflows, and a scaled loss would scale the penalty's gradient norm as well"
+        )
+
+
+def refuse_length(max_epochs: int | None, max_steps: int, trying: bool) -> None:
+    """Raise a ValueError if a fit's length is not given in epochs; `trying`: Lightning has set it for a few batches."""
+    if not trying and ((max_epochs or 0) < 1 or max_steps != -1):
+        raise ValueError(
+            "trainer: expected the fit's length in max_epochs, and in limit_train_batches where epochs are too "
+            "long. max_steps counts the critic's steps too, and Lightning resumes such a fit at the wrong batch"
+        )

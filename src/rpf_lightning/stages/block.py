@@ -61,13 +61,10 @@ class BlockStage(RPFStage):
         # the first block's x is the LR
         if self.block > 1 and self.cache_prefix and self.needs_references and not trying:
             data, folder = getattr(self.trainer, "datamodule", None), self.model_dir / "cache"
-            self._kept_prefix = open_prefix_cache(
-                folder, self.model, self.block, data, self.trainer.precision
-            )
+            precision = self.trainer.precision
+            self._kept_prefix = open_prefix_cache(folder, self.model, self.block, data, precision)
 
     def _earlier_blocks(self, batch: ReferenceBatch) -> tuple[Tensor, Tensor | None]:
-        """What the frozen blocks before this one make."""
-
         def compute() -> tuple[Tensor, Tensor | None]:
             with torch.no_grad():
                 return self.model.prefix(batch.lr, self.references(batch), self.block)
@@ -79,10 +76,6 @@ class BlockStage(RPFStage):
 
 
 def refuse_no_share(entry_fraction: float) -> None:
-    """Refuse what is not in [0, 1].
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Raise a ValueError if it is not in [0, 1]."""
     if not 0 <= entry_fraction <= 1:
         raise ValueError(f"entry_fraction: expected a share in [0, 1], got {entry_fraction}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,17 +16,13 @@ from rpf_lightning.files import write_atomically
 FILE = "not_finite.json"
 
 
-class _Step(NamedTuple):
-    finite: Tensor
-    values: dict[str, Tensor]
-    notes: dict[str, Any]
-
-
 class FiniteGuard:
     """Looks at a step's losses one step later: at once, a GPU would have to be waited for in every step."""
 
     def __init__(self) -> None:
-        self._step: _Step | None = None
+        self._step: tuple[Tensor, dict[str, Tensor], dict[str, Any]] | None = (
+            None  # bad or not, values, notes
+        )
 
     def watch(self, values: Mapping[str, Tensor], **notes: Any) -> None:
         """Remember a step's loss values (scalars), and what to write down if one is not finite.
@@ -36,7 +33,7 @@ class FiniteGuard:
         bad = (~torch.isfinite(torch.stack([value.float() for value in kept.values()]))).any().float()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(bad)
-        self._step = _Step(bad == 0, kept, notes)
+        self._step = bad, kept, notes
 
     def check(self, folder: Path, rank: int = 0) -> None:
         """Raise if the step that was watched last was not finite.
@@ -49,29 +46,23 @@ class FiniteGuard:
             FloatingPointError: After the note was written.
         """
         step, self._step = self._step, None
-        if step is None or bool(step.finite):
+        if step is None or not step[0]:
             return
-        values = {name: value.item() for name, value in step.values.items()}
+        values, notes = {name: value.item() for name, value in step[1].items()}, step[2]
         path = folder / (FILE if rank == 0 else f"rank{rank}_{FILE}")
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(
-            {**step.notes, "values": {name: repr(value) for name, value in values.items()}}, indent=2
-        )
-        write_atomically(path, f"{text}\n".encode())
-        bad = [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
-        where = ", ".join(bad) if bad else "of another process"
+        content = {**notes, "values": {name: repr(value) for name, value in values.items()}}
+        write_atomically(path, f"{json.dumps(content, indent=2)}\n".encode())
+        where = ", ".join(name for name, value in values.items() if not math.isfinite(value))
         raise FloatingPointError(
-            f"loss not finite: {where} in step {step.notes.get('step')}; the batch's names are in {path}. The last "
-            "checkpoint is from before. Look at these samples, lower the learning rate, or train in 32-true"
+            f"loss not finite: {where or 'of another process'} in step {notes.get('step')}; the batch's names are in "
+            f"{path}. The last checkpoint is from before. Look at these samples, lower the learning rate, or train in "
+            "32-true"
         )
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse weights with a NaN or an infinity.
-
-    Raises:
-        FloatingPointError: If there is one; the tensor is named.
-    """
+    """Raise a FloatingPointError that names the tensor, where one holds a NaN or an infinity."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise FloatingPointError(

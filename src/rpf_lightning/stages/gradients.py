@@ -19,13 +19,11 @@ def gradient_norms(terms: Mapping[str, Tensor], at: Tensor) -> dict[str, Tensor]
         ``{first: norm, "<other>_relative": ratio, ...}``; all finite, also where the first norm is zero.
     """
     norms: dict[str, Tensor] = {}
+    limits = torch.finfo(torch.float32)
     for name, term in terms.items():
         (gradient,) = torch.autograd.grad(term, at, retain_graph=True, allow_unused=len(norms) > 0)
         norms[name] = at.new_zeros(()) if gradient is None else gradient.float().norm()
     first, *others = norms
-    unit = norms[first].clamp_min(torch.finfo(torch.float32).tiny)
-    highest = torch.finfo(torch.float32).max
-    return {
-        first: norms[first],
-        **{f"{name}_relative": (norms[name] / unit).clamp_max(highest) for name in others},
-    }
+    unit = norms[first].clamp_min(limits.tiny)
+    relative = {f"{name}_relative": (norms[name] / unit).clamp_max(limits.max) for name in others}
+    return {first: norms[first], **relative}

@@ -32,6 +32,7 @@ FORMAT = 3
 class PrefixCache:
     """Rows of 8 bit, with the flow beside them, in a memory-mapped file, filled as the samples are met.
 
+    The file is made where it is missing; other caches in the folder are deleted.
     Each row has a checksum: it counts only when that fits, so that a kill or a power cut at any moment costs that row
     and no more. Processes fill their own rows.
 
@@ -42,6 +43,9 @@ class PrefixCache:
         rows: Number of samples, with their mirror images where these are shown.
         key: Hash of everything that x^(n) depends on.
         with_flow: Whether a row also holds the flow.
+
+    Raises:
+        OSError: If the disk is too full.
     """
 
     def __init__(
@@ -49,34 +53,22 @@ class PrefixCache:
     ) -> None:
         flow = [("flow", "<f2", (2, side, side))] if with_flow else []
         self.dtype = np.dtype([("checksum", "<u4"), ("x", "u1", (3, side, side)), *flow])
-        self.count = rows
-        name = hashlib.sha256(f"{FORMAT} {self.count} {self.dtype} {key}".encode()).hexdigest()[:16]
+        name = hashlib.sha256(f"{FORMAT} {rows} {self.dtype} {key}".encode()).hexdigest()[:16]
         self.path = folder / f"x{block}-{name}.npy"
-        self._rows: NDArray[Any] | None = None
-
-    def open(self) -> bool:
-        """Map the file, and make it where it is missing; other caches in the folder are deleted.
-
-        Returns:
-            False where the disk is too full: then a line says so, and x^(n) is computed in every step.
-        """
         part = self.path.with_suffix(".part")
-        with locked(self.path.parent / ".lock"):
-            for old in self.path.parent.glob("x*"):
+        with locked(folder / ".lock"):
+            for old in folder.glob("x*"):
                 if old != self.path:
                     old.unlink(missing_ok=True)  # of another block, data or weights
-            try:
-                if not self.path.is_file():
-                    size = self.count * self.dtype.itemsize / 1e6
-                    rank_zero_info(f"x^(n) of {self.count:,} samples: {size:,.1f} MB in {self.path}")
-                    new_array(part, (self.count,), self.dtype)
+            if not self.path.is_file():
+                size = rows * self.dtype.itemsize / 1e6
+                rank_zero_info(f"x^(n) of {rows:,} samples: {size:,.1f} MB in {self.path}")
+                try:
+                    new_array(part, (rows,), self.dtype)
                     part.replace(self.path)
-            except OSError as error:
-                part.unlink(missing_ok=True)
-                rank_zero_warn(f"{self.path}: {error}; x^(n) is not kept, but computed in every step")
-                return False
-        self._rows = np.load(self.path, mmap_mode="r+")
-        return True
+                finally:
+                    part.unlink(missing_ok=True)
+        self._rows: NDArray[Any] = np.load(self.path, mmap_mode="r+")
 
     def get(
         self,
@@ -95,7 +87,6 @@ class PrefixCache:
         Returns:
             (B, 3, S/2, S/2) float32, rounded to 8 bit; the flow, rounded to half precision, or None.
         """
-        assert self._rows is not None
         rows = np.array(self._rows[list(places)])
         if any(row["checksum"] != _checksum(row) for row in rows):
             x, flow = compute()
@@ -144,8 +135,11 @@ def open_prefix_cache(
     key = f"{key} {frozen} {model.config} {precision} {data.batch_size}"
     side = model.sides[block - 2]
     rows = 2 * count if data.flip else count
-    cache = PrefixCache(folder, block, side, rows, key, with_flow=model.config.chains_flow)
-    return cache if cache.open() else None
+    try:
+        return PrefixCache(folder, block, side, rows, key, with_flow=model.config.chains_flow)
+    except OSError as error:
+        rank_zero_warn(f"{folder}: {error}; x^(n) is not kept, but computed in every step")
+        return None
 
 
 def _checksum(row: Any) -> int:

@@ -78,7 +78,7 @@ def test_missing_and_short_files_are_named_with_what_they_should_hold(files, whi
     [
         (0, b"x 1 a.jpg\n", r"mapping.txt, line 10: expected rows `idx orig_idx orig_file`"),
         (0, b"0 1 a.jpg\n", r"line 10: 0 is listed twice"),
-        (1, b"caf\xe9.jpg 1\n", r"identities.txt: expected UTF-8"),
+        (1, b"caf\xe9.jpg 1\n", r"identities.txt: expected text in UTF-8, byte 0xe9 in line 1"),
         (2, b"z.jpg 3\n", r"partition.txt, line 10"),
         (2, b"z.jpg -1\n", r"partition.txt, line 10"),
     ],

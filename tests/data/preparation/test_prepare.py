@@ -17,6 +17,7 @@ from rpf_lightning.data.preparation import Options, prepare_faces, prepared_fold
 from rpf_lightning.data.preparation.sources import identities_from_csv, landmarks_from_csv
 from rpf_lightning.data.prepared_photos import PreparedPhotos
 from rpf_lightning.drawn_faces.photo import render_photo
+from rpf_lightning.faces import dlib_models
 
 
 def add(folder, name, like="0-0.png", person="p0"):
@@ -106,7 +107,7 @@ def test_duplicates_are_no_references_and_leaks_are_reported(prepare, folder, tm
     assert named == [row[:2] for row in found]
 
 
-def test_faults_are_rejected_and_nothing_else_is_lost(prepare, folder, tmp_path):
+def test_faults_are_rejected_and_nothing_else_is_lost(prepare, folder, tmp_path, caplog):
     images, labels = folder / "images", folder / "labels"
     picture = Image.open(images / "0-0.png").convert("RGB")
     good = {"grey.png": picture.convert("L"), "rgba.png": picture.convert("RGBA"), "alone.png": picture}
@@ -122,6 +123,12 @@ def test_faults_are_rejected_and_nothing_else_is_lost(prepare, folder, tmp_path)
     picture.save(images / "truncated.jpg")
     (images / "truncated.jpg").write_bytes((images / "truncated.jpg").read_bytes()[:500])
     (images / "text.jpg").write_text("no photo")
+    (images / "film.mov").write_text("no photo")
+    picture.save(images / "cut.jpg")
+    (images / "cut.jpg").write_bytes((images / "cut.jpg").read_bytes()[:-2])
+    add(folder, "cut.jpg")
+    picture.save(images / "bitmap.bmp")
+    add(folder, "bitmap.bmp")
     picture.resize((64, 50)).save(images / "wide.png")
     for name in ("labelled.png", "faceless.png", "flat.png", "of twice the size.png"):
         shutil.copy(images / "1-0.png", images / name)
@@ -142,10 +149,11 @@ def test_faults_are_rejected_and_nothing_else_is_lost(prepare, folder, tmp_path)
     counts = prepare()["counts"]
     out = tmp_path / "prepared"
     reasons = rejected(out)
-    assert set(reasons) == set(bad)
+    assert set(reasons) == {*bad, "film.mov"}
     for name, reason in {
         "truncated.jpg": "truncated",
         "text.jpg": "no image",
+        "film.mov": "no photo by its suffix",
         "wide.png": "not square (64 x 50)",
         "ghost.png": f"listed in {folder / 'identities.csv'}, not in {images}",
         "labelled.png": "labels",
@@ -154,11 +162,13 @@ def test_faults_are_rejected_and_nothing_else_is_lost(prepare, folder, tmp_path)
         "of twice the size.png": "landmarks lie far outside of the photo of 64 pixels",
     }.items():
         assert reason in reasons[name]
-    assert (counts["photos"], counts["kept"], counts["rejected"]) == (31, 24, 7)
-    assert counts["listed_without_use"] == 1
+    cut = images / "cut.jpg"
+    assert f"warning: {cut}: its last bytes are missing, 0 of 64 rows may be wrong" in caplog.messages
+    assert (counts["photos"], counts["kept"], counts["rejected"]) == (33, 26, 7)
+    assert counts["listed_without_use"] == 2
     assert counts["identities_with_one_photo"] == 1
     photos = PreparedPhotos(out)
-    assert {*good, "exif.png"} <= set(photos.ids)
+    assert {*good, "exif.png", "bitmap.bmp", "cut.jpg"} <= set(photos.ids)
     np.testing.assert_array_equal(photos.photo(photos.ids.index("exif.png")).image, np.asarray(picture))
     assert photos.ids.index("alone.png") not in {pair.gt for pair in photos.pairs("all")}
 
@@ -270,7 +280,7 @@ def test_options_that_do_not_fit_are_refused():
         ({"labels": "x"}, "labels and label_scheme go together"),
         ({"labels": "x", "label_scheme": "auto"}, "unknown label scheme 'auto'"),
         ({"mask_model": "none"}, "mask_model: expected bisenet, hull or template, got 'none'"),
-        ({"landmark_model": "pfld"}, "landmark_model: expected face-alignment, onnx:PATH or"),
+        ({"landmark_model": "pfld"}, "landmark_model: expected face-alignment, dlib, onnx:PATH or"),
         ({"align": "yes"}, "align: expected auto, always or never"),
         ({"references": 0}, "references: expected at least 1"),
     ):
@@ -339,6 +349,25 @@ def test_an_album_of_real_photos(shared, real_weights, tmp_path):
     same = np.equal.outer(photos.identities, photos.identities)
     cosine = embeddings @ embeddings.T
     assert cosine[same & ~np.eye(11, dtype=bool)].mean() > cosine[~same].mean() + 0.3
+
+
+@pytest.mark.skipif(not dlib_models.is_installed(), reason="dlib is not installed")
+@pytest.mark.realdata
+def test_an_album_with_dlibs_landmarks(shared, tmp_path):
+    """The paper's extractor, without any weights of others: `--landmark-model dlib`."""
+    for person in ("7201", "7205"):
+        shutil.copytree(shared / "data" / "wild_photos" / person, tmp_path / "album" / person)
+    options = ["--landmark-model", "dlib", "--mask-model", "hull", "--side", "128", "--num-workers", "0"]
+    album = ["--images", str(tmp_path / "album"), "--identities-from-folders", "--out", str(tmp_path / "out")]
+    main(["prepare", "faces", *album, *options])
+    out = tmp_path / "out"
+    assert json.loads((out / "prepare.json").read_text())["arguments"]["landmark_model"] == "dlib"
+    assert verify(out) == []
+    photos = PreparedPhotos(out)
+    assert len(photos) >= 7
+    for points in photos.landmarks:
+        np.testing.assert_allclose(points[36:48].mean(0), (0.5, 0.47), atol=0.04)
+        np.testing.assert_allclose(points[48:60].mean(0), (0.5, 0.72), atol=0.06)
 
 
 @pytest.mark.slow

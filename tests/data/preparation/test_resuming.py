@@ -36,9 +36,9 @@ def test_stopped_runs_continue(prepare, tmp_path, monkeypatch, disk):
             raise OSError(disk, "No space left on device") if disk else RuntimeError("killed")
         write_atomically(path, content)
 
-    def counting(path, content):
+    def counting(path, content, notes):
         read.append(path.name)
-        return read_photo(path, content)
+        return read_photo(path, content, notes)
 
     monkeypatch.setattr(annotator, "write_atomically", stop)
     monkeypatch.setattr(annotator, "read_photo", counting)
@@ -88,11 +88,11 @@ def test_ctrl_c_keeps_what_was_done(prepare, tmp_path, monkeypatch):
     seen = []
     handler = signal.getsignal(signal.SIGINT)
 
-    def interrupted(path, content):
+    def interrupted(path, content, notes):
         seen.append(path)
         if len(seen) == 9:
             raise KeyboardInterrupt
-        return read_photo(path, content)
+        return read_photo(path, content, notes)
 
     try:
         with monkeypatch.context() as patch:

@@ -13,6 +13,7 @@ from rpf_lightning.data.preparation.sources import (
     label_files,
     landmarks_from_csv,
     list_photos,
+    no_photos,
 )
 
 HEADER = "file," + ",".join(f"x{i},y{i}" for i in range(68))
@@ -26,13 +27,18 @@ def touch(root, *names):
 
 
 def test_photos_are_found_below_in_order(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no photo; expected PNG, JPEG or WebP"):
+    with pytest.raises(FileNotFoundError, match="holds no photo; expected PNG, JPEG, WebP, TIFF"):
         list_photos(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         list_photos(tmp_path / "x")
-    touch(tmp_path, "b/2.JPG", "b/1.png", "a.webp", "a.txt", "._a.png", "c.jpeg/x.txt")
-    assert list(list_photos(tmp_path)) == ["a.webp", "b/1.png", "b/2.JPG"]
+    photos = ["a.webp", "b/1.png", "b/2.JPG", "b/3.heic", "b/4.bmp", "b/5.avif", "b/6.tif", "b/7.jfif"]
+    photos += ["b/8.TIFF", "b/9.gif"]
+    touch(tmp_path, *reversed(photos), "a.txt", "._a.png", "b/film.mov", "c.jpeg/x.txt")
+    assert list(list_photos(tmp_path)) == photos
     assert list_photos(tmp_path)["b/1.png"] == tmp_path / "b" / "1.png"
+    others = no_photos(tmp_path, used=[tmp_path / "a.txt", None])
+    assert list(others) == ["b/film.mov", "c.jpeg/x.txt"]
+    assert others["b/film.mov"].startswith("no photo by its suffix; expected PNG")
 
 
 def test_what_was_prepared_is_no_photo(tmp_path):
@@ -68,6 +74,12 @@ def test_people(tmp_path):
     path = tmp_path / "people.csv"
     path.write_text("\ufefffile,more,identity\r\na.png,1, p1 \r\nb.png,2,\r\n", encoding="utf-8")
     assert identities_from_csv(path) == {"a.png": "p1", "b.png": ""}
+    for encoding, message in (("utf-16", "it looks like UTF-16"), ("cp1252", "byte 0xe9 in line 2")):
+        path.write_bytes("file,identity\ncafé.png,p\n".encode(encoding))
+        with pytest.raises(
+            ValueError, match=f"people.csv: expected text in UTF-8, {message}; save it as UTF-8"
+        ):
+            identities_from_csv(path)
     with pytest.raises(FileNotFoundError, match=r"none.csv: no such file; expected a CSV file"):
         identities_from_csv(tmp_path / "none.csv")
 
@@ -78,11 +90,10 @@ def test_people(tmp_path):
         ("file,identity\na.png,p\na.png,q\n", r"people.csv, line 3: 'a.png' is listed twice"),
         ("file,identity\na.png\n", r"line 2: no value for identity"),
         ("name,identity\n", r"the header lacks file; expected the columns file, identity"),
-        ("file,identity\na.png,Zoë\n", r"people.csv: expected UTF-8"),
     ],
 )
 def test_wrong_lists_of_people(tmp_path, text, message):
-    (tmp_path / "people.csv").write_bytes(text.encode("latin-1"))
+    (tmp_path / "people.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         identities_from_csv(tmp_path / "people.csv")
 

@@ -17,9 +17,9 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import DataLoader
 
+from rpf_lightning.data.image_files import open_image
 from rpf_lightning.data.preparation.annotator import Annotator, BatchWriter, Photos, as_list, read_batches
 from rpf_lightning.data.preparation.options import Options
 from rpf_lightning.data.preparation.prepared_folder import ALIGNED
@@ -29,8 +29,9 @@ from rpf_lightning.data.preparation.sources import (
     landmarks_from_csv,
     refuse_strangers,
 )
+from rpf_lightning.faces.dlib_models import LANDMARKS, model_file
 from rpf_lightning.faces.weights import insightface_pack, weight_file
-from rpf_lightning.files import write_atomically
+from rpf_lightning.files import read_json, write_atomically
 
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # the user's choice
@@ -149,9 +150,9 @@ def _is_album(sources: Sequence[Source]) -> bool:
 
 def _size(path: Path) -> tuple[int, int] | None:
     try:
-        with Image.open(path) as file:
+        with open_image(path) as file:
             return file.size
-    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, struct.error):
         return None  # the pass over the photos says why
 
 
@@ -201,10 +202,13 @@ def _annotator(sources: Sequence[Source], aligned: bool, options: Options, say: 
 def _check_landmark_model(options: Options, aligned: bool) -> None:
     """Fail where weights of the landmark network, or of the detector, are missing, before any photo is read."""
     kind, _, path = options.landmark_model.partition(":")
+    if options.landmark_model == "dlib":
+        model_file(LANDMARKS)
+        return  # dlib's own detector finds the face
     if kind == "face-alignment":
         weight_file("s3fd")
         weight_file("fan")
-    elif kind == "onnx" and not Path(path).is_file():
+    if kind == "onnx" and not Path(path).is_file():
         raise FileNotFoundError(
             f"{path}: no such file; --landmark-model onnx:PATH expects a 68-point network"
         )
@@ -217,7 +221,7 @@ def _claim(work: Path, arguments: dict[str, Any]) -> None:
     path = work / "arguments.json"
     text = json.dumps(arguments, indent=2, sort_keys=True)
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         refuse_changes(work.parent, before, json.loads(text))
         return
     work.mkdir(parents=True, exist_ok=True)
@@ -230,6 +234,8 @@ def refuse_changes(out: Path, before: dict[str, Any], now: dict[str, Any]) -> No
     Raises:
         ValueError: Naming the differences.
     """
+    if not isinstance(before, dict):
+        raise ValueError(f"{out}: its arguments are no JSON object; use another folder, or delete this one")
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed:
         text = "\n".join(f"  {key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,12 +29,16 @@ from rpf_lightning.data.pairing import grey_thumbnail
 from rpf_lightning.data.preparation.options import MaskModel
 from rpf_lightning.data.preparation.prepared_folder import pack_mask
 from rpf_lightning.data.preparation.sources import Source
+from rpf_lightning.errors import DamagedError
 from rpf_lightning.faces.alignment import align_face, aligned_points, alignment_matrix
 from rpf_lightning.faces.arcface import ArcFace, crop_face
-from rpf_lightning.faces.detection import Face, FaceDetector
+from rpf_lightning.faces.detection import Detector, Face, FaceDetector
+from rpf_lightning.faces.dlib_models import DlibDetector
 from rpf_lightning.faces.landmarks import LandmarkModel, landmark_model
 from rpf_lightning.faces.parsing import BiSeNetParser, hull_mask, template_mask
 from rpf_lightning.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 MISALIGNED = 0.25  # of the side; two detectors' points of one face differ by less
 SECOND_FACE = 0.25  # a face of at least this share of the main face's area makes "several faces"
@@ -91,9 +97,12 @@ class Photos(Dataset[Annotated]):
             return Annotated(-1, reason="none")
         index = self.todo[position]
         source = self.sources[index]
+        notes: list[str] = []
         try:
             content = source.path.read_bytes()
-            image = read_photo(source.path, content)
+            image = read_photo(source.path, content, notes)
+            for note in notes:
+                logger.warning("warning: %s", note)
             mask = None
             if source.label is not None:
                 assert self.label_scheme is not None
@@ -153,8 +162,10 @@ class Annotator(LightningModule):
         Raises:
             FileNotFoundError: If weights are missing.
         """
-        self.detector = FaceDetector(self.pack) if self.side and self.landmark_spec else None
         spec = self.landmark_spec
+        self.detector: Detector | None = None
+        if self.side and spec:
+            self.detector = DlibDetector() if spec == "dlib" else FaceDetector(self.pack)
         self.find_landmarks: LandmarkModel | None = (
             landmark_model(spec, str(self.device), self.pack) if spec else None
         )
@@ -339,6 +350,16 @@ def _encode(batch: Sequence[Annotated]) -> bytes:
     return buffer.getvalue()
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open what `BatchWriter` stored, and raise a DamagedError where it is something else."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            yield content
+    except Exception as error:  # one bit can make it stumble over anything
+        raise DamagedError(f"{path}: damaged ({error}). Delete it: its photos are looked at again") from error
+
+
 def read_batches(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
     """Join what `BatchWriter` stored, in the order of the sources; masks stay where they are.
 
@@ -346,27 +367,37 @@ def read_batches(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[int, str]]
         Of the N photos that are usable: `index` in the list of sources, `sha256` as in `Annotated`, `side` in
         pixels, `landmarks` (N, 68, 2) in pixels to 0.01, `thumbnail` (N, 32, 32) uint8, `embedding` (N, D)
         float32; {} without any. And index -> reason of those that are rejected.
+
+    Raises:
+        DamagedError: If a file is something else; names it.
     """
     reasons: dict[int, str] = {}
     parts: dict[str, list[NDArray[Any]]] = defaultdict(list)
     for path in sorted(folder.glob("*.npz")):
-        with np.load(path, allow_pickle=False) as content:
-            fields = {name: content[name] for name in content.files if name != "mask"}
-        reason, index = fields.pop("reason"), fields["index"]
-        kept = reason == ""
-        reasons.update(zip(index[~kept].tolist(), reason[~kept].tolist(), strict=True))
+        with _opened(path) as content:
+            reason = content["reason"]
+            kept = reason == ""
+            fields = {name: content[name][kept] for name in ("index", "sha256")}
+            fields |= {name: content[name] for name in ("side", "landmarks", "thumbnail", "embedding")}
+            if any(len(values) != kept.sum() for values in fields.values()):
+                raise ValueError("its parts differ in length")
+            reasons.update(zip(content["index"][~kept].tolist(), reason[~kept].tolist(), strict=True))
         if kept.any():
             for name, values in fields.items():
-                parts[name].append(values[kept] if name in ("index", "sha256") else values)
+                parts[name].append(values)
     joined = {name: np.concatenate(values) for name, values in parts.items()}
     order = np.unique(joined["index"], return_index=True)[1] if joined else slice(None)
     return {name: values[order] for name, values in joined.items()}, reasons
 
 
 def fill_masks(folder: Path, index: NDArray[np.int64], masks: NDArray[np.uint8]) -> None:
-    """Put the packed masks of the photos `index`, ascending, into `masks` (N, 512, 64)."""
+    """Put the packed masks of the photos `index`, ascending, into `masks` (N, 512, 64).
+
+    Raises:
+        DamagedError: If a file is something else; names it.
+    """
     for path in folder.glob("*.npz"):
-        with np.load(path, allow_pickle=False) as content:
+        with _opened(path) as content:
             kept = content["index"][content["reason"] == ""]
             if len(kept):
                 masks[np.searchsorted(index, kept)] = content["mask"]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rpf_lightning.files import read_utf8
+
 IMAGES = 30_000  # rows of the released mapping
 CELEBA = 202_599  # rows of the released identity and partition files
 PAPER_TEST = 1_000  # split "paper": indices below are the test part
@@ -159,12 +161,8 @@ def _read(
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; it should hold {rows:,} {content}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8: {error}") from error
     table: dict[Key, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(read_utf8(path).splitlines(), start=1):
         words = line.split()
         if not words:
             continue

@@ -28,6 +28,7 @@ from rpf_lightning.data.preparation.sources import (
     identities_from_folders,
     label_maps,
     list_photos,
+    no_photos,
     refuse_strangers,
 )
 from rpf_lightning.files import write_atomically
@@ -63,7 +64,7 @@ def prepare_faces(
     Writes the files of `prepared_folder` into `out`. The same call continues after a kill.
 
     Args:
-        images: Folder with the photos (PNG, JPEG, WebP), searched with its subfolders.
+        images: Folder with the photos, searched with its subfolders.
         out: Prepared folder.
         identities: CSV file `file,identity`; people that it does not list are unknown.
         people_in_folders: Take the folder that holds a photo as its person.
@@ -94,7 +95,8 @@ def prepare_faces(
         refuse_strangers(identities, people, photos)
     elif people_in_folders:
         people = identities_from_folders(photos)
-    absent = {file: f"listed in {identities}, not in {images}" for file in people if file not in photos}
+    absent = no_photos(images, out, (identities, options.landmarks))
+    absent |= {file: f"listed in {identities}, not in {images}" for file in people if file not in photos}
     arguments = {
         "command": "faces",
         "identities": _fingerprint(identities) or ("folders" if people_in_folders else None),
@@ -151,7 +153,7 @@ def prepare_celeba_hq(
     options = options or Options()
     metadata = celeba.read_metadata(mapping, identities, partition)
     by_index: dict[int, Source] = {}
-    absent: dict[str, str] = {}
+    absent = no_photos(images, out, (mapping, identities, partition, options.landmarks))
     for file, path in list_photos(images, out).items():
         stem = PurePosixPath(file).stem
         index = int(stem) if stem.isascii() and stem.isdecimal() else -1
@@ -223,8 +225,9 @@ def _prepare(
         if (out / tables.SUMMARY).is_file():
             before = tables.read_summary(out)
             refuse_changes(out, before["arguments"], arguments)
-            say(f"{out} was prepared before; sha256 {before['sha256']}")
-            return before
+            if not (out / WORK).is_dir():  # else killed at the very end: the pictures may be missing
+                say(f"{out} was prepared before; sha256 {before['sha256']}")
+                return before
         out.mkdir(parents=True, exist_ok=True)
         # people and pairs come after the pass: other ones may go on with its batches
         claimed = {name: value for name, value in arguments.items() if name not in PAIRING}

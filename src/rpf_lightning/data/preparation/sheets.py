@@ -19,7 +19,8 @@ from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.preparation import prepared_folder as tables
 from rpf_lightning.data.preparation.annotating import Annotations
 from rpf_lightning.data.preparation.sources import PICTURES
-from rpf_lightning.data.sample import make_sample
+from rpf_lightning.data.sample import bicubic, landmark_fractions, make_face, reference_levels
+from rpf_lightning.data.thin_plate import tps_flow, warp
 from rpf_lightning.drawing import Cell, Row, cell, draw_rows
 from rpf_lightning.files import write_atomically
 from rpf_lightning.pictures import png
@@ -70,15 +71,16 @@ def _sheet(out: Path, root: Path, faces: Annotations, pairs: Sequence[Pair]) -> 
     rows = []
     for pair in pairs:
         gt, reference = (_photo(root, faces, index, masks[index]) for index in pair[:2])
-        sample = make_sample(gt, reference, lr_size=TILE // 2, size=2 * TILE, side=TILE, warped=True)
-        assert sample.warped_reference is not None
+        face = make_face(gt, lr_size=TILE // 2, size=2 * TILE, side=TILE)
+        levels = reference_levels(reference, 2 * TILE, (TILE, 2 * TILE))
+        flow = tps_flow(landmark_fractions(gt), landmark_fractions(reference), 2 * TILE)
         small = Image.fromarray(reference.image).resize((TILE, TILE), Image.Resampling.BICUBIC)
         cells = {
-            "GT": cell(sample.gt),
-            "GT in its mask": cell(sample.gt * sample.gt_mask),
+            "GT": cell(face.gt),
+            "GT in its mask": cell(face.gt * face.gt_mask),
             "reference": Cell(np.asarray(small)),
-            "masked reference": cell(sample.reference),
-            "TPS warp": cell(sample.warped_reference),
+            "masked reference": cell(levels[TILE].image),
+            "TPS warp": cell(bicubic(warp(levels[2 * TILE].image[None], flow), TILE)[0]),
         }
         rows.append(
             Row(f"{gt.identity}: {gt.id}, reference {reference.id}, {100 * pair.distance:.2f} %", cells)
@@ -103,7 +105,7 @@ def lines(
     twins = counts["near_duplicates"]
     text = [
         f"{counts['kept']:,} of {counts['photos']:,} photos kept, {counts['rejected']:,} rejected, "
-        f"{counts['listed_without_use']:,} names without a photo or an entry (rejected.csv)",
+        f"{counts['listed_without_use']:,} other files or names (rejected.csv)",
         *(
             f"  {reason}: {times:,}"
             for reason, times in Counter(map(_kind, rejected.values())).most_common(6)

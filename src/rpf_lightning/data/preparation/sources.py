@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -13,8 +11,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from rpf_lightning.data.image_files import SUFFIXES
+from rpf_lightning.data.image_files import KINDS
 from rpf_lightning.data.pairing import POINTS
+from rpf_lightning.files import read_csv
+from rpf_lightning.pictures import IMAGES
 
 PICTURES = ("distances.png", "contact_sheet.png")  # drawn for a person to look at
 LANDMARK_COLUMNS = [f"{axis}{i}" for i in range(POINTS) for axis in "xy"]
@@ -40,7 +40,7 @@ class Source:
 
 
 def list_photos(folder: str | Path, out: str | Path | None = None) -> dict[str, Path]:
-    """List the photos (PNG, JPEG, WebP) in a folder and below, sorted by name.
+    """List the photos in a folder and below, told by their suffix, sorted by name.
 
     Args:
         folder: The folder.
@@ -52,14 +52,10 @@ def list_photos(folder: str | Path, out: str | Path | None = None) -> dict[str, 
     """
     root = Path(folder)
     if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; expected photos there (PNG, JPEG or WebP)")
+        raise FileNotFoundError(f"{root}: no such folder; expected photos there ({KINDS})")
     found: dict[str, Path] = {}
-    ours = None if out is None else Path(out).resolve()
-    for path in root.rglob("*"):
-        if ours is not None and _is_ours(path.resolve(), ours, root.resolve()):
-            continue
-        # names that begin with a dot are the system's, such as macOS's ._ files
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+    for path in _files(root, out):
+        if path.suffix.lower() in IMAGES:
             file = composed(path.relative_to(root).as_posix())
             if file.encode(errors="replace").decode() != file:
                 raise ValueError(f"{str(path)!r}: the name is no UTF-8; rename the file")
@@ -67,8 +63,37 @@ def list_photos(folder: str | Path, out: str | Path | None = None) -> dict[str, 
                 raise ValueError(f"{path} and {found[file]} have the same name in two Unicode forms")
             found[file] = path
     if not found:
-        raise FileNotFoundError(f"{root}: holds no photo; expected PNG, JPEG or WebP files there or below")
+        raise FileNotFoundError(f"{root}: holds no photo; expected {KINDS} files there or below")
     return dict(sorted(found.items()))
+
+
+def no_photos(
+    folder: str | Path, out: str | Path | None = None, used: Iterable[str | Path | None] = ()
+) -> dict[str, str]:
+    """List what lies in a folder of photos and is none, with the reason.
+
+    Args:
+        folder: The folder.
+        out: Prepared folder, as in `list_photos`.
+        used: Files that may lie there too and are read, such as the list of people.
+    """
+    root, read = Path(folder), {Path(file).resolve() for file in used if file is not None}
+    return {
+        composed(path.relative_to(root).as_posix()): f"no photo by its suffix; expected {KINDS}"
+        for path in sorted(_files(root, out))
+        if path.suffix.lower() not in IMAGES and path.resolve() not in read
+    }
+
+
+def _files(root: Path, out: str | Path | None) -> Iterator[Path]:
+    """All files but those of the system and those that `rpf prepare` wrote."""
+    ours = None if out is None else Path(out).resolve()
+    for path in root.rglob("*"):
+        if ours is not None and _is_ours(path.resolve(), ours, root.resolve()):
+            continue
+        # names that begin with a dot are the system's, such as macOS's ._ files
+        if not path.name.startswith(".") and path.is_file():
+            yield path
 
 
 def _is_ours(path: Path, out: Path, root: Path) -> bool:
@@ -167,26 +192,22 @@ def _rows(path: Path, columns: list[str]) -> Iterator[tuple[str, int, dict[str, 
         raise FileNotFoundError(
             f"{path}: no such file; expected a CSV file with the columns {_short(columns)}"
         )
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8: {error}") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    found = list(reader.fieldnames or [])
-    if missing := [column for column in columns if column not in found]:
+    header, rows = read_csv(path)
+    if missing := [column for column in columns if column not in header]:
         raise ValueError(
             f"{path}: the header lacks {_short(missing)}; expected the columns {_short(columns)}, "
-            f"found {_short(found)}"
+            f"found {_short(header)}"
         )
     names: set[str] = set()
-    for row in reader:
-        if short := [column for column in columns if row[column] is None]:
-            raise ValueError(f"{path}, line {reader.line_num}: no value for {_short(short)}")
-        name = composed(row["file"])
+    for line, row in rows:
+        given = {column: value for column in columns if (value := row[column]) is not None}
+        if short := [column for column in columns if column not in given]:
+            raise ValueError(f"{path}, line {line}: no value for {_short(short)}")
+        name = composed(given["file"])
         if name in names:
-            raise ValueError(f"{path}, line {reader.line_num}: {name!r} is listed twice")
+            raise ValueError(f"{path}, line {line}: {name!r} is listed twice")
         names.add(name)
-        yield name, reader.line_num, row
+        yield name, line, given
 
 
 def _short(names: list[str]) -> str:
