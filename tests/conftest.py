@@ -65,6 +65,22 @@ def network() -> dict[str, Any]:
 
 
 @pytest.fixture
+def disk_full_after_1000_bytes() -> Any:
+    """The operating system refuses to let any file grow beyond 1000 bytes, in the middle of a write."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Limit:
+        def __enter__(self) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+
+        def __exit__(self, *_: object) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return Limit()
+
+
+@pytest.fixture
 def model_dir(tmp_path: Path) -> Path:
     """A model directory with a tiny network whose untrained modules already do something."""
     from rpf_lightning.model import RPFModel

@@ -210,3 +210,41 @@ def test_consoles_that_lack_letters(encoding: str) -> None:
     assert run.returncode == 2, run.stderr
     assert run.stdout.splitlines()[-1] == shown
     assert run.stderr.count(shown) == 2
+
+
+def closed_early(words: str, code: str = "", **environment: str) -> tuple[int, str]:
+    """The exit code and stderr of a command whose output's reader leaves at once, as `head -0` would."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code}\nfrom rpf_lightning.cli import main; main({words.split()!r})"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    os.close(writer)
+    return run.returncode, run.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["presets", "--help", "--version", "enhance --help", "summary --scale 2"])
+def test_a_reader_who_leaves_is_no_error(words: str, unbuffered: str) -> None:
+    assert closed_early(words, PYTHONUNBUFFERED=unbuffered) == (141, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+def test_other_pipes_that_break_are_errors() -> None:
+    """Of a process that loads images, say: nothing was done, so it is told."""
+    code = "import os; from rpf_lightning import presets\n"
+    code += "def broken(*_): raise BrokenPipeError('the loader ended')\npresets.list_presets = broken"
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code}\nfrom rpf_lightning.cli import main; main(['presets'])"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "BrokenPipeError: the loader ended" in run.stderr

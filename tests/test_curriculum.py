@@ -26,6 +26,7 @@ from rpf_lightning.model import RPFModel
 from rpf_lightning.model.storage import weights_hash
 from rpf_lightning.model.summary import count
 from rpf_lightning.stages import WarpingStage
+from rpf_lightning.training import sole_fit
 from small_fits import LISTED, entry, write_fit, write_listed
 
 FITS = [
@@ -972,6 +973,28 @@ def test_two_commands_at_once_keep_each_others_notes(tmp_path: Path, monkeypatch
     monkeypatch.setattr(curriculum, "lightning_cli", during)
     run(path, only="block1-refinement")
     assert sorted(state(tmp_path / "model")) == ["block1-refinement", "block2-refinement"]
+
+
+def test_a_curriculum_twice_at_once_is_told(
+    tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, directory = write_curriculum(tmp_path), tmp_path / "model"
+    stopped(fake, 4, path)
+    half = directory / "runs" / FITS[3] / "checkpoints" / ".last.ckpt.1.tmp"
+    half.parent.mkdir()
+    before = (directory / "state.json").read_bytes()
+    fits = fake()
+    with sole_fit(directory / "runs" / FITS[3]):
+        half.touch()  # the other is writing it
+        with pytest.raises(SystemExit):
+            main(["curriculum", "--config", str(path)])
+    assert f"{directory / 'runs' / FITS[3]}: another process runs this fit; wait" in capsys.readouterr().err
+    assert fits.names == []
+    assert half.exists()
+    assert (directory / "state.json").read_bytes() == before
+    with sole_fit(directory / "runs" / FITS[3]):  # fits side by side
+        run(path, only=FITS[4])
+    assert fits.names == FITS[4:5]
 
 
 def test_what_a_kill_left_is_removed_of_the_fits_own_folder_only(tmp_path: Path, fake: Fake) -> None:

@@ -164,6 +164,25 @@ def test_a_difference_leaves_no_file(wrong, there_before, tmp_path, monkeypatch)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"] * there_before
 
 
+@pytest.mark.parametrize(("format", "name"), [("torch", "a.pt2"), ("onnx", "a.onnx")])
+def test_a_full_disk_is_an_error_of_one_line(
+    format, name, tmp_path, model_dir, capfd, disk_full_after_1000_bytes
+):
+    """torch's own writer would end the process."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_bytes(b"earlier")
+    words = f"export {model_dir} --out {out / name} --format {format} --tolerance 1"
+    with pytest.raises(SystemExit) as stopped, disk_full_after_1000_bytes:
+        main(words.split())
+    assert stopped.value.code == 2
+    said = [line for line in capfd.readouterr().err.splitlines() if "rpf export: error" in line]
+    assert len(said) == 1
+    assert "File too large" in said[0]
+    assert name in said[0]
+    assert [(file.name, file.read_bytes()) for file in out.iterdir()] == [(name, b"earlier")]
+
+
 def test_a_difference_within_the_tolerance_passes(tmp_path, monkeypatch):
     path = tmp_path / "made" / "on the way" / "model.onnx"
     model = small(lr_size=4)

@@ -1,13 +1,16 @@
 """Files that are there whole or not at all, and locks beside them."""
 
 import errno
+import os
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock, Timeout
 
-from rpf_lightning.files import locked, read_utf8
+from rpf_lightning.errors import disk_trouble
+from rpf_lightning.files import locked, read_utf8, write_atomically
 
 
 def test_texts_of_other_encodings_are_named(tmp_path: Path) -> None:
@@ -38,6 +41,17 @@ def test_a_lock_keeps_others_out_and_is_given_back(tmp_path: Path) -> None:
         pass
 
 
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(
+    tmp_path: Path, disk_full_after_1000_bytes: Any
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"earlier")
+    with disk_full_after_1000_bytes, pytest.raises(OSError, match=f"File too large: '{path}'"):
+        write_atomically(path, bytes(5000))
+    assert path.read_bytes() == b"earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize(
     ("number", "held"), [(errno.ENOLCK, True), (errno.EOPNOTSUPP, True), (errno.EACCES, False)]
 )
@@ -52,3 +66,27 @@ def test_a_disk_without_locks_keeps_nobody_out(
     with outcome, locked(tmp_path / ".lock"):
         (tmp_path / "entered").touch()
     assert (tmp_path / "entered").exists() is held
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_a_write_that_fails_leaves_what_was_there_and_is_told_in_a_line(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"before")
+
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=str(path)) as error:
+        write_atomically(path, b"after")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"before"
+    text = disk_trouble(error.value)
+    assert text is not None
+    assert text.startswith(f"{path}: {os.strerror(number)}")
+    assert "\n" not in text
+    assert ("make room" in text) == (number in (errno.ENOSPC, errno.EDQUOT))
+    assert disk_trouble(OSError(errno.EMFILE, "too many files")) is None
+    assert disk_trouble(ValueError("no disk")) is None

@@ -128,7 +128,9 @@ def test_offline_run_of_a_fit(config, model_dir, tmp_path):
     (run,) = runs(model_dir / "runs" / NAME)
     group = (model_dir / "runs" / "group.txt").read_text().strip()
     said = run.run
-    assert (said.project, said.run_group, said.run_id) == ("rpf-lightning", group, f"{group}-{NAME}")
+    assert (said.project, said.run_group) == ("rpf-lightning", group)
+    assert said.run_id.startswith(f"{group}-{NAME}-")
+    assert (model_dir / "runs" / NAME / "wandb_run.txt").read_text().strip() == said.run_id
     assert (said.job_type, said.display_name) == ("synthesis", NAME)
     assert list(said.tags) == ["block2", "side64"]
     assert run.exit_code == 0
@@ -208,6 +210,19 @@ def test_killed_and_resumed_fit_is_one_run(config, model_dir, monkeypatch):
     assert first.steps("train/loss") + second.steps("train/loss") == [0, 1, 2, 3]
 
 
+def test_a_fit_from_its_beginning_is_a_new_run(config, model_dir):
+    args = ["fit", "--config", str(config), *overlay("wandb"), "--trainer.max_epochs", "1"]
+    for _ in range(2):
+        main(args)
+    main([*args, "--ckpt_path", "last", "--trainer.max_epochs", "2"])
+    first, second, third = (run.run.run_id for run in runs(model_dir))
+    assert first != second == third
+    (model_dir / "runs" / NAME / "wandb_run.txt").unlink()  # begun by an older release
+    logger = WandbRun()
+    logger.describe(SynthesisStage(str(model_dir), 2), {}, resumed=True)
+    assert logger._id == f"{run_group(model_dir)}-{NAME}"
+
+
 def test_fits_of_one_directory_share_a_group(config, model_dir):
     """One after another in one process, as the curriculum does."""
     args = ["fit", "--config", str(config), *overlay("wandb"), "--trainer.max_epochs", "1"]
@@ -227,7 +242,7 @@ def test_validating_is_a_run_of_its_own(config, model_dir):
     main(["validate", "--config", str(config), *overlay("wandb")])
     (run,) = runs(model_dir)
     assert run.run.display_name == f"{NAME}-validate"
-    assert run.run.run_id.endswith(f"-{NAME}-validate")
+    assert f"-{NAME}-validate-" in run.run.run_id
     assert run.run.job_type == "validate"
     assert run.artifacts == []
     assert len(run.column("val/psnr")) == 1
@@ -268,8 +283,8 @@ def test_joint_fits_that_end_at_one_block_are_runs_of_their_own(model_dir):
         stage = JointStage(str(model_dir), first=first, block=2, perceptual_weight=0, identity_weight=0)
         logger = WandbRun()
         logger.describe(stage, {})
-        names.append((logger._name, logger._id.removeprefix(run_group(model_dir))))
-    assert names == [("joint1-2", "-joint1-2"), ("joint2-2", "-joint2-2")]
+        names.append((logger._name, logger._id.removeprefix(run_group(model_dir))[:-8]))
+    assert names == [("joint1-2", "-joint1-2-"), ("joint2-2", "-joint2-2-")]
 
 
 def test_somebody_elses_run_is_not_ended(model_dir, tmp_path):
@@ -310,6 +325,10 @@ def test_tensorboard_goes_on_in_its_folder(config, model_dir, tmp_path):
     hparams = yaml.safe_load((run / "tensorboard" / "hparams.yaml").read_text())
     assert hparams["data"]["init_args"]["people"] == 6
     assert list((tmp_path / "cwd").iterdir()) == []
+    main(["fit", *args, "--trainer.max_epochs", "1"])  # from its beginning: other curves
+    main(["fit", *args, "--ckpt_path", "last"])
+    assert [event.step for event in events(run / "tensorboard_2").Scalars("train/loss")] == [0, 1, 2, 3]
+    assert [event.step for event in events(run / "tensorboard").Scalars("train/loss")] == [0, 1, 2, 3]
     main(["validate", *args])
     assert events(run / "validate" / "tensorboard").Scalars("val/psnr")
 

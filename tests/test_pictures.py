@@ -12,7 +12,7 @@ from rpf_lightning.pictures import png, result_file, results_in, stem, to_uint8
 
 
 def test_values_are_rounded_and_clamped() -> None:
-    values = torch.tensor([-1.0, 0.4 / 255, 0.6 / 255, 0.5, 1.0, 7.0, float("nan"), float("inf")])
+    values = torch.tensor([-1.0, 0.4 / 255, 0.6 / 255, 0.5, 1.0, 7.0, -1e38, 1e38])
     expected = [0, 0, 1, 128, 255, 255, 0, 255]
     image = values.reshape(1, 2, 4).expand(3, 2, 4)
     assert to_uint8(image)[..., 1].flatten().tolist() == expected
@@ -21,6 +21,15 @@ def test_values_are_rounded_and_clamped() -> None:
     assert batch.shape == (2, 2, 4, 3)
     assert batch.flags.c_contiguous
     assert to_uint8(torch.full((3, 1, 1), 0.5, dtype=torch.bfloat16)).tolist() == [[[128] * 3]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_no_picture(value: float) -> None:
+    image = torch.full((2, 3, 4, 4), 0.5)
+    image[1, 2, 3, 3] = value
+    for given in (image, image[1], image.half()):
+        with pytest.raises(ValueError, match="holds NaN or infinite values"):
+            to_uint8(given)
 
 
 def test_png_keeps_pixels_and_texts() -> None:

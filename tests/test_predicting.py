@@ -278,3 +278,31 @@ def test_grey_faces_stay_grey(album: Path, model_dir: Path, tmp_path: Path) -> N
     grey, coloured = (np.asarray(Image.open(tmp_path / "out" / f"lr{n}.png")).astype(int) for n in range(2))
     assert np.ptp(grey, axis=2).max() == 0
     assert np.ptp(coloured, axis=2).max() > 20
+
+
+def test_a_model_that_overflows_writes_no_picture(album: Path, model_dir: Path, tmp_path: Path) -> None:
+    model = RPFModel.from_pretrained(model_dir)
+    model.blocks[0].refinement.to_rgb.weight.data.fill_(3e38)
+    rows = read_list(write(album, "lr,reference", "lr0.png,photos/ref0.png", "lr1.png,photos/ref1.png"))
+    for validate in (
+        True,
+        False,
+    ):  # infinite values are found by the model, NaN by whoever makes a picture as well
+        model.validate = validate
+        if not validate:
+            model.blocks[0].refinement.to_rgb.weight.data.fill_(float("nan"))
+        with pytest.raises(ValueError, match=r"NaN or infinite values"):
+            predict_list(model, rows, tmp_path / "out")
+        assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("column", ["reference", "mask"])
+def test_huge_references_are_refused_before_they_are_decoded(
+    column: str, album: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (7000, 7000)).save(album / "huge.png")
+    monkeypatch.setattr("rpf_lightning.predicting.read_photo", lambda *_, **__: pytest.fail("decoded"))
+    line = {"reference": "lr0.png,huge.png,", "mask": "lr0.png,photos/ref0.png,huge.png"}[column]
+    rows = read_list(write(album, "lr,reference,mask", line))
+    with pytest.raises(ValueError, match=r"huge\.png has 49 million pixels, expected 48 at most"):
+        predict_list(model_dir, rows, tmp_path / "out")

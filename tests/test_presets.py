@@ -1,5 +1,6 @@
 """Where configurations are found, and what a `base:` line does."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,42 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert [f.name for f in files].count("curriculum.yaml") == 7
     assert {"table1_x64.yaml", "curriculum_1024.yaml", "without_progressive.yaml"} <= {f.name for f in files}
     assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines)
+
+
+def bomb(levels: int) -> str:
+    """A few lines that stand for 9 to the power of `levels` values."""
+    lines = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else '1'] * 9)}]" for n in range(levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (bomb(9), "at most; nested anchors"),
+        ("a: &a [*a]", "at most; nested anchors"),
+        (f"a: {'[' * 150}{']' * 150}", "100 levels at most"),
+        (f"a: {'[' * 50_000}", "expected YAML|nested too deeply|100 levels"),
+    ],
+)
+def test_what_would_fill_the_memory_is_refused(
+    text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("a.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rf"^a\.yaml: .*({message})"):
+        presets.read("a.yaml")
+    for words in (["fit", "--config"], ["evaluate", "--config"], ["curriculum", "--config"]):
+        with pytest.raises(SystemExit):
+            main([*words, "a.yaml"])
+        assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("option", ["--trainer", "--model", "--data", "--trainer.callbacks"])
+def test_files_that_an_option_names_are_bounded_too(option: str) -> None:
+    Path("a.yaml").write_text(bomb(9))
+    with pytest.raises(ValueError, match=r"a\.yaml|nested anchors|does not"):
+        read_fit(["--config", "demo/finetune.yaml", option, "a.yaml"])
+
+
+def test_anchors_of_the_usual_kind_are_taken() -> None:
+    Path("a.yaml").write_text(bomb(3))
+    assert len(presets.read("a.yaml")["a2"]) == 9

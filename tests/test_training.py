@@ -1,8 +1,10 @@
 """`rpf fit|validate|test|predict` in this process, on a tiny network and a few drawn faces."""
 
 import csv
+import errno
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,14 +15,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning import Trainer
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from rpf_lightning.callbacks import ImagePanels
 from rpf_lightning.cli import main
-from rpf_lightning.model import RPFModel
-from rpf_lightning.stages import WarpingStage
-from rpf_lightning.training import lightning_cli
-from small_fits import write_fit
+from rpf_lightning.errors import RefusedError
+from rpf_lightning.model import RPFConfig, RPFModel
+from rpf_lightning.stages import JointStage, SynthesisStage, WarpingStage
+from rpf_lightning.training import lightning_cli, read_fit, sole_fit
+from small_fits import QUIET, write_fit
 
 Write = Callable[..., Path]
 
@@ -219,3 +224,178 @@ def test_one_batch_is_one_batch_whatever_was_imported_first(write: Write) -> Non
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "limit 1 [1]"
+
+
+@pytest.mark.parametrize("how", ["file", "option"])
+def test_a_checkpoint_runs_no_code_on_request_either(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    torch.save({"extra": Malicious(tmp_path / "trap")}, tmp_path / "evil.ckpt")
+    path, words = write(), []
+    if how == "file":
+        path.write_text(f"{path.read_text()}weights_only: false\nckpt_path: {tmp_path / 'evil.ckpt'}\n")
+    else:
+        words = ["--weights_only", "false", "--ckpt_path", str(tmp_path / "evil.ckpt")]
+    assert "weights_only: the stages do not heed it; checkpoints are always read as data" in refused(
+        capsys, ["fit", "--config", str(path), *words]
+    )
+    stage, trainer = (
+        WarpingStage(str(tmp_path / "model"), 1, RPFConfig(lr_size=16, scale=2)),
+        Trainer(**QUIET),
+    )
+    with pytest.raises(pickle.UnpicklingError):  # from Python
+        trainer.validate(stage, DataLoader([0]), ckpt_path=str(tmp_path / "evil.ckpt"), weights_only=False)
+    assert not (tmp_path / "trap").exists()
+
+
+def refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
+    """The one line in which a command is refused."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return next(line for line in said.splitlines() if line.startswith(f"rpf {words[0]}: error: "))
+
+
+IGNORED = [
+    ("--optimizer SGD --optimizer.lr 0.5", r"optimizer: .*model\.init_args\.learning_rate"),
+    ("--lr_scheduler StepLR --lr_scheduler.step_size 3", r"lr_scheduler: .*model\.init_args\.decay"),
+    ("--trainer.gradient_clip_val 0.5", r"trainer\.gradient_clip_val: .*model\.init_args\.gradient_clip"),
+    (
+        "--trainer.gradient_clip_algorithm value",
+        r"gradient_clip_algorithm: .*model\.init_args\.gradient_clip",
+    ),
+    ("--trainer.accumulate_grad_batches 2", r"accumulate_grad_batches: .*model\.init_args\.accumulate"),
+    ("--trainer.precision 16-mixed", "precision: expected 32-true or bf16-mixed, got 16-mixed"),
+    ("--trainer.precision 16", "precision: expected 32-true or bf16-mixed, got 16"),
+    ("--trainer.precision 64", "precision: expected 32-true or bf16-mixed, got 64"),
+    ("--trainer.max_steps 3", "expected the fit's length in max_epochs"),
+    ("--trainer.max_epochs -1", "expected the fit's length in max_epochs"),
+    ("--trainer.min_steps 3", r"trainer\.min_steps: .*trainer\.min_epochs"),
+    ("--trainer.callbacks+=StochasticWeightAveraging --trainer.callbacks.swa_lrs=1e-2", "AveragedWeights"),
+    ("--trainer.callbacks+=EMAWeightAveraging", "EMAWeightAveraging: .*AveragedWeights"),
+    ("--trainer.callbacks+=LearningRateFinder", r"LearningRateFinder: .*model\.init_args\.learning_rate"),
+    (
+        '--trainer.callbacks+=GradientAccumulationScheduler --trainer.callbacks.scheduling={"0":2}',
+        "accumulate",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), IGNORED)
+def test_what_stages_do_not_heed_is_refused(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    words = ["--config", str(write()), *options.split()]
+    assert re.search(message, refused(capsys, ["fit", *words]))
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(RefusedError, match=message):  # what `rpf curriculum --dry-run` asks
+        read_fit(words)
+
+
+@pytest.mark.parametrize("precision", ["32", "32-true", "bf16-mixed", "bf16"])
+def test_other_names_of_what_is_heeded_are_taken(write: Write, precision: str) -> None:
+    words = [
+        "--config",
+        str(write()),
+        "--trainer.precision",
+        precision,
+        "--trainer.accumulate_grad_batches",
+        "1",
+    ]
+    assert str(read_fit([*words, "--optimizer", "null"])["trainer"]["precision"]) == precision
+
+
+def test_environment_variables_set_nothing(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PL_TRAINER__MAX_EPOCHS", "PL_FIT__TRAINER__MAX_EPOCHS"):
+        monkeypatch.setenv(name, "7")
+    assert read_fit(["--config", str(write())])["trainer"]["max_epochs"] == 1
+
+
+def test_what_is_refused_writes_no_model(write: Write, tmp_path: Path) -> None:
+    network = RPFConfig(lr_size=16, scale=2, channels=4, width=1 / 64)
+    folder = str(tmp_path / "model")
+    for stage, wrong in (
+        (WarpingStage, {"block": 9}),
+        (WarpingStage, {"accumulate": 0}),
+        (WarpingStage, {"entry_fraction": 2.0}),
+        (SynthesisStage, {"critic": "none"}),
+        (JointStage, {"first": 2, "block": 1, "perceptual_weight": 0, "identity_weight": 0}),
+    ):
+        with pytest.raises((ValueError, KeyError)):
+            stage(folder, network=network, **{"block": 1, **wrong})
+    WarpingStage(folder, network=network)
+    assert not (tmp_path / "model").exists()
+    main(["fit", "--config", str(write()), "--trainer.fast_dev_run", "true"])
+    assert not (tmp_path / "model").exists()
+    main(["validate", "--config", str(write())])
+    assert RPFModel.from_pretrained(tmp_path / "model").config.scale == 4
+
+
+def test_a_damaged_checkpoint_is_told_in_a_line(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ["fit", "--config", str(write()), "--trainer.max_epochs", "2"]
+    main(config)
+    content = bytearray(last(tmp_path).read_bytes())
+    content[len(content) // 2] ^= 1
+    last(tmp_path).write_bytes(content)
+    model = (tmp_path / "model" / "model.safetensors").read_bytes()
+    said = refused(capsys, [*config, "--ckpt_path", "last"])
+    assert said.startswith(f"rpf fit: error: {last(tmp_path)}: damaged, it is not what was written")
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == model
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_checkpoints_by_name(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Another process wrote them: Lightning knows only those of the same trainer."""
+    config = ["--config", str(write())]
+    assert f"--ckpt_path {name}: there is no {last(tmp_path).with_name(f'{name}.ckpt')}" in refused(
+        capsys, ["validate", *config, "--ckpt_path", name]
+    )
+    assert not (tmp_path / "model").exists()
+    main(["fit", *config])
+    cli = lightning_cli(["validate", *config, "--ckpt_path", name])
+    assert cli.trainer.ckpt_path == str(last(tmp_path).with_name(f"{name}.ckpt"))
+    cli = lightning_cli(["fit", *config, "--ckpt_path", name, "--trainer.max_epochs", "2"])
+    assert cli.model.generator_steps == 4
+
+
+def test_the_same_fit_twice_at_once_is_told(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ["--config", str(write())]
+    with sole_fit(run_dir(tmp_path)):
+        assert refused(capsys, ["fit", *config]) == (
+            f"rpf fit: error: {run_dir(tmp_path)}: another process runs this fit; wait for its end, or take another "
+            "model directory"
+        )
+        assert [file.name for file in run_dir(tmp_path).iterdir()] == [".lock"]
+        main(["fit", *config, "--model.init_args.block", "2"])  # another fit
+        main(["validate", *config])
+    main(["fit", *config])
+    main(["fit", *config])
+
+
+def test_a_full_disk_is_told_in_a_line(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ["fit", "--config", str(write())]
+    main(config)
+    before = last(tmp_path).read_bytes()
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        args[1].write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", full)
+    said = refused(capsys, config)
+    assert re.match(
+        r"rpf fit: error: .*best\.ckpt: No space left on device\. Nothing is half-written; make room", said
+    )
+    assert last(tmp_path).read_bytes() == before
+    assert not list(tmp_path.rglob("*.tmp"))

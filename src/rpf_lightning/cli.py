@@ -6,11 +6,20 @@ parameter's name, type and default, explained by its docstring. Modules are impo
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from io import TextIOWrapper
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, TextIO
+
+from rpf_lightning.errors import DamagedError, RefusedError, disk_trouble
+from rpf_lightning.stopping import stoppable
+
+BROKEN_PIPE = 141  # 128 + SIGPIPE, what shells report of a program that it ends
 
 
 class Command(NamedTuple):
@@ -22,6 +31,7 @@ class Command(NamedTuple):
         errors: What it raises for the user: a message without a traceback.
         config: Whether `--config` takes YAML files with its options.
         takes_more: Whether it takes options of others as words.
+        goes_on: How to go on after a stop, in a line.
     """
 
     place: str
@@ -29,8 +39,12 @@ class Command(NamedTuple):
     errors: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError)
     config: bool = False
     takes_more: bool = False
+    goes_on: str = ""
 
 
+SAME = "the same command continues"
+# what a fit raises else keeps its traceback
+FIT_ERRORS = (RefusedError, DamagedError, FileNotFoundError, FileExistsError)
 LIGHTNING = {
     "fit": "train one stage of one block (LightningCLI)",
     "validate": "validate one stage on the validation pairs (LightningCLI)",
@@ -41,23 +55,27 @@ COMMANDS = {
     "curriculum": Command(
         "commands.curriculum",
         "run all fits of a model in order; goes on where it stopped",
-        (),
+        FIT_ERRORS,
         takes_more=True,
+        goes_on=SAME,
     ),
     "presets": Command("presets.list_presets", "list the configurations that come with the package"),
     "prepare celeba-hq": Command(
-        "commands.prepare_celeba_hq", "turn the raw CelebA-HQ release into reference pairs"
+        "commands.prepare_celeba_hq", "turn the raw CelebA-HQ release into reference pairs", goes_on=SAME
     ),
-    "prepare faces": Command("commands.prepare_faces", "turn any folder of photos into reference pairs"),
+    "prepare faces": Command(
+        "commands.prepare_faces", "turn any folder of photos into reference pairs", goes_on=SAME
+    ),
     "prepare verify": Command(
         "commands.prepare_verify", "check a prepared folder and its photos against their hashes"
     ),
-    "enhance": Command("commands.enhance", "sharpen a small face in a photo with a portrait"),
+    "enhance": Command("commands.enhance", "sharpen a small face in a photo with a portrait", goes_on=SAME),
     "evaluate": Command(
         "evaluation.evaluating.evaluate",
         "compare models, baselines and folders of images",
         (OSError, ValueError),
         config=True,
+        goes_on=SAME,
     ),
     "figure": Command("commands.figure", "draw one of the paper's figures as a PNG", (OSError, ValueError)),
     "export": Command(
@@ -83,8 +101,33 @@ def main(args: list[str] | None = None) -> None:
         args: The command line after `rpf`; None takes the process's.
 
     Raises:
-        SystemExit: After a message on stderr, if an argument is wrong or the command cannot do it.
+        SystemExit: After a message on stderr, if an argument is wrong or the command cannot do it; quietly with 141,
+            as of other programs, if who reads the output stops reading, as `head` does.
     """
+    try:
+        try:
+            _main(args)
+        finally:
+            print(end="", flush=True)  # not at the interpreter's end, which would write about it
+    except BrokenPipeError:
+        if not (left := [stream for stream in (sys.stdout, sys.stderr) if _reader_left(stream)]):
+            raise  # of another pipe, such as one to a process that loads images
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in left:
+            os.dup2(nowhere, stream.fileno())
+        sys.exit(BROKEN_PIPE)
+
+
+def _reader_left(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that no one reads any more; False where the system does not tell."""
+    if not hasattr(select, "poll") or not isinstance(stream, TextIOWrapper):
+        return False
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _main(args: list[str] | None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a console may lack letters of a file's name
             stream.reconfigure(errors="backslashreplace")
@@ -95,13 +138,16 @@ def main(args: list[str] | None = None) -> None:
     ]
     name = next((name for name in (" ".join(words[:2]), *words[:1]) if name in COMMANDS), None)
     if name is not None:
-        _run(name, words[1 + name.count(" ") :])
+        with stoppable(f"rpf {name}", COMMANDS[name].goes_on):
+            _run(name, words[1 + name.count(" ") :])
     elif words and words[0] in LIGHTNING:
         if words[0] == "predict" and any(word.partition("=")[0] == "--csv" for word in words):
             _fail("rpf predict", f"--csv is {REPLACED['--csv']} now")
-        from rpf_lightning.training import lightning_cli
+        prog, goes_on = f"rpf {words[0]}", f"with --ckpt_path last {SAME}" if words[0] == "fit" else ""
+        with stoppable(prog, goes_on), _told(prog, FIT_ERRORS):
+            from rpf_lightning.training import lightning_cli
 
-        lightning_cli(words)
+            lightning_cli(words)
     elif words == ["--version"]:
         from rpf_lightning import __version__
 
@@ -118,10 +164,22 @@ def _run(name: str, words: list[str]) -> None:
     call = getattr(import_module(f"rpf_lightning.{module}"), function)
     parser = parser_of(call, f"rpf {name}", command.help, command.config)
     more, given = read(parser, words, command.takes_more, REPLACED)
-    try:
+    with _told(f"rpf {name}", command.errors):
         call(*more, **given)
-    except command.errors as error:
-        _fail(f"rpf {name}", str(error))
+
+
+@contextmanager
+def _told(prog: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Tell these errors, and those of the disk, in a line."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # of `main`
+    except Exception as error:
+        text = disk_trouble(error) or (str(error) if isinstance(error, errors) else None)
+        if text is None:
+            raise
+        _fail(prog, text)
 
 
 def _list(words: list[str]) -> None:

@@ -34,14 +34,10 @@ def curriculum(
         from_: Start at this fit.
         dry_run: Print the plan, one line per fit: side, parameters, steps, file, operations.
     """
-    from rpf_lightning.curriculum import RefusedError, run_curriculum
+    from rpf_lightning.curriculum import run_curriculum
 
     overlays = [word for overlay in configs[1:] for word in ("--config", overlay)]
-    try:
-        run_curriculum(configs[0], [*overlays, *options], model_dir, dry_run, only=only, start=from_)
-    except (RefusedError, FileNotFoundError) as error:  # what a fit itself raises keeps its traceback
-        print(f"rpf curriculum: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_curriculum(configs[0], [*overlays, *options], model_dir, dry_run, only=only, start=from_)
 
 
 def prepare_celeba_hq(
@@ -212,6 +208,8 @@ def enhance(
 
     outputs.check_places(out, [photo, *references], quality)  # before anything is computed
     check_size(photo, scale)  # and before networks are loaded
+    for reference in references:
+        check_size(reference)
     place = place_of(device)
     networks = FaceNetworks(pack, mask_model, landmark_model, place, face_models)
     print(networks.said, file=sys.stderr)  # results go to stdout

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -26,19 +26,17 @@ from rpf_lightning.curriculum_file import (
     left_out,
     read_curriculum,
 )
-from rpf_lightning.files import locked, write_atomically
+from rpf_lightning.environment import first_process
+from rpf_lightning.errors import RefusedError
+from rpf_lightning.files import locked, read_json, write_atomically
 from rpf_lightning.fit_settings import Settings, data_hash, differences, options_of, settings_of
 from rpf_lightning.model import RPFConfig, RPFModel
 from rpf_lightning.model.storage import CONFIG_FILE, pretrained_names, weights_hash
 from rpf_lightning.planning import plan_lines
 from rpf_lightning.stages.model_dir import LOCK, open_model
-from rpf_lightning.training import lightning_cli, read_fit
+from rpf_lightning.training import lightning_cli, read_fit, sole_fit
 
 STATE_FILE = "state.json"
-
-
-class RefusedError(ValueError):
-    """What a curriculum finds wrong before anything has begun."""
 
 
 class State(TypedDict):
@@ -83,6 +81,7 @@ def run_curriculum(
 
     Raises:
         FileNotFoundError: If the curriculum, or a file that it names, is missing.
+        FileExistsError: If another process runs one of the fits on this directory.
         RefusedError: A ValueError, if finished or interrupted fits among those to run had other settings (the
             difference is shown), if a listed fit would be trained under later ones that are there already, if the
             model has other arguments or was started from another `initial`, if an option is unknown, if `only` or
@@ -126,12 +125,15 @@ def run_curriculum(
             say(f"{head}: finished before")
             continue
         settings, last = settings_of(parsed[fit.name]), _last(directory, fit)
-        _clean(directory, fit)
-        _note(directory, state, "started", fit.name, settings)
+        trying = bool(parsed[fit.name]["trainer"]["fast_dev_run"])
+        # the fit itself takes the lock again; told here, nothing is changed yet
+        with nullcontext() if trying else _alone(directory, fit):
+            _clean(directory)
+            _note(directory, state, "started", fit.name, settings)
         words = ["fit", *arguments[fit.name], *(["--ckpt_path", str(last)] if last.is_file() else [])]
         say(f"{head}: rpf {' '.join(words)}")
-        cli = lightning_cli(words)
-        if cli is not None and cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        lightning_cli(words)
+        if trying:
             _note(directory, state, "started", fit.name, None)
             continue  # a try, of which nothing was written
         done = {**settings, **data_hash(parsed[fit.name])}  # the fit may have prepared the data
@@ -216,7 +218,7 @@ def _read_state(directory: Path) -> State:
     if not path.is_file():
         return {"finished": {}, "started": {}}
     try:
-        state: State = json.loads(path.read_text(encoding="utf-8"))
+        state: State = read_json(path)
         state.setdefault("started", {})  # older files lack it
         fits = [*state["finished"].values(), *state["started"].values(), state.get("initial", {})]
         whole = all(isinstance(settings, dict) for settings in fits)
@@ -247,13 +249,17 @@ def _write_state(directory: Path, state: State) -> None:
     write_atomically(directory / STATE_FILE, (json.dumps(state, indent=2) + "\n").encode())
 
 
+def _alone(directory: Path, fit: Fit) -> AbstractContextManager[None]:
+    """See `sole_fit`; the first of several processes speaks for all."""
+    return sole_fit(directory / "runs" / fit.name) if first_process() else nullcontext()
+
+
 @rank_zero_only
-def _clean(directory: Path, fit: Fit) -> None:
-    """Remove what a kill in the middle of a write has left, but nothing of a fit that may run beside this one."""
-    with locked(directory / LOCK):  # who writes into the directory itself holds it
-        for pattern in (".*.*.tmp", f"runs/{fit.name}/checkpoints/.*.tmp"):
-            for file in directory.glob(pattern):
-                file.unlink(missing_ok=True)
+def _clean(directory: Path) -> None:
+    """Remove what a kill in the middle of a write has left in the directory itself."""
+    with locked(directory / LOCK):  # who writes there holds it
+        for file in directory.glob(".*.*.tmp"):
+            file.unlink(missing_ok=True)
 
 
 def _begun(fit: Fit, state: State, directory: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import warnings
@@ -12,6 +13,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from rpf_lightning.files import write_atomically
 from rpf_lightning.model import RPFModel
 
 Format = Literal["onnx", "torch"]
@@ -153,7 +155,10 @@ def _write(
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)  # would put this machine's paths into the file
     if format == "torch":
-        torch.export.save(program, file)
+        # by way of memory: on a full disk torch's own writer ends the process
+        content = io.BytesIO()
+        torch.export.save(program, content)
+        write_atomically(file, content.getbuffer())
     else:
         torch.onnx.export(
             program, f=file, input_names=names, output_names=["output"], opset_version=opset,

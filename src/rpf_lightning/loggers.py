@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping
+from itertools import count
 from os import environ
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from rpf_lightning.environment import first_process
 from rpf_lightning.files import write_atomically
 from rpf_lightning.model.storage import CONFIG_FILE, WEIGHTS_FILE
 from rpf_lightning.stages import RPFStage
 
 GROUP_FILE = Path("runs") / "group.txt"
+RUN_FILE = "wandb_run.txt"
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, "state.json")
 
 
@@ -33,9 +36,9 @@ class WandbRun(WandbLogger):
     """Weights & Biases: a group per model directory, a run per fit.
 
     `describe` names the run ``block2-synthesis``, with the stage as its job type, the tags ``block2`` and
-    ``side64`` and the whole configuration. The run's id follows from the group and the fit: a fit that was
-    killed goes on in the same run. What the arguments name themselves stays. The run's files go into the run
-    folder. ``WANDB_MODE=offline`` needs neither an account nor a network.
+    ``side64`` and the whole configuration. The run's id is drawn when a fit starts from its beginning and kept in the
+    run folder: one that goes on from a checkpoint goes on in the same run. What the arguments name themselves stays.
+    The run's files go into the run folder. ``WANDB_MODE=offline`` needs neither an account nor a network.
 
     Args:
         project: Name of the W&B project.
@@ -58,13 +61,16 @@ class WandbRun(WandbLogger):
         self.log_model_dir = log_model_dir
         self._model_dir: Path | None = None
 
-    def describe(self, stage: RPFStage, config: Mapping[str, Any], command: str = "fit") -> None:
+    def describe(
+        self, stage: RPFStage, config: Mapping[str, Any], command: str = "fit", resumed: bool = False
+    ) -> None:
         """Name the run after the stage, before it is begun.
 
         Args:
             stage: The stage that is run.
             config: The whole configuration in plain types.
             command: ``"fit"``; other commands have runs of their own, without an artifact.
+            resumed: Whether the fit goes on from a checkpoint.
         """
         fits, fit, given = command == "fit", stage.fit_name, self._wandb_init
         name = fit if fits else f"{fit}-{command}"
@@ -72,7 +78,9 @@ class WandbRun(WandbLogger):
         tags = [f"block{stage.block}", f"side{stage.side}", *(given.get("tags") or ())]
         folder = given.get("dir") or environ.get("WANDB_DIR") or str(stage.run_dir)
         Path(folder).mkdir(parents=True, exist_ok=True)  # W&B would go elsewhere without a word
-        described = {"name": name, "group": group, "id": f"{group}-{name}"}
+        described = {"name": name, "group": group}
+        if given.get("id") is None:
+            described["id"] = _run_id(stage.run_dir / RUN_FILE if fits else None, f"{group}-{name}", resumed)
         described["job_type"] = stage.name if fits else command
         given.update({key: value for key, value in described.items() if given.get(key) is None})
         given.update(tags=tags, dir=folder, config={**config, **(given.get("config") or {})})
@@ -102,7 +110,7 @@ class WandbRun(WandbLogger):
 class TensorBoardRun(TensorBoardLogger):
     """TensorBoard files in the run folder; `tensorboard --logdir runs/demo/model/runs` shows all fits.
 
-    A fit that was killed goes on in the same folder. Needs the package `tensorboard`.
+    A fit that goes on from a checkpoint goes on in the same folder. Needs the package `tensorboard`.
 
     Args:
         save_dir: None: the run folder.
@@ -123,10 +131,39 @@ class TensorBoardRun(TensorBoardLogger):
         super().__init__(save_dir or ".", name, version, default_hp_metric=default_hp_metric, **kwargs)
         self._placed = save_dir is not None
 
-    def describe(self, stage: RPFStage, config: Mapping[str, Any], command: str = "fit") -> None:
-        """Take the run folder, and for other commands than ``"fit"`` a folder of their own in it."""
+    def describe(
+        self, stage: RPFStage, config: Mapping[str, Any], command: str = "fit", resumed: bool = False
+    ) -> None:
+        """Take the run folder, and for other commands than ``"fit"`` a folder of their own in it.
+
+        A fit from the beginning takes a new folder beside those of earlier ones: `tensorboard_2`.
+        """
         if not self._placed:
             self._root_dir = str(stage.run_dir if command == "fit" else stage.run_dir / command)
+            root, name = Path(self._root_dir), self._name
+
+            def numbered(number: int) -> str:
+                return name if number == 1 else f"{name}_{number}"
+
+            free = next(number for number in count(1) if not (root / numbered(number)).exists())
+            self._name = numbered(max(free - 1, 1) if resumed else free)
+
+
+def _run_id(path: Path | None, name: str, resumed: bool) -> str:
+    """The id of a run: a new one, or of a fit that goes on the one that it was begun with.
+
+    Args:
+        path: Where it is kept; None: nowhere.
+        name: Its beginning; all of it in older releases.
+        resumed: Whether the fit goes on.
+    """
+    if resumed and path is not None:
+        return path.read_text().strip() if path.is_file() else name
+    new = f"{name}-{secrets.token_hex(4)}"
+    if path is not None and first_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, f"{new}\n".encode())
+    return new
 
 
 def run_group(model_dir: Path) -> str:
@@ -138,7 +175,7 @@ def run_group(model_dir: Path) -> str:
     path = model_dir / GROUP_FILE
     if not path.is_file():
         name = re.sub(r"[^\w.-]+", "-", model_dir.resolve().name, flags=re.ASCII) or "model"
-        if getattr(rank_zero_only, "rank", 0) != 0:  # has no run; the first process names the group
+        if not first_process():  # has no run; the first process names the group
             return name
         path.parent.mkdir(parents=True, exist_ok=True)
         # not of the seeded generators: these must be different, and training undisturbed

@@ -13,22 +13,31 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from rpf_lightning.files import leads_out
+
 GREY = 4  # levels
+MOST_PIXELS = 48.5e6  # of a photo that is enhanced or helps; cameras of "48 megapixels" have a little more
 JPEG = frozenset({".jpg", ".jpeg", ".jfif"})
 IMAGES = JPEG | {".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif"}
 """Suffixes of names of photos, in lower case."""
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
-    """Round images to 8 bit, clamped to [0, 1]; NaN becomes 0.
+    """Round images to 8 bit, clamped to [0, 1].
 
     Args:
         images: (3, H, W) or (B, 3, H, W) on any device, of any floating type.
 
     Returns:
         (H, W, 3) or (B, H, W, 3).
+
+    Raises:
+        ValueError: If a value is NaN or infinite: a picture would show it as black or white.
     """
-    pixels = (images.detach().float().nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
+    images = images.detach().float()
+    if not images.isfinite().all():
+        raise ValueError("an image to be made a picture holds NaN or infinite values: expected finite ones")
+    pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8)
     return np.ascontiguousarray(pixels.movedim(-3, -1).cpu().numpy())
 
 
@@ -79,8 +88,7 @@ def result_file(photo: str) -> str:
     Raises:
         ValueError: If it would lie outside of the folder: the name is absolute, empty, or has `..` in it.
     """
-    path = PurePosixPath(photo)
-    if path.is_absolute() or ".." in path.parts or not path.name:
+    if leads_out(photo) or not PurePosixPath(photo).name:
         raise ValueError(f"{photo!r}: expected a relative name without '..'")
     return f"{stem(photo)}.png"
 

@@ -86,8 +86,6 @@ def _length(given: dict[str, Any]) -> tuple[str, int | None]:
         batches = limit if batches is None else min(limit, batches)
     elif limit is not None and batches is not None:
         batches = int(limit * batches)
-    if epochs is None or epochs < 0:
-        return "no number of epochs", None
     if batches is None:
         return f"{epochs} epoch{'' if epochs == 1 else 's'}", None
     steps = epochs * math.ceil(batches / given["model"].get("init_args", {}).get("accumulate", 1))

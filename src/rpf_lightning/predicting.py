@@ -27,7 +27,7 @@ from rpf_lightning.devices import place_of
 from rpf_lightning.files import read_utf8, write_atomically
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.storage import weights_hash
-from rpf_lightning.pictures import is_grey, png, result_file, to_grey, to_uint8
+from rpf_lightning.pictures import MOST_PIXELS, is_grey, png, result_file, to_grey, to_uint8
 
 COLUMNS = ("lr", "reference", "mask", "name")
 MADE_FROM = "rpf-lightning made from"
@@ -127,11 +127,19 @@ def read_images(row: Row, size: int) -> Images:
 
 
 def check_sides(rows: Sequence[Row], sides: Sequence[int]) -> None:
-    """Check the sides of all LRs by their files' heads, before the first is super-resolved.
+    """Check the sides of all images by their files' heads, before the first is super-resolved.
 
     Raises:
-        ValueError: If one is no image, or has a side that the model does not take.
+        ValueError: If one is no image, an LR has a side that the model does not take, or a reference or mask has more
+            than 48 million pixels.
     """
+    for path in dict.fromkeys(path for row in rows for path in (row.reference, row.mask) if path):
+        with open_image(path) as file:
+            pixels = file.width * file.height
+        if pixels > MOST_PIXELS:
+            raise ValueError(
+                f"{path} has {pixels / 1e6:.0f} million pixels, expected 48 at most: cut or reduce it"
+            )
     for path in dict.fromkeys(row.lr for row in rows):
         with open_image(path) as file:
             width, height = file.size
@@ -178,7 +186,8 @@ def predict_list(
         The files, in the order of the rows.
 
     Raises:
-        ValueError: If an argument or an image does not fit; the file is named, and what was written before stays.
+        ValueError: If an argument or an image does not fit, or the model makes values that are not finite; the files
+            are named, and what was written before stays.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
@@ -198,7 +207,10 @@ def predict_list(
     for names, lr, reference, mask in steps:
         with torch.inference_mode():
             given = (None if tensor is None else tensor.to(chosen) for tensor in (reference, mask))
-            output = model(lr.to(chosen), *given)
+            try:
+                output = model(lr.to(chosen), *given)
+            except ValueError as error:
+                raise ValueError(f"{', '.join(names)}: {error}") from error
         for name, image, small in zip(names, to_uint8(output), to_uint8(lr), strict=True):
             if is_grey(small):
                 image = to_grey(image)

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, get_loader, set_loader
 
 _INSTALLED, _CHECKOUT = Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs"
 FOLDER = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
 """Where the presets are: within the package, or `configs/` of a source checkout."""
+
+MOST_VALUES, DEEPEST = 100_000, 100
 
 
 def resolve(path: str | Path) -> Path:
@@ -52,6 +54,40 @@ def list_presets() -> None:
         print(f"{name:{max(map(len, names))}}  {comment}")
 
 
+def bounded(content: Any) -> Any:
+    """Give parsed YAML back, if it is of a size that a configuration may have.
+
+    A few lines of nested anchors can stand for more values than any memory holds: whoever copies them writes them out.
+
+    Raises:
+        ValueError: If it stands for more than `MOST_VALUES` values, or is nested more than `DEEPEST`.
+    """
+    count, rest = 0, [(content, 0)]
+    while rest:
+        value, depth = rest.pop()
+        count += 1
+        if count > MOST_VALUES or depth > DEEPEST:
+            raise ValueError(
+                f"expected a configuration of {MOST_VALUES:,} values and {DEEPEST} levels at most; nested anchors "
+                "(&, *) may stand for more than they look"
+            )
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        rest += [(one, depth + 1) for one in inner]
+    return content
+
+
+def _bounded_yaml(text: str) -> Any:
+    try:
+        return bounded(_load_yaml(text))
+    except (ValueError, RecursionError) as error:
+        raise yaml.YAMLError(str(error)) from error
+
+
+# files that an option names by itself (`--trainer FILE`) are read by jsonargparse
+_load_yaml = get_loader("yaml")
+set_loader("yaml", _bounded_yaml, exceptions=(yaml.YAMLError,))
+
+
 class ConfigFile(ActionConfigFile):
     """`--config FILE` of a jsonargparse parser, with presets and their bases."""
 
@@ -68,9 +104,13 @@ class ConfigFile(ActionConfigFile):
 
 def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = bounded(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: expected YAML: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{file}: nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected a mapping, got {type(content).__name__}")
     if "base" not in content:

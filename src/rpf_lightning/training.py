@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import lightning
 import yaml
+from filelock import Timeout
 from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -18,9 +20,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger
 
 from rpf_lightning.callbacks import ImagePanels, LastCheckpoint, PredictionWriter
+from rpf_lightning.environment import first_process
+from rpf_lightning.files import locked
 from rpf_lightning.loggers import TensorBoardRun, WandbRun
 from rpf_lightning.presets import ConfigFile
+from rpf_lightning.refused_options import refuse_ignored
 from rpf_lightning.stages import RPFStage
+from rpf_lightning.stages.model_dir import LOCK
 
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # num_workers: 0 is a choice where samples are cached in memory
@@ -61,10 +67,12 @@ class RPFCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None) -> None:
-        super().__init__(
-            RPFStage, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True, args=args,
-            seed_everything_default=0, save_config_callback=SaveConfig, save_config_kwargs={"save_to_log_dir": False},
-        )  # fmt: skip
+        with ExitStack() as self._held:  # it runs in here
+            super().__init__(
+                RPFStage, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True, args=args,
+                seed_everything_default=0, save_config_callback=SaveConfig,
+                save_config_kwargs={"save_to_log_dir": False},
+            )  # fmt: skip
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Lightning's parser, whose `--config` knows presets."""
@@ -72,6 +80,11 @@ class RPFCLI(LightningCLI):
         parser = LightningArgumentParser(dump_header=header, **kwargs)
         parser.add_argument("-c", "--config", action=ConfigFile, help="a file or a preset (`rpf presets`)")
         return parser
+
+    def instantiate_classes(self) -> None:
+        """Refuse what the stages would not heed, before anything is made."""
+        refuse_ignored(self._whole(), self.subcommand == "fit")
+        super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Fill in the run folder, the loggers, the checkpoints and the panels."""
@@ -81,6 +94,9 @@ class RPFCLI(LightningCLI):
         callbacks = list(config.get("callbacks") or [])
         trying = bool(config.get("fast_dev_run"))
         validating = config.get("limit_val_batches") != 0
+        self._checkpoint = self._find_checkpoint(stage, any(isinstance(c, Checkpoint) for c in callbacks))
+        if self.subcommand == "fit" and not trying and first_process():
+            self._held.enter_context(sole_fit(stage.run_dir))
         if config.get("default_root_dir") is None:
             kwargs["default_root_dir"] = str(stage.run_dir)
         loggers = config.get("logger")
@@ -89,8 +105,8 @@ class RPFCLI(LightningCLI):
         elif loggers and not trying:
             for logger in loggers if isinstance(loggers, list) else [loggers]:
                 if isinstance(logger, WandbRun | TensorBoardRun):
-                    whole = _plain(self._parser(self.subcommand), self.config[self.subcommand])
-                    logger.describe(stage, whole, self.subcommand or "fit")
+                    resumed = self._checkpoint is not None
+                    logger.describe(stage, self._whole(), self.subcommand or "fit", resumed)
         drawn = self.subcommand != "fit" or any(isinstance(c, ImagePanels) for c in callbacks)
         if validating and not trying and not drawn:
             callbacks.append(ImagePanels())
@@ -110,10 +126,33 @@ class RPFCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        if kwargs.get("weights_only") is None:
-            # Lightning leaves it to torch, which an environment variable switches off, and downloads without
-            kwargs["weights_only"] = True
-        return kwargs
+        # Lightning leaves it to torch, which an environment variable switches off
+        return {**kwargs, "ckpt_path": self._checkpoint, "weights_only": True}
+
+    def _find_checkpoint(self, stage: RPFStage, own: bool) -> str | None:
+        """The checkpoint that was asked for; `best` and `last` are the run folder's, whichever process wrote them.
+
+        Args:
+            stage: Names the run folder.
+            own: Whether the configuration says where checkpoints go: Lightning knows `best` and `last` of those.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        given = self._get(self.config_init, "ckpt_path")
+        if given is None:
+            return None
+        named = given in ("best", "last")
+        path = stage.run_dir / "checkpoints" / f"{given}.ckpt" if named else Path(given)
+        if path.is_file():
+            return str(path)
+        if (named and own) or given == "hpc":  # SLURM's
+            return str(given)
+        raise FileNotFoundError(f"--ckpt_path {given}: there is no {path}")
+
+    def _whole(self) -> dict[str, Any]:
+        """The command's whole configuration in plain types."""
+        return _plain(self._parser(self.subcommand), self.config[self.subcommand])
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let a checkpoint's hyperparameters override the command line
@@ -124,6 +163,25 @@ def _plain(parser: Any, config: Any) -> dict[str, Any]:
     """A parsed configuration in plain types, with class paths."""
     plain: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_link_targets=False, skip_unset=False))
     return plain
+
+
+@contextmanager
+def sole_fit(run_dir: Path) -> Iterator[None]:
+    """Keep the same fit out of its run folder while it runs, and remove what a kill in the middle of a write has left.
+
+    Raises:
+        FileExistsError: If another process runs it.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(run_dir / LOCK, blocking=False))
+        except Timeout as error:
+            raise FileExistsError(
+                f"{run_dir}: another process runs this fit; wait for its end, or take another model directory"
+            ) from error
+        for file in run_dir.glob("checkpoints/.*.tmp"):
+            file.unlink(missing_ok=True)
+        yield
 
 
 def lightning_cli(args: list[str]) -> RPFCLI:
@@ -172,10 +230,12 @@ def read_fit(words: Sequence[str]) -> dict[str, Any]:
         All arguments in plain types, nested as in a configuration file, defaults included.
 
     Raises:
-        ValueError: If an option or a file is unknown, or a value is none of its type.
+        ValueError: If an option or a file is unknown, a value is none of its type, or the stages would not heed it.
     """
     parser = _fit_parser()
     try:
-        return _plain(parser, parser.parse_args(list(words)))
+        config = _plain(parser, parser.parse_args(list(words)))
     except ArgumentError as error:
         raise ValueError(str(error)) from error
+    refuse_ignored(config)
+    return config

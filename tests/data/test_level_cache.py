@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_data import data
 
 from rpf_lightning.data import level_cache
 from rpf_lightning.data.dataset import FacesDataset, PairsDataset
@@ -19,6 +20,7 @@ from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.preparation.prepared_folder import new_array
 from rpf_lightning.data.prepared_photos import PreparedPhotos
 from rpf_lightning.data.sample import mirror
+from rpf_lightning.errors import DamagedError
 
 SIDES = {"lr_size": 8, "size": 64}
 HALF = 0.501 / 255
@@ -106,11 +108,11 @@ def test_stopped_builds_continue(
     read: list[int] = []
     photo = photos.photo
 
-    def stopping(index: int, check: bool = False):
+    def stopping(index: int):
         read.append(index)
         if len(read) == 7:
             raise RuntimeError("killed")
-        return photo(index, check)
+        return photo(index)
 
     monkeypatch.setattr(photos, "photo", stopping)
     with pytest.raises(RuntimeError, match="killed"):
@@ -133,9 +135,57 @@ def test_other_photos_are_refused(cache: LevelCache, photos: PreparedPhotos) -> 
     """The cache is named by the photos that were prepared."""
     path = photos.images / photos.ids[cache.indices[2]]
     Image.new("RGB", (64, 64), "red").save(path)
-    with pytest.raises(ValueError, match=f"{path.name}: is not the photo that was prepared"):
+    with pytest.raises(DamagedError, match=f"{path.name}: is not the photo that was prepared"):
         cache.build(say=str)
     assert not cache.path.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["lr", "gt_32", "mask_32", "reference_32", "reference_mask_32", "ok_32", "checksums"]
+)
+def test_a_flipped_bit_is_noticed(cache: LevelCache, photos: PreparedPhotos, name: str) -> None:
+    cache.build(say=str)
+    dataset = CachedPairs(cache, some(photos)[:1], 32)
+    assert dataset[0].id == photos.ids[some(photos)[0].gt]
+    file = cache.path / f"{name}.npy"
+    array = np.load(file, mmap_mode="r+")
+    array.view(np.uint8)[cache.row_of[some(photos)[0].gt]].flat[1] ^= 16
+    array[cache.row_of[some(photos)[0].reference]] ^= 4
+    array.flush()
+    other = pickle.loads(pickle.dumps(dataset))  # maps the files anew
+    which = r"\w+" if name == "checksums" else name
+    with pytest.raises(
+        DamagedError, match=rf"{which}\.npy: damaged, the checksum of .*png does not fit\. Delete"
+    ):
+        other[0]
+    assert isinstance(CachedPairs(cache, some(photos)[-1:], 32)[0].gt, torch.Tensor)
+
+
+@pytest.mark.parametrize("kind", ["float32", "shape", "torn"])
+def test_another_kind_of_array_is_noticed(cache: LevelCache, photos: PreparedPhotos, kind: str) -> None:
+    cache.build(say=str)
+    file = cache.path / "gt_32.npy"
+    array = np.load(file)
+    if kind == "torn":
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        np.save(file, array.astype(np.float32) if kind == "float32" else array[:-1])
+    with pytest.raises(DamagedError, match=r"gt_32\.npy: damaged, "):
+        CachedPairs(cache, some(photos), 32)[0]
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_cannot_be_written_is_used_without_a_cache(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As root may write anywhere, the disk is asked for no more than its answer."""
+    monkeypatch.setattr(
+        level_cache, "locked", Mock(side_effect=OSError(number, "not here", str(prepared / "cache")))
+    )
+    with pytest.warns(UserWarning, match=r"not here.*: no cache of levels is made; cache_dir can"):
+        module = data(prepared)
+    assert len(module.train_dataset) > 0
+    assert not isinstance(module.train_dataset, CachedPairs)
 
 
 def test_a_full_disk_says_what_is_needed(cache: LevelCache, monkeypatch: pytest.MonkeyPatch) -> None:

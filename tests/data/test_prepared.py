@@ -1,17 +1,23 @@
 """Prepared photos and who is in which part."""
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from rpf_lightning.cli import main
 from rpf_lightning.data.pairing import nearest_references, split_by_identity
 from rpf_lightning.data.preparation import prepared_folder
 from rpf_lightning.data.prepared_photos import Parts, PreparedPhotos
+from rpf_lightning.errors import DamagedError
+from small_fits import write_fit
 
 Prepare = Callable[..., dict[str, Any]]
 
@@ -26,8 +32,53 @@ def test_photos_may_move(prepared: Path, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"0-0\.png: no such file"):
         photos.photo(0)
     Image.new("RGB", (64, 32)).save(moved / photos.ids[0])
-    with pytest.raises(ValueError, match="expected a square photo as it was prepared, got 64 x 32"):
+    with pytest.raises(DamagedError, match=r"0-0\.png: is not the photo that was prepared"):
         photos.photo(0)
+
+
+@pytest.mark.parametrize("what", ["masks.npy", "landmarks.parquet", "images.parquet", "pairs_all.parquet"])
+def test_tables_that_are_not_the_prepared_ones_are_refused(prepared: Path, what: str) -> None:
+    path = prepared / what
+    if what == "masks.npy":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        table = pq.read_table(path).to_pydict()
+        column = {"landmarks.parquet": "x3", "images.parquet": "identity", "pairs_all.parquet": "rank"}[what]
+        table[column][2] = table[column][2] * 2 + (1 if column == "rank" else table[column][0])
+        pq.write_table(pa.table(table), path)
+    with pytest.raises(DamagedError, match=rf"^{prepared}: .* are not those that were prepared"):
+        PreparedPhotos(prepared)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluations_and_fits_tell_changed_photos_in_a_line(
+    prepared: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    Image.new("RGB", (64, 64), "red").save(folder / "images" / "0-1.png")
+    data = {
+        "root": str(prepared),
+        "cache_side": 0,
+        "batch_size": 2,
+        "num_workers": workers,
+        "val_fraction": 0.34,
+    }
+    pairs = {"class_path": "rpf_lightning.data.ReferencePairsDataModule", "init_args": data}
+    network = {"lr_size": 16, "scale": 2, "channels": 4, "width": 1 / 64}
+    fit = write_fit(
+        tmp_path / "fit.yaml", "WarpingStage", {"limit_train_batches": None}, data=pairs,
+        model_dir=str(tmp_path / "model"), network=network,
+    )  # fmt: skip
+    evaluate = f"evaluate --data {prepared} --split all --lr-size 16 --size 64 --method bicubic --num-workers {workers}"
+    for words in (["fit", "--config", str(fit)], [*evaluate.split(), "--out", str(tmp_path / "out")]):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+        assert line.startswith(
+            f"rpf {words[0]}: error: {folder / 'images' / '0-1.png'}: is not the photo that was"
+        )
 
 
 def test_workers_map_the_masks_themselves(prepared: Path) -> None:
@@ -120,8 +171,10 @@ def test_the_papers_split_shares_people_but_no_test_photo(prepared: Path) -> Non
     train = nearest_references(rest, photos.landmarks)
     for name, pairs in (("paper_test", test), ("paper_train", train)):
         prepared_folder.write_pairs(prepared / prepared_folder.pairs_file(name), pairs, photos.ids)
-    summary = (prepared / "prepare.json").read_text()
-    (prepared / "prepare.json").write_text(summary.replace('"all"\n', '"paper_train", "paper_test"\n', 1))
+    summary = json.loads((prepared / "prepare.json").read_text())
+    summary["splits"] = ["paper_train", "paper_test"]
+    summary["sha256"] = prepared_folder.content_hash(prepared, summary["splits"])
+    (prepared / "prepare.json").write_text(json.dumps(summary))
     photos = PreparedPhotos(prepared)
     parts = Parts(photos, "paper", 0.34, seed=0)
     assert parts.pairs["test"] == test

@@ -360,6 +360,9 @@ def test_large_photos_are_refused_before_the_model_is_loaded(
     with pytest.raises(SystemExit, match="2"):
         enhance("large.png --reference ahead.png --out out/a.png")
     assert "large.png has 56 million pixels, expected 48 at most: cut it" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        enhance("photo.png --reference ahead.png --reference large.png --out out/a.png")
+    assert "large.png has 56 million pixels, expected 48 at most: cut it" in capsys.readouterr().err
 
 
 def test_frames_keep_their_size(enhance: Callable[..., None], files: Path) -> None:

@@ -386,6 +386,12 @@ def test_sizes_are_known_before_anything_is_computed(
         RefusedError, match=r"has 16\.0 million pixels, 3 times as large 144 million, expected 100"
     ):
         enhance_photo(large, [large], bicubic, networks, scale=3)
+    for enhance in (
+        lambda: enhance_photo(large, [large, photo], bicubic, networks),
+        lambda: enhance_aligned(large, photo, bicubic, networks),
+    ):
+        with pytest.raises(RefusedError, match=r"has 49 million pixels, expected 48 at most: cut it"):
+            enhance()
     with pytest.raises(ValueError, match="scale: expected 1 or more, got 0"):
         enhance_photo(large, [large], bicubic, networks, scale=0)
 
@@ -491,3 +497,16 @@ def test_aligned_crops(drawn: Draw, networks: Any, bicubic: RPFModel) -> None:
     with pytest.raises(RefusedError, match="the reference is clearly another person than the photo"):
         enhance_aligned(drawn(60, 60, (0, 0, 60, 0)), stranger, bicubic, networks)
     assert enhance_aligned(drawn(60, 60, (0, 0, 60, 0)), stranger, bicubic, networks, force=True).warnings
+
+
+def test_a_model_that_overflows_enhances_nothing(
+    drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits
+) -> None:
+    """What the photo corrects would look like a photo."""
+    bicubic.blocks[0].refinement.to_rgb.weight.data.fill_(3e38)
+    for validate in (True, False):
+        bicubic.validate = validate
+        if not validate:
+            bicubic.blocks[0].refinement.to_rgb.weight.data.fill_(float("nan"))
+        with pytest.raises(ValueError, match="NaN or infinite values"):
+            enhance_photo(drawn(160, 120, FACE), portraits[1:], bicubic, networks)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -292,7 +293,7 @@ def test_download(
     assert printed.out == ""
     assert weight_file(name) == cache / file
     assert len(server.requests) == 1  # the second time from the cache
-    assert [path.name for path in cache.iterdir()] == [file]
+    assert left(cache) == [f".{file}.downloaded.json", file]
 
 
 def test_own_file_is_neither_hashed_nor_downloaded(
@@ -401,11 +402,12 @@ def test_pack_is_downloaded_and_unpacked(
     publish("buffalo_l", content=pack_archive())
     folder = cache / "insightface" / "models" / "buffalo_l"
     assert insightface_pack(name) == folder
-    assert left(cache) == [
-        str((folder / file).relative_to(cache)) for file in ("det_10g.onnx", "w600k_r50.onnx")
-    ]
+    record = folder.with_name(".buffalo_l.downloaded.json")
+    assert left(cache) == sorted(
+        str(file.relative_to(cache)) for file in (folder / "det_10g.onnx", folder / "w600k_r50.onnx", record)
+    )
     assert (folder / "w600k_r50.onnx").read_bytes() == b"w600k_r50.onnx"
-    assert [path.name for path in folder.parent.iterdir()] == ["buffalo_l"]
+    assert sorted(folder.parent.iterdir()) == [record, folder]
     assert insightface_pack(name) == folder
     assert len(server.requests) == 1
 
@@ -437,7 +439,48 @@ def test_another_process_may_be_faster(
 
     monkeypatch.setattr(weights, "_move", overtaken)
     assert weight_file(name) == target
-    assert len(left(cache)) == 1
+    assert len(left(cache)) == 2
+
+
+@pytest.mark.parametrize("name", ["bisenet", "buffalo_l"])
+def test_a_download_is_hashed_again_where_its_time_changed(
+    name: str, publish: Publish, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = cache / publish(name, content=pack_archive()).files[-1]
+    assert weight_file(name) == target
+    file = target / "w600k_r50.onnx" if target.is_dir() else target
+    content, hashed = file.read_bytes(), list[Path]()
+    hash_of = weights._hash_of
+    monkeypatch.setattr(weights, "_hash_of", lambda path: hashed.append(path) or hash_of(path))
+    assert weight_file(name) == target
+    assert hashed == []
+    os.utime(file, ns=(1, 1))  # copied, say
+    assert weight_file(name) == target
+    assert file in hashed
+    hashed.clear()
+    assert weight_file(name) == target
+    assert hashed == []
+    file.write_bytes(bytes([content[0] ^ 1]) + content[1:])  # of the same size
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"{re.escape(str(file))} is not what was downloaded any more"):
+            weight_file(name)
+    file.unlink()
+    if target.is_dir():
+        with pytest.raises(ValueError, match="it is missing"):
+            weight_file(name)
+        shutil.rmtree(target)
+    assert weight_file(name) == target  # downloaded again
+    assert file.read_bytes() == content
+    assert weight_file(name) == target
+
+
+def test_a_broken_record_is_named(publish: Publish, cache: Path) -> None:
+    target = cache / publish("bisenet").files[-1]
+    weight_file("bisenet")
+    for content in ("{", "[]", '{".": 1}'):
+        target.with_name(f".{target.name}.downloaded.json").write_text(content)
+        with pytest.raises(ValueError, match=r"\.downloaded\.json: expected what was downloaded"):
+            weight_file("bisenet")
 
 
 # The table

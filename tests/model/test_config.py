@@ -55,8 +55,8 @@ def test_differences():
         ({"flow_from": "next"}, "flow_from: expected previous, got 'next'"),
         ({"synthesis_copy": True}, "synthesis_copy: .* needs synthesis_residual=True"),
         ({"reference_temperature": 0}, "reference_temperature: expected a positive number, got 0"),
-        ({"channels": 0}, "channels and width must be positive, got 0 and 1.0"),
-        ({"width": float("nan")}, "channels and width must be positive, got 64 and nan"),
+        ({"channels": 0}, "channels: expected positive whole numbers up to 4096, got 0"),
+        ({"width": float("nan")}, "width: expected positive numbers up to 8, got nan"),
         (
             {"width": [1.0, 0.5]},
             r"width: expected one number or a list of 6, one per block, got \[1.0, 0.5\]",

@@ -38,22 +38,6 @@ def assert_same_weights(state, expected):
         assert torch.equal(state[name], tensor)
 
 
-@pytest.fixture
-def disk_full_after_1000_bytes():
-    """The operating system refuses to let any file grow beyond 1000 bytes, in the middle of a write."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    class Limit:
-        def __enter__(self):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-
-        def __exit__(self, *_):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return Limit()
-
-
 def test_round_trip(tmp_path):
     saved = model(validate=False, memory="low", residual=True, synthesis_residual=True)
     target = tmp_path / "new" / "directory"
@@ -86,9 +70,12 @@ NAME = "blocks.1.refinement.to_rgb.weight"
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda state: state.pop(NAME), f"Missing key.*{NAME}"),
-        (lambda state: state.update({"blocks.9.extra": torch.zeros(1)}), "Unexpected key.*blocks.9.extra"),
-        (lambda state: state.update({NAME: torch.zeros(3, 2, 5, 5)}), f"size mismatch for {NAME}"),
+        (lambda state: state.pop(NAME), f"missing {NAME}"),
+        (lambda state: state.update({"blocks.9.extra": torch.zeros(1)}), "left over blocks.9.extra"),
+        (
+            lambda state: state.update({NAME: torch.zeros(3, 2, 5, 5)}),
+            rf"{NAME} has the shape \[3, 2, 5, 5\], expected",
+        ),
     ],
     ids=["missing", "extra", "reshaped"],
 )

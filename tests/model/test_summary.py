@@ -162,7 +162,7 @@ def test_main_reads_only_the_configuration_of_a_model_directory(tmp_path, capsys
     [
         (["--lr_size", "12"], "lr_size: expected a power of two of at least 4, got 12"),
         (["--lr_size", "16.5"], '"lr_size"'),
-        (["--width", "0"], "channels and width must be positive, got 64 and 0"),
+        (["--width", "0"], "width: expected positive numbers up to 8, got 0"),
         (["--skip", "none"], '"skip"'),
         (["--depth", "3"], "--depth"),
         (["--model_dir", "x", "--width", "1", "--act", "relu"], "leave out --width, --act"),

@@ -504,3 +504,20 @@ def test_pictures(model_dir: Path, batch_of: BatchOf, kind: str, titles: str) ->
     assert list(unwarped) == titles.replace("thin-plate ", "").split()
     assert torch.equal(pictures["GT"], batch.gt)
     assert torch.equal(pictures["LR"][..., ::4, ::4], batch.lr)
+
+
+@pytest.mark.parametrize("kind", ["warping", "synthesis", "x2", "joint"])
+@pytest.mark.parametrize("clip", [0.0, 1e-5])
+def test_the_gradient_is_clipped(
+    model_dir: Path, fit: Fit, batch_of: BatchOf, kind: str, clip: float
+) -> None:
+    """That of what is trained, in the mean of its batches; not the critic's."""
+    stage = make(kind, model_dir, gradient_clip=clip, accumulate=2)
+    fit(stage, batches=[batch_of(2)] * 2)
+
+    def norm(module: torch.nn.Module) -> torch.Tensor:
+        return torch.stack([p.grad.norm() for p in module.parameters() if p.grad is not None]).norm()
+
+    assert (norm(stage.trained_module) <= 1.001e-5) == bool(clip)
+    if stage.critic is not None if kind in ("synthesis", "x2") else False:
+        assert norm(stage.critic) > 1e-4

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+
+from rpf_lightning.stages.checkpoint_files import use_checkpoint_files
 
 FILE = "last.ckpt"
 
@@ -38,6 +39,10 @@ class LastCheckpoint(Checkpoint):
         self.every_n_batches = every_n_batches
         self._due = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """See `CheckpointFiles`."""
+        use_checkpoint_files(trainer)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -58,16 +63,6 @@ class LastCheckpoint(Checkpoint):
             return
         root = getattr(pl_module, "run_dir", trainer.default_root_dir)
         folder = self.dirpath or Path(root) / "checkpoints"
-        # Lightning's own "atomic" write fills a file in /tmp and moves it: from another disk that is a copy
-        temporary = folder / f".{FILE}.tmp"
-        try:
-            # in all processes; the first one writes, the others wait
-            trainer.save_checkpoint(temporary, weights_only=False)  # with optimizers; None says so every time
-            if trainer.is_global_zero:
-                with temporary.open("rb+") as file:
-                    os.fsync(file.fileno())
-                temporary.replace(folder / FILE)
-        finally:
-            if trainer.is_global_zero:
-                temporary.unlink(missing_ok=True)
+        # in all processes; the first one writes, the others wait
+        trainer.save_checkpoint(folder / FILE, weights_only=False)  # with optimizers; None says so every time
         self._due = False

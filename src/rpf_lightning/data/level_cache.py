@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import shutil
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,19 @@ from rpf_lightning.data.sample import (
     mask_at,
     reference_levels,
 )
+from rpf_lightning.errors import DamagedError
 from rpf_lightning.files import locked, write_atomically
 
-FORMAT = 2
+FORMAT = 3
 SAVE_EVERY = 64  # photos between two notes of how far it is
 PROGRESS = "progress.json"
+CHECKSUMS = "checksums"
 
 
 class LevelCache:
     """The levels of some photos of a prepared folder, on disk: each as a GT and as a reference.
+
+    Every row of every array has a checksum, which is compared in every read (0.3 s a GB).
 
     Args:
         photos: The prepared photos.
@@ -90,7 +95,7 @@ class LevelCache:
         return self.folder / name[:16]
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Name of an array -> shape and type; masks are bits."""
+        """Name of an array -> shape and type; masks are bits; the checksums have a column for each of the others."""
         n = len(self.indices)
         found: dict[str, tuple[tuple[int, ...], str]] = {"lr": ((n, 3, self.lr_size, self.lr_size), "u1")}
         for side in self.sides:
@@ -101,7 +106,7 @@ class LevelCache:
                 found[f"reference_{side}"] = ((n, *image), "u1")
                 found[f"reference_mask_{side}"] = ((n, *bits), "u1")
                 found[f"ok_{side}"] = ((n, *bits), "u1")
-        return found
+        return {**found, CHECKSUMS: ((n, len(found)), "<u4")}
 
     @property
     def gigabytes(self) -> float:
@@ -152,6 +157,7 @@ class LevelCache:
         for row, content in enumerate(steps, start=start):
             for name, value in content.items():
                 arrays[name][row] = value
+                arrays[CHECKSUMS][row, self._column(name)] = zlib.crc32(value.tobytes())
             if (row + 1) % SAVE_EVERY == 0:
                 _save(part, arrays, row + 1)
         _save(part, arrays, len(self.indices))
@@ -160,8 +166,7 @@ class LevelCache:
 
     def _of_photo(self, row: Any) -> dict[str, NDArray[np.uint8]]:
         """Make everything that comes from one photo, which is read once."""
-        # a cache of other photos would never be noticed
-        photo = self.photos.photo(self.indices[row], check=True)
+        photo = self.photos.photo(self.indices[row])
         y = image_tensor(photo)
         found = {"lr": _bytes(lr_of(y, self.size, self.lr_size))}
         for side in self.sides:
@@ -193,21 +198,49 @@ class LevelCache:
 
         Raises:
             FileNotFoundError: If the cache was not built.
+            DamagedError: If the file is no array of the shape and type that was written.
         """
         if name not in self._arrays:
             path = self.path / f"{name}.npy"
             if not path.is_file():
                 raise FileNotFoundError(f"{path}: the cache was not built, or was deleted")
-            self._arrays[name] = np.load(path, mmap_mode="r")
+            try:
+                array = np.load(path, mmap_mode="r")
+                found = array.shape, array.dtype
+            except (ValueError, OSError, EOFError) as error:
+                raise self._damaged(name, str(error)) from error
+            shape, kind = self.shapes()[name]
+            if found != (shape, np.dtype(kind)):
+                raise self._damaged(
+                    name, f"expected {shape} of {np.dtype(kind)}, got {found[0]} of {found[1]}"
+                )
+            self._arrays[name] = array
         return self._arrays[name]
+
+    def row(self, name: str, row: int) -> NDArray[Any]:
+        """Read a row of one of the arrays.
+
+        Raises:
+            DamagedError: If it is not as it was written.
+        """
+        values: NDArray[Any] = self.array(name)[row]
+        if zlib.crc32(values.tobytes()) != self.array(CHECKSUMS)[row, self._column(name)]:
+            raise self._damaged(name, f"the checksum of {self.photos.ids[self.indices[row]]} does not fit")
+        return values
 
     def image(self, name: str, row: int) -> Tensor:
         """Read an image as float32 in [0, 1]."""
-        return torch.from_numpy(self.array(name)[row].astype(np.float32)) / 255
+        return torch.from_numpy(self.row(name, row).astype(np.float32)) / 255
 
     def mask(self, name: str, row: int, side: int) -> Tensor:
         """Read a mask (1, side, side) of 0 and 1."""
-        return torch.from_numpy(np.unpackbits(self.array(name)[row], axis=-1, count=side).astype(np.float32))
+        return torch.from_numpy(np.unpackbits(self.row(name, row), axis=-1, count=side).astype(np.float32))
+
+    def _column(self, name: str) -> int:
+        return list(self.shapes()).index(name)
+
+    def _damaged(self, name: str, why: str) -> DamagedError:
+        return DamagedError(f"{self.path / name}.npy: damaged, {why}. Delete {self.path}: it is made anew")
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapped arrays to each process: pickled, they would be read whole."""

@@ -18,6 +18,7 @@ from rpf_lightning.data.preparation import Options, check_celeba_hq, prepare_cel
 from rpf_lightning.data.preparation.options import MaskModel
 from rpf_lightning.data.preparation.prepared_folder import SUMMARY, read_summary
 from rpf_lightning.data.prepared_photos import PARTS, Parts, PreparedPhotos
+from rpf_lightning.errors import CLOSED
 from rpf_lightning.files import locked
 
 
@@ -68,9 +69,17 @@ class PreparedDataModule(LevelDataModule):
         )
 
     def prepare_data(self) -> None:
-        """Make the cache, in one process; says how much space it takes."""
-        if (cache := self.cache()) is not None:
+        """Make the cache, in one process; says how much space it takes, or that its folder cannot be written."""
+        if (cache := self.cache()) is None:
+            return
+        try:
             cache.build(self.num_workers, rank_zero_info)
+        except OSError as error:
+            if error.errno not in CLOSED:
+                raise
+            rank_zero_warn(
+                f"{error}: no cache of levels is made; cache_dir can name a folder that can be written"
+            )
 
     def built_cache(self) -> LevelCache | None:
         """Return the cache if it is there; where it should be and is not, warn that photos are decoded."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,17 @@ from rpf_lightning.data.batches import Photo
 from rpf_lightning.data.image_files import read_photo
 from rpf_lightning.data.pairing import Pair, split_by_identity
 from rpf_lightning.data.preparation import prepared_folder as tables
+from rpf_lightning.errors import DamagedError
+from rpf_lightning.files import read_csv
 
 PARTS = ("train", "val", "test")
 
 
 class PreparedPhotos:
     """The photos of a prepared folder; the tables are read at once, photos when they are asked for.
+
+    Both are compared with the hashes of `rpf prepare`: the tables and masks at once (1 GB for 30,000 photos: 0.6 s and
+    the time of the disk), each photo whenever it is read (0.6 s a GB, a fraction of what decoding takes).
 
     Attributes:
         root: The folder.
@@ -35,6 +40,7 @@ class PreparedPhotos:
     Raises:
         FileNotFoundError: If the folder is no prepared one, or a table or the photos' folder is missing.
         ValueError: If a table is broken.
+        DamagedError: If the tables or the masks are not those that `prepare.json` has the hash of.
     """
 
     def __init__(self, root: str | Path, images: str | Path | None = None) -> None:
@@ -57,6 +63,11 @@ class PreparedPhotos:
         if files != self.ids or len(self._mask_array()) != len(files):
             raise ValueError(f"{self.root}: the tables do not hold the same photos; prepare it anew")
         fractions = points / np.array(table["width"], dtype=np.float64)[:, None, None]
+        if tables.content_hash(self.root, self.splits) != self.sha256:
+            raise DamagedError(
+                f"{self.root}: names, people, landmarks, masks or pairs are not those that were prepared: their "
+                f"SHA-256 is another than in {tables.SUMMARY}. Put them back, or prepare the photos anew"
+            )
         self.landmarks: list[NDArray[np.float64] | None] = list(fractions)
         self.places = {file: place for place, file in enumerate(files)}
 
@@ -72,30 +83,31 @@ class PreparedPhotos:
             self._masks = tables.read_array(self.root / tables.MASKS)
         return self._masks
 
-    def photo(self, index: int, check: bool = False) -> Photo:
+    def photo(self, index: int) -> Photo:
         """Read a photo with its annotations.
 
         Args:
             index: Position in `ids`.
-            check: Compare the photo with the hash that was recorded.
 
         Returns:
             The photo at its file's size, its mask brought to that size with nearest.
 
         Raises:
             FileNotFoundError: If the photo is missing.
-            ValueError: If it cannot be read, is not square any more, or is another photo than was prepared.
+            DamagedError: If it is another photo than was prepared.
+            ValueError: If it cannot be read.
         """
         name = self.ids[index]
         path = tables.find_file(self.images, name)
         if path is None:
             raise FileNotFoundError(f"{self.images / name}: no such file; {self.root} was prepared with it")
-        if check and tables.photo_hash(path, self.aligned) != self._hashes[index]:
-            raise ValueError(f"{path}: is not the photo that was prepared")
-        image = read_photo(path)
+        content = path.read_bytes()
+        if not self.aligned:
+            self._compare(content, index, path)
+        image = read_photo(path, content)
+        if self.aligned:
+            self._compare(image.tobytes(), index, path)
         height, width = image.shape[:2]
-        if height != width:
-            raise ValueError(f"{path}: expected a square photo as it was prepared, got {width} x {height}")
         points = self.landmarks[index]
         assert points is not None
         mask = tables.unpack_mask(self._mask_array()[index])
@@ -103,17 +115,31 @@ class PreparedPhotos:
             mask = np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
         return Photo(name, self.identities[index], image, points * width, mask)
 
+    def _compare(self, content: bytes, index: int, path: Path) -> None:
+        if hashlib.sha256(content).hexdigest() != self._hashes[index]:
+            raise DamagedError(
+                f"{path}: is not the photo that was prepared. Put that one back, or prepare the photos anew"
+            )
+
     def near_duplicates(self) -> list[tuple[int, int]]:
         """Pairs of photos that are the same photo twice, as `rpf prepare` found them.
 
         Raises:
             FileNotFoundError: If `duplicates.csv` is missing.
+            ValueError: If it is broken.
         """
         path = self.root / tables.DUPLICATES
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; `rpf prepare` writes it")
-        with path.open(newline="", encoding="utf-8") as file:
-            return [(self.places[row["file"]], self.places[row["other"]]) for row in csv.DictReader(file)]
+        try:
+            return [
+                (self.places[row["file"] or ""], self.places[row["other"] or ""])
+                for _, row in read_csv(path)[1]
+            ]
+        except KeyError as error:
+            raise ValueError(
+                f"{path}: expected file and other, of {tables.IMAGES}; there is no {error}"
+            ) from error
 
     def pairs(self, split: str) -> list[Pair]:
         """Read the pairs of a split, nearest references only.

@@ -26,12 +26,11 @@ from rpf_lightning.enhancing.paste import corrected, enlarge, enlargement, paste
 from rpf_lightning.faces.alignment import check_photo
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize_mask
-from rpf_lightning.pictures import is_grey, to_grey, to_tensor, to_uint8
+from rpf_lightning.pictures import MOST_PIXELS, is_grey, to_grey, to_tensor, to_uint8
 
 Photo = str | Path | NDArray[np.uint8]
 """A file, or (H, W, 3) uint8 RGB (sRGB)."""
 
-MOST_PIXELS = 48.5e6  # of a photo; cameras of "48 megapixels" have a little more
 MASK_SIDE = 512  # of the faces that the masks of training are made from
 
 
@@ -98,7 +97,8 @@ def enhance_photo(
 
     Raises:
         RefusedError: If a photo shows no face, or several without a choice; if the face is as large as the model's
-            output already; if the photo is too large to be enlarged; if every reference clearly shows another person.
+            output already; if a photo or portrait is too large, or the photo is too large to be enlarged; if every
+            reference clearly shows another person.
         FileNotFoundError: If a photo or weights are missing.
         ValueError: If a photo cannot be read or is no RGB image, or there is no list of references.
     """
@@ -111,6 +111,8 @@ def enhance_photo(
     warnings: list[str] = []
     name = _name(photo, "the photo")
     check_size(photo, scale)
+    for reference in references:
+        check_size(reference)
     image, metadata = _read(photo, name, warnings), _metadata(photo, name, warnings)
     if grey := is_grey(image):
         image, metadata = to_grey(image), Metadata(metadata.exif)  # other colours would tint it
@@ -163,7 +165,8 @@ def enhance_aligned(
         force: Enhance although the reference clearly shows another person.
 
     Raises:
-        RefusedError: If the crop is as large as the model's output already, or the reference is another person.
+        RefusedError: If the crop is as large as the model's output already, a photo is too large, or the reference is
+            another person.
         FileNotFoundError: If a photo or the mask's weights are missing.
         ValueError: If a photo cannot be read or is not square.
     """
@@ -171,6 +174,7 @@ def enhance_aligned(
     name, reference_name = _name(photo, "the photo"), _name(reference, "the reference")
     warnings: list[str] = []
     check_size(photo)
+    check_size(reference)
     image, metadata = _read(photo, name, warnings), _metadata(photo, name, warnings)
     metadata = Metadata(metadata.exif)  # there is no photo around the face whose colours it has to meet
     grey = is_grey(image)
@@ -198,7 +202,7 @@ def enhance_aligned(
 
 
 def check_size(photo: Photo, scale: int | None = None) -> None:
-    """Check how many pixels a photo has, before anything is computed.
+    """Check how many pixels a photo or a portrait has, before anything is decoded.
 
     Args:
         photo: A file, whose head alone is read, or an array.

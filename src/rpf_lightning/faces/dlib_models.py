@@ -40,9 +40,7 @@ LANDMARK_TERMS = "CC0, trained on iBUG 300-W: non-commercial use"
 PACKAGES = ("dlib", "face_recognition_models")  # by the names that are imported
 
 SMALLEST_FACE = 80  # pixels: the detector's window
-SMALLEST_SQUARE = (
-    192  # of aligned squares, in which the window is that of a small face: of these nine of ten are found
-)
+SMALLEST_SQUARE = 192  # of aligned squares, in which a small face fills the window: nine of ten are found
 INPUT_SIDE = 1280  # smaller photos are enlarged to it, so that faces of a sixteenth of it are found,
 ENLARGEMENT = 8  # but not more than this: the pixels of smaller faces show none
 MAX_INPUT_SIDE = 3840  # larger photos are reduced to it; takes a second and 0.4 GB

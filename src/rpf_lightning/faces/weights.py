@@ -1,10 +1,13 @@
 """Where third-party weights are found: explicit path, `RPF_WEIGHTS_DIR`, the cache, a download of known SHA-256.
 
-Nothing is downloaded before a network asks for its weights. docs/weights.md has the table for people.
+Nothing is downloaded before a network asks for its weights. What was downloaded is hashed again where its size or time
+changed. docs/weights.md has the table for people.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import socket
@@ -17,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rpf_lightning.environment import OFFLINE_VARIABLE, offline
+from rpf_lightning.files import write_atomically
 
 WEIGHTS_VARIABLE = "RPF_WEIGHTS_DIR"
 CACHE_VARIABLE = "RPF_CACHE_DIR"
@@ -197,8 +201,65 @@ def is_here(name: str) -> bool:
 def _locate(weight: Weight) -> Path:
     for path in _candidates(weight):
         if path.is_dir() if weight.is_pack else path.is_file():
+            _check_download(path)
             return path
     return _download(weight)
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.downloaded.json")
+
+
+def _files_of(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def _state_of(path: Path) -> list[int]:
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]
+
+
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _described(path: Path) -> dict[str, list[int | str]]:
+    """Size, time and SHA-256 of a file, or of those in a folder, by their paths below it."""
+    return {file.relative_to(path).as_posix(): [*_state_of(file), _hash_of(file)] for file in _files_of(path)}
+
+
+def _record(path: Path, files: dict[str, list[int | str]]) -> None:
+    """Write down what was downloaded, so that a change is noticed later."""
+    write_atomically(_record_of(path), json.dumps(files, indent=2).encode())
+
+
+def _check_download(path: Path) -> None:
+    """Hash files that were downloaded where their size or time is another one by now; others are the user's own.
+
+    Raises:
+        ValueError: If a file is missing or its content is another one.
+    """
+    record = _record_of(path)
+    if not record.is_file():
+        return
+    try:
+        known = {
+            path / name: (state, sha256) for name, (*state, sha256) in json.loads(record.read_bytes()).items()
+        }
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{record}: expected what was downloaded, got {error}; delete it and {path}"
+        ) from error
+    changed = [file for file, (state, _) in known.items() if not file.is_file() or _state_of(file) != state]
+    for file in changed:
+        if not file.is_file() or _hash_of(file) != known[file][1]:
+            raise ValueError(
+                f"{file} is not what was downloaded any more (its SHA-256 is another one, or it is missing): delete "
+                f"{path}, then it is downloaded again"
+            )
+    if changed and os.access(record.parent, os.W_OK):  # else it is hashed again the next time
+        _record(path, _described(path))
 
 
 def _candidates(weight: Weight) -> list[Path]:
@@ -235,7 +296,10 @@ def _download(weight: Weight) -> Path:
             if weight.is_pack:
                 archive, fetched = fetched, Path(folder) / "pack"
                 shutil.unpack_archive(archive, fetched, "zip")
+            _record_of(target).unlink(missing_ok=True)  # of what was there before
+            described = _described(fetched)
             _move(fetched, target)
+            _record(target, described)
     except RuntimeError as error:  # torch's word for another hash
         raise ValueError(
             f"{weight.url}: {error}; it is another file, or broke off. It was deleted"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from math import inf
 from typing import Any, Literal, get_args
 
 Skip = Literal["same_resolution", "literal"]
@@ -12,6 +11,11 @@ Activation = Literal["leaky_relu", "relu"]
 FlowUnit = Literal["relative", "pixels"]
 FlowFrom = Literal["previous"]
 Init = Literal["kaiming", "torch"]
+
+# far above what was ever trained; a file that says more is no configuration, and would take all memory
+LARGEST_SIDE = 4096  # of the output
+MOST_CHANNELS = 4096
+LARGEST_WIDTH = 8
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,16 @@ class RPFConfig:
     def __post_init__(self) -> None:
         for name, least in (("lr_size", 4), ("scale", 2)):
             value = getattr(self, name)
-            if value < least or value & (value - 1):
-                raise ValueError(f"{name}: expected a power of two of at least {least}, got {value}")
+            if not _is_whole(value) or value < least or value & (value - 1):
+                raise ValueError(f"{name}: expected a power of two of at least {least}, got {value!r}")
+        if self.size > LARGEST_SIDE:
+            raise ValueError(
+                f"scale: expected an output, lr_size times scale, of at most {LARGEST_SIDE} pixels, "
+                f"got {self.lr_size} times {self.scale}"
+            )
+        for field in fields(self):
+            if isinstance(field.default, bool) and not isinstance(getattr(self, field.name), bool):
+                raise ValueError(f"{field.name}: expected true or false, got {getattr(self, field.name)!r}")
         for name, literal in (("skip", Skip), ("act", Activation), ("flow_unit", FlowUnit), ("init", Init)):
             check_choice(name, getattr(self, name), get_args(literal))
         if self.flow_from is not None:
@@ -82,9 +94,9 @@ class RPFConfig:
             raise ValueError(
                 "synthesis_copy: adds to the enlarged input, so it needs synthesis_residual=True"
             )
-        if not self.reference_temperature > 0:
+        if not (_is_number(self.reference_temperature) and 0 < self.reference_temperature < float("inf")):
             raise ValueError(
-                f"reference_temperature: expected a positive number, got {self.reference_temperature}"
+                f"reference_temperature: expected a positive number, got {self.reference_temperature!r}"
             )
         for name in ("channels", "width"):
             value = getattr(self, name)
@@ -94,8 +106,12 @@ class RPFConfig:
                     raise ValueError(
                         f"{name}: expected one number or a list of {len(self.sides)}, one per block, got {value}"
                     )
-        if min(self.block_channels) < 1 or not all(0 < width < inf for width in self.block_widths):
-            raise ValueError(f"channels and width must be positive, got {self.channels} and {self.width}")
+        if not all(_is_whole(number) and 0 < number <= MOST_CHANNELS for number in self.block_channels):
+            raise ValueError(
+                f"channels: expected positive whole numbers up to {MOST_CHANNELS}, got {self.channels!r}"
+            )
+        if not all(_is_number(width) and 0 < width <= LARGEST_WIDTH for width in self.block_widths):
+            raise ValueError(f"width: expected positive numbers up to {LARGEST_WIDTH}, got {self.width!r}")
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> RPFConfig:
@@ -148,6 +164,14 @@ class RPFConfig:
 
     def _per_block(self, value: Any) -> tuple[Any, ...]:
         return value if isinstance(value, tuple) else (value,) * len(self.sides)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:

@@ -70,8 +70,9 @@ class FeatureModulation(nn.Module):
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """The factors a and b, (C,) each."""
-        norm = torch.rsqrt(self.alpha.square() + self.beta.square() + 1e-8)
-        return self.alpha * norm, self.beta * norm
+        alpha, beta = at_least_fp32(self.alpha), at_least_fp32(self.beta)  # fp16 has no 1e-8
+        norm = torch.rsqrt(alpha.square() + beta.square() + 1e-8)
+        return alpha * norm, beta * norm
 
 
 class Upscale(nn.Module):

@@ -6,13 +6,15 @@ with constant matrices, which export to ONNX and run on every backend.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
@@ -38,8 +40,7 @@ def resize(image: Tensor, side: int | Sequence[int]) -> Tensor:
         (B, C, height, width) in at least fp32; not clamped, bicubic overshoots.
     """
     size = (side, side) if isinstance(side, int) else tuple(side)
-    if image.dtype in (torch.float16, torch.bfloat16):
-        image = image.float()
+    image = at_least_fp32(image)
     if image.shape[-2:] == size:
         return image
     with full_precision(image.device):
@@ -129,7 +130,19 @@ class Resize(nn.Module):
 
     def __init__(self, source: int, target: int) -> None:
         super().__init__()
-        self.register_buffer("matrix", resample_matrix(source, target).float(), persistent=False)
+        described = (
+            torch.get_default_device().type == "meta"
+        )  # then a large one takes neither time nor memory
+        matrix = torch.empty(target, source) if described else resample_matrix(source, target).float()
+        self.register_buffer("matrix", matrix, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Resize:
+        """What `half`, `to` and others do; the matrix stays in at least fp32."""
+        exact = self.matrix
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.matrix.dtype in HALF:
+            self.matrix = exact.to(self.matrix.device, torch.float32)
+        return self
 
     def forward(self, image: Tensor) -> Tensor:
         """Resize (B, C, source, source) to (B, C, target, target), in fp32; not clamped."""

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
@@ -19,8 +20,9 @@ from rpf_lightning.model.layers import is_traced, lay_out, only_infers
 from rpf_lightning.model.reconstruction_block import BlockOutput, ReconstructionBlock
 from rpf_lightning.model.reference_slots import erode, with_ok
 from rpf_lightning.model.refinement import refuse_checkpoints
-from rpf_lightning.model.resize import Resize, minimum_pool, resize
+from rpf_lightning.model.resize import HALF, Resize, at_least_fp32, minimum_pool, resize
 from rpf_lightning.model.strips import WHOLE, Rows, Strips, release
+from rpf_lightning.model.turns import Turns
 
 Memory = Literal["auto", "low"]
 
@@ -28,10 +30,16 @@ Memory = Literal["auto", "low"]
 class RPFModel(nn.Module):
     """Reference-based progressive face super-resolution.
 
+    Any number of threads may call one model at once. `fuse`, `to`, `half` and others that change its weights wait until
+    no other thread computes with them, and keep those out that come in the meantime; so does `load_state_dict`.
+
+    After `half` or `bfloat16` it takes images in fp32 or in that precision and returns fp32: convolutions run in half
+    precision, and flows, coordinates, resizing and demodulation in fp32, as under autocast.
+
     Args:
         *args: The network's structure: an `RPFConfig`, or its arguments, ``RPFModel(16, 64, width=0.25)``.
-        validate: Check the values of the inputs (range, NaN). It synchronises a GPU; shapes are always
-            checked. Skipped while exporting or compiling.
+        validate: Check the values of the inputs (range, NaN), and that what every block makes is finite. It
+            synchronises a GPU; shapes are always checked. Skipped while exporting or compiling.
         memory: Without gradients a CPU computes the steps between feature maps in strips of rows where a map in them
             is larger than 16 MB: from side 256 on at the paper's width (what it takes: `benchmarks/RESULTS.md`). A
             GPU computes whole maps. ``"low"``: in strips everywhere, and the two largest maps of each block are
@@ -59,6 +67,7 @@ class RPFModel(nn.Module):
         self.validate = validate
         self.memory = memory
         self.fused = False
+        self._turns = Turns()
         self.lr_size, self.size, self.sides = config.lr_size, config.size, config.sides
         numbers = range(1, len(self.sides) + 1)
         self.blocks = nn.ModuleList(ReconstructionBlock(config, n) for n in numbers)  # type: ignore[assignment]
@@ -111,7 +120,8 @@ class RPFModel(nn.Module):
             (B, 3, size, size) in [0, 1], and with `return_intermediates` the list of block outputs.
 
         Raises:
-            ValueError: If a shape does not fit, or (with `validate`) a value is NaN or outside [0, 1].
+            ValueError: If a shape does not fit, or (with `validate`) a value is NaN or outside [0, 1], or a block made
+                NaN or infinite values: its weights are broken, or too large for their precision.
         """
         first = self._check_lr(lr)
         last = self._check_size(size, first)
@@ -153,7 +163,9 @@ class RPFModel(nn.Module):
             if mask.shape != expected:
                 raise ValueError(f"mask: expected the shape {expected}, got {tuple(mask.shape)}")
             self._check_values("mask", mask)
+            reference, mask = at_least_fp32(reference), at_least_fp32(mask)
             reference = reference * mask
+        reference = at_least_fp32(reference)
         return self.pyramid(with_ok(reference, mask) if self.config.synthesis_copy else reference, last)
 
     def pyramid(self, reference: Tensor, block: int) -> tuple[Tensor, ...]:
@@ -204,6 +216,10 @@ class RPFModel(nn.Module):
         Returns:
             The model itself, in eval mode.
         """
+        with self._turns.changing():
+            return self._fuse()
+
+    def _fuse(self) -> RPFModel:
         for parameter in self.parameters():
             if parameter.ndim == 4:
                 lay_out(parameter)
@@ -227,7 +243,17 @@ class RPFModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, validate: bool = True, memory: Memory = "auto", **additions: Any
+        cls,
+        name: str | Path,
+        validate: bool = True,
+        memory: Memory = "auto",
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **additions: Any,
     ) -> RPFModel:
         """Load a model in fp32 and eval mode, strictly: no weight missing, none left over.
 
@@ -239,21 +265,41 @@ class RPFModel(nn.Module):
                 the Hugging Face hub such as ``"owner/name"``.
             validate: See `RPFModel`, like `memory`.
             memory: Not saved with the model.
+            revision: Of a hub repository: a branch, a tag or a commit. This and the next are huggingface_hub's, and
+                say nothing about a directory or a model of the package.
+            token: Of the hub; None: the one that `hf auth login` has stored, if any.
+            cache_dir: Where the hub's files are kept; None: where huggingface_hub keeps them.
+            local_files_only: Ask no network.
+            force_download: Fetch again what is there.
             **additions: Arguments of `RPFConfig`, in place of the saved ones.
 
         Raises:
             FileNotFoundError: If neither a directory, nor a model of the package, nor a hub repository of that name can
                 be read.
-            ValueError: If the files do not fit each other, or an argument would change a weight that they hold.
+            ValueError: If there is no such argument, which is known before anything is fetched; if the files do not
+                fit each other, a weight is NaN or infinite, or an argument would change a weight that they hold.
         """
-        config, state = storage.load(name)
+        wrong = f"{name}: an argument given here does not fit RPFModel"
         try:
-            model = cls(config, validate=validate, memory=memory, **additions)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}: an argument given here does not fit RPFModel: {error}") from error
-        with torch.device("meta"):
-            saved = cls(config) if additions else model
-        storage.restore(model, state, name, new=model.state_dict().keys() - saved.state_dict().keys())
+            check_choice("memory", memory, get_args(Memory))
+        except ValueError as error:
+            raise ValueError(f"{wrong}: {error}") from error
+        if unknown := additions.keys() - {field.name for field in fields(RPFConfig)}:
+            raise ValueError(f"{wrong}: from_pretrained has no argument {', '.join(sorted(unknown))}")
+        hub = storage.Hub(revision, token, cache_dir, local_files_only, force_download)
+        directory = storage.directory_of(name, hub)
+        config = storage.read_config(directory / storage.CONFIG_FILE)
+        try:
+            asked = replace(config, **additions)
+        except ValueError as error:
+            raise ValueError(f"{wrong}: {error}") from error
+        with torch.device("meta"):  # nothing is allocated before the file's head fits
+            saved = cls(config).state_dict()
+            wanted = cls(asked).state_dict()
+        new = wanted.keys() - saved.keys()
+        storage.check_head(directory, {key: tensor for key, tensor in wanted.items() if key not in new})
+        model = cls(asked, validate=validate, memory=memory)
+        storage.restore(model, storage.read_weights(directory), directory, new)
         return model.eval()
 
     def handed_on(self, record: BlockOutput) -> Tensor | None:
@@ -265,12 +311,58 @@ class RPFModel(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """The image and the flow after as many blocks behind the `first` as there are levels, keeping their records."""
         flow = None
-        for block, level in zip(self.blocks[first:], levels, strict=False):
-            record = self._reconstruct(block, x, level, flow)
-            x, flow = record.output.clamp(0, 1), self.handed_on(record)
-            if records is not None:
-                records.append(record)
+        with self._computing(x.device):
+            x = at_least_fp32(x)
+            for number, (block, level) in enumerate(
+                zip(self.blocks[first:], levels, strict=False), start=first + 1
+            ):
+                record = self._reconstruct(block, x, level, flow)
+                self._check_finite(record, number)
+                x, flow = record.output.clamp(0, 1), self.handed_on(record)
+                if records is not None:
+                    records.append(record)
         return x, flow
+
+    def _computing(self, device: torch.device) -> AbstractContextManager[object]:
+        """One of many threads that use the weights; half weights compute as under autocast."""
+        if is_traced():
+            return self._autocast(device)
+        stack = ExitStack()
+        stack.enter_context(self._turns.using())
+        stack.enter_context(self._autocast(device))  # asked for now: the weights stay what they are
+        return stack
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        dtype = self._dtype()
+        return torch.autocast(device.type, dtype) if dtype in HALF else nullcontext()
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def _check_finite(self, record: BlockOutput, block: int) -> None:
+        """Before it is clamped, or sampled by coordinates, what is infinite would become a value like any other."""
+        if not self.validate or is_traced():
+            return
+        made = (record.flow, record.synthesized, record.output)
+        bounds = torch.stack([bound.float() for x in made for bound in x.detach().aminmax()])
+        if not bounds.isfinite().all():
+            raise ValueError(
+                f"block {block} (of side {record.output.shape[-1]}) made NaN or infinite values: the model's weights "
+                f"are broken, or too large for {self._dtype()}"
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RPFModel:
+        """What `to`, `half`, `cuda` and others do."""
+        with self._turns.changing():
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """See `torch.nn.Module.load_state_dict`."""
+        with self._turns.changing():
+            return super().load_state_dict(state_dict, strict, assign)
 
     def _reconstruct(
         self, block: ReconstructionBlock, x: Tensor, reference: Tensor, flow: Tensor | None
@@ -339,8 +431,9 @@ class RPFModel(nn.Module):
     def _check_values(self, name: str, image: Tensor) -> None:
         if not image.is_floating_point():
             raise ValueError(f"{name}: expected floating point values in [0, 1], got {image.dtype}")
-        dtype = next(self.parameters()).dtype
-        if image.dtype != dtype and not torch.is_autocast_enabled(image.device.type):
+        dtype = self._dtype()
+        fits = image.dtype == dtype or (dtype in HALF and image.dtype == torch.float32)
+        if not fits and not torch.is_autocast_enabled(image.device.type):
             raise ValueError(f"{name}: expected {dtype} as the model's weights, got {image.dtype}")
         if not image.numel():
             raise ValueError(f"{name}: expected at least one image, got none")

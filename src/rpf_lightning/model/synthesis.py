@@ -172,7 +172,7 @@ class CopySynthesisModule(SynthesisModule):
         filled = torch.lerp(slots.of_samples(enlarged), aligned[:, :3], ok)  # a'
         low = self.reduce(filled).clamp(0, 1)
         if slots.several:
-            beta = BETA * self.log_beta.exp()
+            beta = BETA * at_least_fp32(self.log_beta).exp()
             weights = slots.softmax(logits / self.temperature - beta * distance(low, own, ok), ok)
         else:
             weights = torch.ones_like(ok)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rpf_lightning.model.config import RPFConfig
 from rpf_lightning.model.layers import PairModule, init_convolutions, relu_beside, relu_of
-from rpf_lightning.model.resize import Resize, at_least_fp32, full_precision
+from rpf_lightning.model.resize import HALF, Resize, at_least_fp32, full_precision
 from rpf_lightning.model.strips import WHOLE, Rows
 
 COARSEST_SIDE = 8  # "the encoder output has the spatial resolution of 8x8"
@@ -176,5 +176,8 @@ class WarpingModule(PairModule):
     def _head(self, features: Tensor) -> Tensor:
         # in bf16 a flow of 8 units has steps of 1/16: a pixel at side 1024
         with full_precision(features.device):
-            flow: Tensor = self.flow_head(features.to(self.flow_head.weight.dtype))
-        return flow
+            if self.flow_head.weight.dtype not in HALF:
+                flow: Tensor = self.flow_head(features.to(self.flow_head.weight.dtype))
+                return flow
+            weight, bias = self.flow_head.weight.float(), self.flow_head.bias.float()  # type: ignore[union-attr]
+            return F.conv2d(features.float(), weight, bias, padding=1)

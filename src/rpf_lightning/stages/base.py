@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from lightning import Callback
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torchmetrics import Metric, MetricCollection
 from torchvision.utils import flow_to_image  # type: ignore[import-untyped]
@@ -49,13 +49,15 @@ class RPFStage(DirectoryStage):
         decay: ``"cosine"`` lowers the learning rate to zero over the fit; the paper has no schedule.
         accumulate: Batches whose gradients are averaged before each step. (The Trainer's own argument raises
             with two optimizers.)
+        gradient_clip: Largest norm of the gradient of what is trained, in the mean of these batches; 0 does not clip.
+            The critic's is left: its penalty bounds it.
         gradient_norms_every: Batches between two logs of every term's gradient norm at the output, relative to
             the first term's; 0 never. It costs one more backward pass per term.
 
     Raises:
         FileNotFoundError: If the directory holds no model and `network` is None, or weights are missing.
-        ValueError: If `block` is not one of the model's, `network` differs from the model's, or `accumulate` is
-            not positive.
+        ValueError: If `block` is not one of the model's, `network` differs from the model's, `accumulate` is not
+            positive, or `gradient_clip` is negative.
     """
 
     needs_warped_reference = False
@@ -80,15 +82,19 @@ class RPFStage(DirectoryStage):
         decay: Literal["none", "cosine"] = "none",
         accumulate: int = 1,
         gradient_norms_every: int = 100,
+        gradient_clip: float = 0.0,
     ) -> None:
         super().__init__(model_dir, block, network)
         self.automatic_optimization = False
         if accumulate < 1:
             raise ValueError(f"accumulate: expected a positive number of batches, got {accumulate}")
+        if gradient_clip < 0:
+            raise ValueError(f"gradient_clip: expected a norm, or 0 for none, got {gradient_clip}")
         self.learning_rate = learning_rate
         self.decay = decay
         self.accumulate = accumulate
         self.gradient_norms_every = gradient_norms_every
+        self.gradient_clip = gradient_clip
         self.measured = MetricCollection(dict(self.metrics()))
         self.generator_steps = 0  # the trainer's global_step counts the critic's steps as well
         self.mid_accumulation = False
@@ -154,17 +160,9 @@ class RPFStage(DirectoryStage):
             ValueError: If the precision is another than 32-true or bf16-mixed, or if the fit's length is not given
                 in epochs.
         """
-        if self.trainer.precision not in PRECISIONS:
-            raise ValueError(
-                f"precision: expected {' or '.join(PRECISIONS)}, got {self.trainer.precision}. In fp16 the gradient of "
-                "a mean over a megapixel underflows, and a scaled loss would scale the penalty's gradient norm as well"
-            )
-        trying = self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if (self.trainer.max_epochs or 0) < 1 or (self.trainer.max_steps != -1 and not trying):
-            raise ValueError(
-                "trainer: expected the fit's length in max_epochs, and in limit_train_batches where epochs are too "
-                "long. max_steps counts the critic's steps too, and Lightning resumes such a fit at the wrong batch"
-            )
+        refuse_precision(str(self.trainer.precision))
+        trying = bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+        refuse_length(self.trainer.max_epochs, self.trainer.max_steps, trying)
         weights = [f"{name} {value:g}" for name, value in self.hparams.items() if name.endswith("_weight")]
         size = sum(p.numel() for p in self.trained_module.parameters()) / 1e6
         rank_zero_info(
@@ -226,6 +224,12 @@ class RPFStage(DirectoryStage):
                         if parameter.grad is not None:
                             parameter.grad /= self._group
             optimizer.step()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the gradient of what is trained."""
+        own = self.all_optimizers()[0].optimizer
+        if self.gradient_clip and optimizer is own:
+            nn.utils.clip_grad_norm_(own.param_groups[0]["params"], self.gradient_clip)
 
     def all_optimizers(self) -> list[Any]:
         """That of what is trained, and the critic's if there is one."""
@@ -335,3 +339,21 @@ class RPFStage(DirectoryStage):
     def _log(self, phase: str, values: Mapping[str, Tensor], batch_size: int | None = None) -> None:
         named = {f"{phase}/{name}": value.detach() for name, value in values.items()}
         self.log_dict(named, batch_size=batch_size, sync_dist=phase != "train")
+
+
+def refuse_precision(precision: str) -> None:
+    """Raise a ValueError if the precision, by Lightning's name, is another than 32-true or bf16-mixed."""
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"precision: expected {' or '.join(PRECISIONS)}, got {precision}. In fp16 the gradient of "
+            "a mean over a megapixel underflows, and a scaled loss would scale the penalty's gradient norm as well"
+        )
+
+
+def refuse_length(max_epochs: int | None, max_steps: int, trying: bool) -> None:
+    """Raise a ValueError if a fit's length is not given in epochs; `trying`: Lightning has set it for a few batches."""
+    if not trying and ((max_epochs or 0) < 1 or max_steps != -1):
+        raise ValueError(
+            "trainer: expected the fit's length in max_epochs, and in limit_train_batches where epochs are too "
+            "long. max_steps counts the critic's steps too, and Lightning resumes such a fit at the wrong batch"
+        )

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from rpf_lightning.data.batches import ReferenceBatch
 from rpf_lightning.losses import masked_l1
@@ -39,7 +38,7 @@ class JointStage(ImageTerms):
         lower_weight: What every term counts at the sides below that of block l.
         flow_weight: Weight of the masked L1 between the flow and the data's target, in units of S/64 pixels, at the
             start; it falls to 0 over the fit. References of other people have no target.
-        gradient_clip: Largest norm of the gradient; 0 does not clip.
+        gradient_clip: See `RPFStage`.
         entry_fraction: Share of the training samples that enter at a random block f..l with the GT reduced to the side
             of its input, without a flow before it and without losses below: what the block gets where inference enters
             at it.
@@ -82,26 +81,17 @@ class JointStage(ImageTerms):
         super().__init__(  # by name: jsonargparse takes the others for further arguments
             model_dir=model_dir, block=block, network=network, learning_rate=learning_rate, decay=decay,
             adversarial_weight=adversarial_weight, perceptual_weight=perceptual_weight,
-            identity_weight=identity_weight, identity_norm=identity_norm, **kwargs,
+            identity_weight=identity_weight, identity_norm=identity_norm, gradient_clip=gradient_clip, **kwargs,
         )  # fmt: skip
         refuse_no_share(entry_fraction)
         if not 1 <= first <= block:
             raise ValueError(f"first: expected 1 .. {block}, the fit's last block, got {first}")
-        if gradient_clip < 0:
-            raise ValueError(f"gradient_clip: expected a norm, or 0 for none, got {gradient_clip}")
         self.first = first
         self.face_weight = face_weight
         self.synthesized_weight = synthesized_weight
         self.lower_weight = lower_weight
         self.flow_weight = flow_weight
-        self.gradient_clip = gradient_clip
         self.entry_fraction = entry_fraction
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip the gradient of the blocks."""
-        own = self.all_optimizers()[0].optimizer
-        if self.gradient_clip and optimizer is own:
-            nn.utils.clip_grad_norm_(own.param_groups[0]["params"], self.gradient_clip)
 
     def generate(self, batch: ReferenceBatch) -> Outputs:
         """Outputs at the side of block l in the batch's order; those of lower sides with ``_<side>`` at their names."""

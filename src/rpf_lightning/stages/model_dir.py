@@ -14,26 +14,42 @@ from torch import nn
 from rpf_lightning.files import locked
 from rpf_lightning.model import ReconstructionBlock, RPFConfig, RPFModel, storage
 from rpf_lightning.model.storage import CONFIG_FILE, weights_hash
+from rpf_lightning.stages.checkpoint_files import use_checkpoint_files
 from rpf_lightning.stages.finite import refuse_not_finite
 from rpf_lightning.stages.roles import Modules, Role
 
 LOCK = ".lock"
 
 
-def open_model(model_dir: Path, network: RPFConfig | None) -> RPFModel:
+def open_model(model_dir: Path, network: RPFConfig) -> RPFModel:
     """Read the model of a directory, or make a new one and write it there.
+
+    Raises:
+        ValueError: If `network` differs from the model's configuration.
+    """
+    model, new = find_model(model_dir, network)
+    return keep_model(model_dir, model) if new else model
+
+
+def keep_model(model_dir: Path, model: RPFModel) -> RPFModel:
+    """Write a new model into its directory; of several processes that start at once one does, and all get its model."""
+    with locked(model_dir / LOCK):
+        if not (model_dir / CONFIG_FILE).is_file():
+            model.save_pretrained(model_dir)
+            return model
+    return find_model(model_dir, model.config)[0]
+
+
+def find_model(model_dir: Path, network: RPFConfig | None) -> tuple[RPFModel, bool]:
+    """Read the model of a directory, or make a new one; tell whether it is new: nothing is written.
 
     Raises:
         FileNotFoundError: If the directory holds no model and `network` is None.
         ValueError: If `network` differs from the model's configuration.
     """
-    if network is not None and not (model_dir / CONFIG_FILE).is_file():
-        with locked(model_dir / LOCK):  # of several processes that start at once, one makes it
-            if not (model_dir / CONFIG_FILE).is_file():
-                model = RPFModel(network)
-                model.save_pretrained(model_dir)
-                return model
     if not (model_dir / CONFIG_FILE).is_file():
+        if network is not None:
+            return RPFModel(network), True
         raise FileNotFoundError(
             f"{model_dir} holds no model: expected config.json and model.safetensors. Make one with "
             "`rpf curriculum`, RPFModel(...).save_pretrained(directory), or the argument network"
@@ -42,12 +58,13 @@ def open_model(model_dir: Path, network: RPFConfig | None) -> RPFModel:
     if network is not None and (changed := model.config.differences(network)):
         text = ", ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in changed.items())
         raise ValueError(f"{model_dir} holds a model with other arguments ({text})")
-    return model
+    return model, False
 
 
 class DirectoryStage(LightningModule, ABC):
     """Reads the model when it is made, and writes what it trained back when a fit has finished; see `RPFStage`.
 
+    A new model is written when a Trainer begins, and not before: whatever is refused until then leaves nothing.
     Checkpoints hold what is trained and its critic (``self.critic``), and a hash of what that was trained on:
     not a copy of the whole model.
     """
@@ -58,7 +75,7 @@ class DirectoryStage(LightningModule, ABC):
     def __init__(self, model_dir: str, block: int, network: RPFConfig | None) -> None:
         super().__init__()
         self.model_dir = Path(model_dir)
-        self.model = open_model(self.model_dir, network)
+        self.model, self._new = find_model(self.model_dir, network)
         self.model.to(memory_format=torch.channels_last)  # faster on a CPU
         self.model.validate = False  # our own data; the check would synchronise a GPU in every step
         if not 1 <= block <= len(self.model.blocks):
@@ -101,6 +118,13 @@ class DirectoryStage(LightningModule, ABC):
         """SHA-256 over the weights that this stage reads but does not train."""
         read = _beginnings(self.role.frozen(self.first, self.block))
         return weights_hash({k: v for k, v in self.model.state_dict().items() if k.startswith(read)})
+
+    def setup(self, stage: str) -> None:
+        """Write a new model, where nothing is only tried, and let checkpoints be written and read safely."""
+        use_checkpoint_files(self.trainer)
+        if self._new and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.model.load_state_dict(keep_model(self.model_dir, self.model).state_dict())
+            self._new = False
 
     def on_fit_start(self) -> None:
         """Remember what is frozen."""

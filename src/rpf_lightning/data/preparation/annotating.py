@@ -39,7 +39,7 @@ from rpf_lightning.data.preparation.sources import (
 )
 from rpf_lightning.faces.dlib_models import LANDMARKS, model_file
 from rpf_lightning.faces.weights import insightface_pack, weight_file
-from rpf_lightning.files import write_atomically
+from rpf_lightning.files import read_json, write_atomically
 
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # the user's choice
@@ -252,7 +252,7 @@ def _claim(work: Path, arguments: dict[str, Any]) -> None:
     path = work / "arguments.json"
     text = json.dumps(arguments, indent=2, sort_keys=True)
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         refuse_changes(work.parent, before, json.loads(text))
         return
     work.mkdir(parents=True, exist_ok=True)
@@ -265,6 +265,8 @@ def refuse_changes(out: Path, before: dict[str, Any], now: dict[str, Any]) -> No
     Raises:
         ValueError: Naming the differences.
     """
+    if not isinstance(before, dict):
+        raise ValueError(f"{out}: its arguments are no JSON object; use another folder, or delete this one")
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed:
         text = "\n".join(f"  {key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed)

@@ -10,6 +10,7 @@ import hashlib
 import io
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from rpf_lightning.data.pairing import POINTS, grey_thumbnail
 from rpf_lightning.data.preparation.options import MaskModel
 from rpf_lightning.data.preparation.prepared_folder import pack_mask
 from rpf_lightning.data.preparation.sources import Source
+from rpf_lightning.errors import DamagedError
 from rpf_lightning.faces.alignment import align_face, aligned_points, alignment_matrix
 from rpf_lightning.faces.arcface import ArcFace, crop_face
 from rpf_lightning.faces.detection import Detector, Face, FaceDetector
@@ -382,21 +384,31 @@ def _encode(batch: Sequence[Annotated]) -> bytes:
     return buffer.getvalue()
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open what `BatchWriter` stored, and raise a DamagedError where it is something else."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            yield content
+    except Exception as error:  # one bit can make it stumble over anything
+        raise DamagedError(f"{path}: damaged ({error}). Delete it: its photos are looked at again") from error
+
+
 def read_batch(path: Path) -> list[Stored]:
     """Read what `BatchWriter` stored, without the masks."""
-    with np.load(path, allow_pickle=False) as content:
+    with _opened(path) as content:
         fields = {name: content[name] for name in content.files if name != "mask"}
-    row, batch = 0, []
-    nothing: Any = np.zeros(0)
-    for index, sha256, reason in zip(fields["index"], fields["sha256"], fields["reason"], strict=True):
-        landmarks, thumbnail, embedding = (
-            nothing if reason else fields[name][row] for name in ("landmarks", "thumbnail", "embedding")
-        )
-        side = 0 if reason else int(fields["side"][row])
-        batch.append(
-            Stored(int(index), str(reason), str(sha256), side, landmarks, thumbnail, embedding, path, row)
-        )
-        row += not reason
+        row, batch = 0, []
+        nothing: Any = np.zeros(0)
+        for index, sha256, reason in zip(fields["index"], fields["sha256"], fields["reason"], strict=True):
+            landmarks, thumbnail, embedding = (
+                nothing if reason else fields[name][row] for name in ("landmarks", "thumbnail", "embedding")
+            )
+            side = 0 if reason else int(fields["side"][row])
+            batch.append(
+                Stored(int(index), str(reason), str(sha256), side, landmarks, thumbnail, embedding, path, row)
+            )
+            row += not reason
     return batch
 
 
@@ -406,7 +418,7 @@ def stored_masks(stored: Sequence[Stored]) -> Iterator[NDArray[np.uint8]]:
     for item in stored:
         if item.batch != path:
             path = item.batch
-            with np.load(path, allow_pickle=False) as content:
+            with _opened(path) as content:
                 masks = content["mask"]
         yield masks[item.row]
 

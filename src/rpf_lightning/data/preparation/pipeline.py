@@ -259,6 +259,8 @@ class _Job:
             return None
         before = prepared_folder.read_summary(self.out)
         refuse_changes(self.out, before["arguments"], json.loads(json.dumps(self.arguments)))
+        if (self.out / WORK).is_dir():  # killed at the very end: the pictures may be missing
+            return None
         self.say(f"{self.out} was prepared before; sha256 {before['sha256']}")
         return before
 

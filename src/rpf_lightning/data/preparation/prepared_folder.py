@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import os
 import unicodedata
@@ -35,13 +34,14 @@ from numpy.typing import DTypeLike, NDArray
 from rpf_lightning.data.image_files import read_photo
 from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.preparation.sources import LANDMARK_COLUMNS
-from rpf_lightning.files import write_atomically
+from rpf_lightning.files import leads_out, read_json, write_atomically
 
 FORMAT = 1
 CHUNK = 2**24  # bytes written at a time
 MASK_SIDE = 512  # BiSeNet's and CelebAMask-HQ's side
 ALIGNED = "images"  # folder of faces that are aligned here
 SUMMARY = "prepare.json"
+PARTS = {"sha256": str, "splits": list, "images": str, "arguments": dict, "counts": dict}
 IMAGES = "images.parquet"
 LANDMARKS = "landmarks.parquet"
 MASKS = "masks.npy"
@@ -209,18 +209,19 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If the folder is no prepared one.
-        ValueError: If it is of another format.
+        ValueError: If it is of another format, or lacks a part.
     """
     path = folder / SUMMARY
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; `rpf prepare ... --out {folder}` writes it")
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: expected JSON: {error}") from error
-    if summary.get("format") != FORMAT:
-        raise ValueError(f"{path}: expected format {FORMAT}, got {summary.get('format')!r}")
-    return dict(summary)
+    summary = read_json(path)
+    if not isinstance(summary, dict) or summary.get("format") != FORMAT:
+        got = repr(summary.get("format")) if isinstance(summary, dict) else type(summary).__name__
+        raise ValueError(f"{path}: expected format {FORMAT}, got {got}")
+    for name, kind in PARTS.items():
+        if not isinstance(summary.get(name), kind):
+            raise ValueError(f"{path}: expected {name} ({kind.__name__}) in it; prepare the photos anew")
+    return summary
 
 
 def file_hash(path: Path) -> str:
@@ -278,7 +279,13 @@ def image_folder(folder: Path, summary: dict[str, Any], images: str | Path | Non
 
 
 def find_file(root: Path, file: str) -> Path | None:
-    """Find a photo whose name, or a folder's, may be spelled in another Unicode form on this file system."""
+    """Find a photo whose name, or a folder's, may be spelled in another Unicode form on this file system.
+
+    Raises:
+        ValueError: If the name leads out of the folder.
+    """
+    if leads_out(file):
+        raise ValueError(f"{IMAGES} names {file!r}: expected a relative name without '..'")
     path = root / file
     if path.is_file():
         return path

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 
 from rpf_lightning.data.image_files import KINDS
 from rpf_lightning.data.pairing import POINTS
-from rpf_lightning.files import read_utf8
+from rpf_lightning.files import read_csv
 from rpf_lightning.pictures import IMAGES
 
 PICTURES = ("distances.png", "contact_sheet.png")  # drawn for a person to look at
@@ -190,21 +188,21 @@ def _rows(path: Path, columns: list[str]) -> list[tuple[str, int, dict[str, str]
             f"{path}: no such file; expected a CSV file with the columns {_short(columns)}"
         )
     rows: dict[str, tuple[str, int, dict[str, str]]] = {}
-    reader = csv.DictReader(io.StringIO(read_utf8(path), newline=""))
-    missing = [column for column in columns if column not in (reader.fieldnames or [])]
+    header, listed = read_csv(path)
+    missing = [column for column in columns if column not in header]
     if missing:
         raise ValueError(
             f"{path}: the header lacks {_short(missing)}; expected the columns {_short(columns)}, "
-            f"found {_short(list(reader.fieldnames or []))}"
+            f"found {_short(header)}"
         )
-    for row in reader:
-        short = [column for column in columns if row[column] is None]
-        if short:
-            raise ValueError(f"{path}, line {reader.line_num}: no value for {_short(short)}")
-        name = composed(row["file"])
+    for line, row in listed:
+        given = {column: value for column in columns if (value := row[column]) is not None}
+        if short := [column for column in columns if column not in given]:
+            raise ValueError(f"{path}, line {line}: no value for {_short(short)}")
+        name = composed(given["file"])
         if name in rows:
-            raise ValueError(f"{path}, line {reader.line_num}: {name!r} is listed twice")
-        rows[name] = (name, reader.line_num, row)
+            raise ValueError(f"{path}, line {line}: {name!r} is listed twice")
+        rows[name] = (name, line, given)
     return list(rows.values())
 
 
