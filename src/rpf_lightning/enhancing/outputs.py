@@ -134,8 +134,8 @@ def check_places(outs: Sequence[str | Path], inputs: Iterable[str | Path], quali
         for target in files_of(checked_out(out, quality)):
             if target.is_dir():
                 raise ValueError(f"out: expected the name of a file, and {target} is a folder")
-            if target.exists() and (file := given.get(_identity(target))):
-                raise ValueError(f"out: {target} would overwrite {file}; take another name")
+            if target.exists() and (other := given.get(_identity(target))):
+                raise ValueError(f"out: {target} would overwrite {other}; take another name")
     folders = {Path(out).absolute().parent: out for out in outs}
     for parent, name in folders.items():
         folder = next((place for place in (parent, *parent.parents) if place.exists()), None)
