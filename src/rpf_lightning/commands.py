@@ -188,8 +188,8 @@ def enhance(
     if aligned and csv is not None:
         if photos or references or faces or people is not None:
             raise ValueError("--aligned --csv: expected no photo, --reference, --face or --people with it")
-        given = [mask_model != "auto", landmark_model, face_models != "auto", pack, force]
-        if any(value not in (None, False) for value in given):
+        chosen = [mask_model != "auto", landmark_model, face_models != "auto", pack, force]
+        if any(value not in (None, False) for value in chosen):
             raise ValueError(
                 "--aligned --csv: expected none of --mask_model, --landmark_model, --face_models, --pack, --force"
             )
@@ -222,6 +222,7 @@ def enhance(
     from rpf_lightning.enhancing import FaceNetworks, enhance_aligned, outputs, people_in, write_enhanced
     from rpf_lightning.enhancing.found import check_size
     from rpf_lightning.enhancing.many import Done, Enhancer, enhance_many
+    from rpf_lightning.enhancing.portraits import check_portraits
     from rpf_lightning.enhancing.tasks import Task, asked_faces, read_tasks, tasks_of
     from rpf_lightning.model import RPFModel
 
@@ -238,11 +239,9 @@ def enhance(
             raise ValueError(f"{csv}: expected a reference for {bare[0]}, or --people FOLDER")
     else:
         tasks = [Task(Path(photos[0]), Path(out), asked)]
-        for file, times in (
-            (photos[0], scale),
-            *((file, None) for files in asked.values() for file in files),
-        ):
-            check_size(file, times)  # before networks are loaded
+        check_size(photos[0], scale)  # before networks are loaded
+        for given in asked.values():
+            check_portraits(given, "portraits")
     portraits = [file for task in tasks for files in task.faces.values() for file in files]
     inputs = [
         *(task.photo for task in tasks),

@@ -503,10 +503,10 @@ def test_a_model_that_overflows_enhances_nothing(
     drawn: Draw, networks: Any, bicubic: RPFModel, portraits: Portraits
 ) -> None:
     """What the photo corrects would look like a photo."""
-    bicubic.blocks[0].refinement.to_rgb.weight.data.fill_(3e38)
-    for validate in (True, False):
+    for validate, value in ((True, 3e38), (False, float("nan"))):
         bicubic.validate = validate
-        if not validate:
-            bicubic.blocks[0].refinement.to_rgb.weight.data.fill_(float("nan"))
+        for block in bicubic.blocks:
+            block.refinement.to_rgb.bias.data.fill_(value)
+            block.synthesis.to_rgb.bias.data.fill_(value)
         with pytest.raises(ValueError, match="NaN or infinite values"):
             enhance_photo(drawn(160, 120, FACE), portraits[1:], bicubic, networks)

@@ -30,7 +30,7 @@ from rpf_lightning.enhancing.identity_check import (
 )
 from rpf_lightning.enhancing.inputs import Metadata
 from rpf_lightning.enhancing.paste import corrected, enlarge, enlargement, paste
-from rpf_lightning.enhancing.portraits import Portrait, read_portraits
+from rpf_lightning.enhancing.portraits import Portrait, check_portraits, read_portraits
 from rpf_lightning.enhancing.results import Enhanced, EnhancedFace
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize_mask
@@ -68,7 +68,8 @@ def enhance_people(
 
     Raises:
         RefusedError: If a photo shows no face, or the photo has none of an index; if all faces are as large as the
-            model's output already; if the photo is too large to be enlarged; if every portrait of a face clearly shows
+            model's output already; if a photo or portrait is too large, or the photo is too large to be enlarged; if
+            every portrait of a face clearly shows
             another person. All of this is known before the first face is super-resolved.
         FileNotFoundError: If a photo or weights are missing.
         ValueError: If a photo cannot be read or is no RGB image, or there is no list of portraits.
@@ -77,6 +78,8 @@ def enhance_people(
     if not people:
         raise ValueError("people: expected a face and its portraits at least, got none")
     check_size(photo.image if isinstance(photo, FoundFaces) else photo, scale)
+    for index, given in people.items():
+        check_portraits(given, f"people, face {index}")
     mask_of = networks.mask  # first of all: searching a photo takes a while
     portraits = {
         index: read_portraits(people[index], f"people, face {index}", networks, f"face {index}'s portrait")
@@ -171,6 +174,7 @@ def enhance_photo(
     """
     networks = networks or FaceNetworks()
     check_size(photo.image if isinstance(photo, FoundFaces) else photo, scale)
+    check_portraits(references, "references")
     networks.mask  # noqa: B018  # first of all: searching a photo takes a while
     portraits = read_portraits(references, "references", networks, "reference")
     found = photo if isinstance(photo, FoundFaces) else find_faces(photo, networks)

@@ -134,13 +134,14 @@ def check_places(outs: Sequence[str | Path], inputs: Iterable[str | Path], quali
         for target in files_of(checked_out(out, quality)):
             if target.is_dir():
                 raise ValueError(f"out: expected the name of a file, and {target} is a folder")
-            if target.exists() and (file := given.get(_identity(target))):
-                raise ValueError(f"out: {target} would overwrite {file}; take another name")
-    for parent, out in {Path(out).absolute().parent: out for out in outs}.items():
+            if target.exists() and (taken := given.get(_identity(target))):
+                raise ValueError(f"out: {target} would overwrite {taken}; take another name")
+    folders = {Path(out).absolute().parent: out for out in outs}
+    for parent, name in folders.items():
         folder = next((place for place in (parent, *parent.parents) if place.exists()), None)
         if folder is None or not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
             where = folder or parent.anchor
-            raise ValueError(f"out: {out} cannot be written, {where} is no folder that may be written to")
+            raise ValueError(f"out: {name} cannot be written, {where} is no folder that may be written to")
 
 
 def _identity(file: Path) -> tuple[int, int]:

@@ -81,6 +81,23 @@ def _surroundings(face: AlignedFace) -> AlignedFace:
     )
 
 
+def check_portraits(photos: Sequence[Photo | Portrait], of: str) -> None:
+    """Check a list of portraits before anything is decoded; `of` is the argument, for messages.
+
+    Raises:
+        RefusedError: If one has too many pixels, see `check_size`.
+        FileNotFoundError: If one is missing.
+        ValueError: If it is no list or empty, or one is no image.
+    """
+    if isinstance(photos, str | Path | np.ndarray | Portrait):
+        raise ValueError(f"{of}: expected a list of portraits, got a single one")
+    if not photos:
+        raise ValueError(f"{of}: expected one portrait at least, got none")
+    for photo in photos:
+        if not isinstance(photo, Portrait):
+            check_size(photo)
+
+
 def read_portraits(
     photos: Sequence[Photo | Portrait], of: str, networks: FaceNetworks, otherwise: str = "portrait"
 ) -> list[Portrait]:
@@ -89,10 +106,7 @@ def read_portraits(
     Raises:
         ValueError: If it is no list or empty, and as `read_portrait`.
     """
-    if isinstance(photos, str | Path | np.ndarray | Portrait):
-        raise ValueError(f"{of}: expected a list of portraits, got a single one")
-    if not photos:
-        raise ValueError(f"{of}: expected one portrait at least, got none")
+    check_portraits(photos, of)
     return [read_portrait(photo, networks, f"{otherwise} {i}") for i, photo in enumerate(photos)]
 
 
