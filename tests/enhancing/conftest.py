@@ -25,6 +25,7 @@ class SquareDetector:
     """
 
     pack = "squares"
+    sure_upright = 0.6
 
     def detect(self, image: NDArray[np.uint8]) -> list[Face]:
         red = (image[..., 0] > 200) & (image[..., 1] < 60)

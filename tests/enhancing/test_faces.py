@@ -56,6 +56,7 @@ class Reducing:
 
     def __init__(self, detector: Any, longest: int = 1920) -> None:
         self.detector = detector
+        self.sure_upright = detector.sure_upright
         self.longest = longest
         self.largest = 0
 
@@ -128,6 +129,8 @@ def test_how_small_faces_are_sought(
     searched = []
 
     class Nothing:
+        sure_upright = 0.6
+
         def detect(self, image: NDArray[np.uint8]) -> list[Face]:
             searched.append(image.shape[0] * image.shape[1])
             return []
@@ -168,6 +171,8 @@ def test_tiles_lose_nothing_and_cut_nothing(drawn: Draw, networks: Any, seed: in
 @pytest.mark.parametrize("left", [228, 300])  # tiles reach from 0 to 320 and from 240 to 560
 def test_cut_faces_do_not_count_however_sure_the_detector_is(drawn: Draw, networks: Any, left: int) -> None:
     class SureOfParts:
+        sure_upright = 0.6
+
         def detect(self, image: NDArray[np.uint8]) -> list[Face]:
             return [
                 replace(face, score=1 - face.box[2:].max() / 1e4 + (face.box[0] <= 0) + (face.area < 3000))
@@ -183,6 +188,8 @@ def test_small_and_huge_photos_are_not_enlarged(drawn: Draw, monkeypatch: pytest
     shapes = []
 
     class Nothing:
+        sure_upright = 0.6
+
         def detect(self, image: NDArray[np.uint8]) -> list[Face]:
             shapes.append(image.shape[:2])
             return []

@@ -35,6 +35,8 @@ def spot(width: int, height: int, x: float, y: float, radius: float = 3) -> np.n
 class Boxes:
     """A detector that finds given boxes."""
 
+    sure_upright = 0.8
+
     def __init__(self, *boxes: tuple[float, float, float, float]) -> None:
         self.faces = [Face(np.array(box, float), 0.9, np.zeros((5, 2))) for box in boxes]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rpf_lightning.data.image_files import open_image
 from rpf_lightning.enhancing import paste as pasting
 from rpf_lightning.enhancing.aligned_faces import AlignedFace, FaceNetworks, MaskOf, RefusedError
-from rpf_lightning.enhancing.choosing import nearest_reference, photo_face, reference_face
+from rpf_lightning.enhancing.choosing import nearest_reference, photo_face, reference_face, upright
 from rpf_lightning.enhancing.identity_check import (
     OTHER,
     SAME,
@@ -99,7 +99,8 @@ def enhance_photo(
         scale: How much the photo is enlarged, 1 for its own size; None: as the face needs it.
 
     Raises:
-        RefusedError: If a photo shows no face, or several without a choice; if the face is as large as the model's
+        RefusedError: If a photo shows no face, several without a choice, or one that cannot be aligned upright; if the
+            face is as large as the model's
             output already; if the photo is too large to be enlarged; if every reference clearly shows another person.
         FileNotFoundError: If a photo or weights are missing.
         ValueError: If a photo cannot be read or is no RGB image, or there is no list of references.
@@ -123,6 +124,7 @@ def enhance_photo(
     ]
     index, found, search = photo_face(image, name, face, portraits, networks)
     label = f"face {index} of {name}"
+    found = upright(found, search.faces[index], label, networks)
     _refuse_large(found, label, model, search.hint)
     factor, limited = (scale, False) if scale else enlargement(image, found.side, model.size)
     compared = [compare(found, portrait, networks) for portrait in portraits]

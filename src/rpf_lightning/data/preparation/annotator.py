@@ -27,16 +27,16 @@ from rpf_lightning.data.pairing import POINTS, grey_thumbnail
 from rpf_lightning.data.preparation.options import MaskModel
 from rpf_lightning.data.preparation.prepared_folder import pack_mask
 from rpf_lightning.data.preparation.sources import Source
-from rpf_lightning.faces.alignment import align_face, aligned_points, alignment_matrix
+from rpf_lightning.faces.alignment import align_face, aligned_points
 from rpf_lightning.faces.arcface import ArcFace, crop_face
 from rpf_lightning.faces.detection import Face, FaceDetector
 from rpf_lightning.faces.landmarks import LandmarkModel, landmark_model
 from rpf_lightning.faces.parsing import BiSeNetParser, hull_mask, template_mask
+from rpf_lightning.faces.turned import find_any_way_up, is_placed, quarter_turns, upright_aligned
 from rpf_lightning.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-MISALIGNED = 0.25  # of the side; two detectors' points of one face differ by less
 SECOND_FACE = 0.25  # a face of at least this share of the main face's area makes "several faces"
 
 
@@ -199,10 +199,14 @@ class Annotator(LightningModule):
             return replace(item, reason=self.missing_landmarks)
         if points is None:
             assert self.detector is not None
-            faces = self.detector.detect(_image(item))
+            find = self.detector.detect
+            faces = find_any_way_up(_image(item), find, self.detector.sure_upright)
             if reason := face_count_problem(faces):
                 return replace(item, reason=reason)
-            points = faces[0].points
+            face = upright_aligned(_image(item), faces[0], find)
+            if face is None:
+                return replace(item, reason="the face is not upright once it is aligned")
+            points = face.points
         try:
             image = align_face(_image(item), points, self.side)
         except ValueError as error:  # eyes and mouth in one point place no square
@@ -219,13 +223,19 @@ class Annotator(LightningModule):
         found = self.find_landmarks([_image(item) for item in lacking])
         done = []
         for item, result in zip(lacking, found, strict=True):
-            reason = face_count_problem(result.faces)
-            if not reason and (result.landmarks is None or not np.isfinite(result.landmarks).all()):
-                reason = "the landmark network gave no landmarks"
-            elif not reason and self.side and not _is_aligned(result.landmarks, self.side):
-                reason = "the detector and the landmark network found different faces"
+            reason = face_count_problem(result.faces) or self._landmark_problem(result.landmarks)
             done.append(replace(item, reason=reason, landmarks=None if reason else result.landmarks))
         return done
+
+    def _landmark_problem(self, landmarks: NDArray[np.float64] | None) -> str:
+        """What is wrong with the landmarks of a photo's face; "" if nothing is."""
+        if landmarks is None or not np.isfinite(landmarks).all():
+            return "the landmark network gave no landmarks"
+        if self.side and not is_placed(landmarks, self.side):
+            return "the detector and the landmark network found different faces"
+        if not self.side and quarter_turns(landmarks):
+            return "the face is not upright; --align always turns it"
+        return ""
 
     def _plausible(self, batch: list[Annotated]) -> list[Annotated]:
         """Reject landmarks that a thin-plate spline could not use or that belong to a photo of another size."""
@@ -280,16 +290,6 @@ def face_count_problem(faces: Sequence[Face]) -> str:
     areas = [float(np.prod(face.box[2:] - face.box[:2])) for face in faces]
     count = sum(area >= SECOND_FACE * areas[0] for area in areas)
     return "" if count == 1 else f"{count} faces found; expected one person"
-
-
-def _is_aligned(landmarks: NDArray[np.float64] | None, side: int) -> bool:
-    """Tell whether landmarks found in an aligned picture would align it as it is, roughly."""
-    assert landmarks is not None
-    try:
-        matrix = alignment_matrix(landmarks) / side
-    except ValueError:  # no face has its eyes and mouth in one point
-        return False
-    return bool(np.abs(matrix - np.eye(2, 3)).max() < MISALIGNED)
 
 
 class BatchWriter(BasePredictionWriter):
