@@ -283,6 +283,16 @@ class FaceNetworks:
             return self._hull(self._find_landmarks)
         return self._parsed(self._parser)
 
+    @property
+    def labels(self) -> MaskOf | None:
+        """Parses an aligned face: (S, S, 3) uint8 RGB -> (512, 512) uint8 in BiSeNet's order.
+
+        None where the mask model tells no classes apart. Raises as `mask`.
+        """
+        if self.mask_model in ("hull", "template"):
+            return None
+        return lambda face: self._parser.labels([face])[0]
+
     @staticmethod
     def _hull(find_landmarks: LandmarkModel) -> MaskOf:
         def mask(face: NDArray[np.uint8]) -> NDArray[np.uint8]:

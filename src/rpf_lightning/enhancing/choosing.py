@@ -16,6 +16,7 @@ from rpf_lightning.enhancing.aligned_faces import (
     search_faces,
 )
 from rpf_lightning.enhancing.identity_check import SMALLEST_SIDE, Comparison, comparable, compare
+from rpf_lightning.faces.detection import Face
 from rpf_lightning.faces.turned import find_any_way_up, upright_aligned
 
 

@@ -14,6 +14,7 @@ from rpf_lightning.data.image_files import open_image
 from rpf_lightning.enhancing import paste as pasting
 from rpf_lightning.enhancing.aligned_faces import AlignedFace, FaceNetworks, MaskOf, RefusedError
 from rpf_lightning.enhancing.choosing import nearest_reference, photo_face, reference_face, upright
+from rpf_lightning.enhancing.covered import Cover, cover_of, glasses_of, uncovered
 from rpf_lightning.enhancing.identity_check import (
     OTHER,
     SAME,
@@ -91,7 +92,7 @@ def enhance_photo(
     Args:
         photo: Where a face is smaller than the model's output.
         references: One or more portraits of the person, one large face each. Of those that surely match, else of those
-            that were compared, the one whose pose is nearest is used.
+            that were compared, the one whose pose is nearest is used; those whose face is covered come last.
         model: On any device; it is put into eval mode.
         networks: Detector, ArcFace and mask; None: `FaceNetworks()`.
         face: Which face of the photo, 0 is the largest; None: the only one, or the one that the references match.
@@ -130,9 +131,11 @@ def enhance_photo(
     compared = [compare(found, portrait, networks) for portrait in portraits]
     unknown = not_measured(networks) if any(compared) else ""
     allowed = _same_person(compared, label, found, names, force, warnings, unknown, search.hint)
+    covers = {i: cover_of(portraits[i], networks.labels) for i in allowed}
+    allowed = [i for i in allowed if not covers[i].hides(glasses_of(found))] or allowed
     chosen = allowed[nearest_reference(found, [portraits[i] for i in allowed])]
     lr, sharp, reference, mask = _super_resolve(
-        found, label, portraits[chosen], names[chosen], model, mask_of, warnings, grey
+        found, label, portraits[chosen], names[chosen], model, mask_of, warnings, grey, covers[chosen]
     )
     if factor == 1 or limited:
         how = "it keeps its size" if factor == 1 else f"enlarged {factor} times only, since it is large"
@@ -188,8 +191,9 @@ def enhance_aligned(
         warnings.append(f"whether {reference_name} shows the same person was not compared: {error}")
     else:
         _same_person([compared], name, found, [reference_name], force, warnings, unknown)
+    cover = cover_of(portrait, networks.labels)
     lr, sharp, square, mask = _super_resolve(
-        found, name, portrait, reference_name, model, mask_of, warnings, grey
+        found, name, portrait, reference_name, model, mask_of, warnings, grey, cover
     )
     matrix = np.array([[model.size, 0, 0], [0, model.size, 0]], np.float64)
     return Enhanced(
@@ -316,6 +320,7 @@ def _super_resolve(
     mask_of: MaskOf,
     warnings: list[str],
     grey: bool,
+    cover: Cover,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
     """LR, output, aligned reference and its mask; the output of a grey photo is grey, whatever the reference is."""
     if face.side < model.lr_size:
@@ -333,6 +338,8 @@ def _super_resolve(
         large = mask_of(portrait.crop(MASK_SIDE))
     except ValueError as error:
         raise RefusedError(f"{name}: {error}") from error
+    large, told = uncovered(large, cover, glasses_of(face), name)
+    warnings += told
     device = next(model.parameters()).device
     with torch.inference_mode():
         mask = resize_mask(torch.from_numpy(large.astype(np.float32))[None, None], model.size)

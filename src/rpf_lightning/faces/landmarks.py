@@ -203,8 +203,8 @@ class OnnxLandmarks:
     """An ONNX network of 68 points: (B, 3, s, s) RGB in 0..1 -> (B, 136), x and y as fractions of the crop.
 
     The crop is the square around the face box's centre with 1.1 times its longer side; what lies outside of the
-    photo repeats its edge. A face that lies is turned before. The mean of the crop's and its mirror image's landmarks is taken, since networks trained
-    without mirror images lean to one side.
+    photo repeats its edge. A face that lies is turned before. The mean of the crop's and its mirror image's landmarks
+    is taken, since networks trained without mirror images lean to one side.
 
     Args:
         path: The ONNX file.

@@ -17,6 +17,7 @@ from rpf_lightning.faces.detection import Face
 
 SAME_FACE = 0.5  # two boxes that share this much of the smaller one are one face, or a face and a part of it
 CHECK_SIDE = 256  # of the aligned square in which a face is looked for again
+SMALLEST_CHECKED = 24  # pixels of the square; of smaller ones one in twelve is not found again
 MISPLACED = 0.25  # of the side; points of one face found twice differ by less
 
 Find = Callable[[NDArray[np.uint8]], Sequence[Face]]
@@ -74,7 +75,8 @@ def best_turn(image: NDArray[np.uint8], face: Face, find: Find) -> Face:
 def upright_aligned(image: NDArray[np.uint8], face: Face, find: Find) -> Face | None:
     """Check that a face stands upright in the square that its points place, as it is or in its `best_turn`.
 
-    It does where it is found there again, and with a better score than in the turns of the square.
+    It does where it is found there again, and with a better score than in the turns of the square. Of squares below
+    24 pixels, not being found says nothing.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -95,11 +97,13 @@ def _is_upright(image: NDArray[np.uint8], face: Face, find: Find) -> bool:
         square = align_face(image, face.points, CHECK_SIDE)
     except ValueError:  # all points in one place
         return False
-    scores = [
-        max((again.score for again in find(np.rot90(square, turns).copy()) if is_placed(again.points, CHECK_SIDE)), default=0.0)
-        for turns in range(4)
-    ]
-    return scores[0] > 0 and scores[0] == max(scores)
+    scores = [0.0] * 4
+    for turns in range(4):
+        for again in find(np.rot90(square, turns).copy()):
+            if is_placed(again.points, CHECK_SIDE):
+                scores[turns] = max(scores[turns], again.score)
+    small = np.hypot(*alignment_matrix(face.points)[:, 0]) < SMALLEST_CHECKED
+    return scores[0] == max(scores) and (scores[0] > 0 or bool(small))
 
 
 def is_placed(points: NDArray[np.floating], side: float) -> bool:
