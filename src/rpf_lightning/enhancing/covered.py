@@ -1,4 +1,11 @@
-"""What covers the face of a reference, so that it is not transferred: glasses, hair, hands, microphones."""
+"""What covers the face of a reference, so that it is not transferred: glasses, hair, hands, microphones.
+
+Dark glasses are left out of the mask. Clear ones are painted over with the skin around them, since a hole of their
+shape looks like dark glasses to the model. Measured on photos of CelebA-HQ without glasses, reduced to 16 pixels, with
+portraits of the same people in clear ones, LPIPS is .175 with the portrait as it is and .173 painted over (14 photos),
+.180 as it is and .185 with a hole (22 photos). With dark glasses (4 photos) it is about .18 either way, and with a hole
+there are no rims.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from rpf_lightning.enhancing.aligned_faces import AlignedFace
 from rpf_lightning.faces.glasses import SIDES, Glasses, find_glasses
@@ -24,8 +32,10 @@ GLASSES = 0.02  # share of the band that glasses have at least; those that are w
 DARK = 0.4  # brightness at the eyes, as a share of the skin's: of lenses through which no eye is seen, mostly less
 COVERED_EYE = 0.5  # share of an eye's place that is not facial where no eye is seen: 7 photos, by hair
 COVERED_MOUTH = (
-    0.1  # share of nose and mouth that is not facial: 10 photos, with hands, microphones, and profiles
+    0.1  # share of nose and mouth that is not facial: 10 photos, with hands, microphones, profiles
 )
+RIM, LID = 4, 2  # pixels of 512 by which glasses are larger than their class, and eyes
+ENOUGH = 0.15  # of the weights around a pixel that is painted over
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +44,7 @@ class Cover:
 
     Attributes:
         glasses: Whether it wears glasses.
-        region: (512, 512) bool: what is masked out where the photo shows no such glasses; None: nowhere is known.
+        region: (512, 512) bool: where the glasses are; eyes that are seen through them are left out. None: not known.
         things: What else there is, in words.
     """
 
@@ -61,8 +71,8 @@ def cover_of(face: AlignedFace, labels_of: LabelsOf | None) -> Cover:
 
     Args:
         face: The face.
-        labels_of: Its parsing map: (S, S, 3) uint8 -> (512, 512) labels in BiSeNet's order. None: glasses alone are
-            looked for, and only of dark ones it is known where they are.
+        labels_of: Its parsing map: (S, S, 3) uint8 -> (512, 512) labels in BiSeNet's order. None: glasses are looked
+            for in the pixels, and dark ones are somewhere in a band around the eyes; other things cannot be known.
     """
     if labels_of is not None:
         square = face.crop(SIDE)
@@ -76,36 +86,59 @@ def cover_of(face: AlignedFace, labels_of: LabelsOf | None) -> Cover:
 
 
 def uncovered(
-    mask: NDArray[np.uint8], cover: Cover, photo: Glasses, name: str
-) -> tuple[NDArray[np.uint8], list[str]]:
-    """Leave out of a reference's mask what is not to be transferred.
+    reference: NDArray[np.uint8], mask: NDArray[np.uint8], cover: Cover, photo: Glasses, name: str
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[str]]:
+    """Leave out of a reference what is not to be transferred.
 
     Args:
-        mask: (512, 512) uint8 of 0 and 1.
-        cover: What covers the reference.
+        reference: (S, S, 3) uint8, aligned.
+        mask: (512, 512) uint8 of 0 and 1, its face.
+        cover: What covers it.
         photo: The glasses of the face that is enhanced.
         name: Of the reference, for messages.
 
     Returns:
-        The mask, and warnings.
+        The reference, the mask, and warnings.
     """
     warnings = [
         f"{name}: {thing}, which may appear in the result; a portrait that shows the whole face is better"
         for thing in cover.things
     ]
     if cover.foreign_glasses(photo):
-        kind = "dark glasses" if cover.glasses.dark else "glasses"
         if cover.region is None:
-            left = "where exactly is not known without a parsing network (--mask-model bisenet), their rims may appear"
-        else:
+            left = "where they are is not known without a parsing network (--mask-model bisenet), rims may appear"
+        elif cover.glasses.dark:
             mask = mask * ~cover.region
-            left = "they are masked out" + (
-                ", the eyes come from the photo alone" if cover.glasses.dark else ""
-            )
-        warnings.append(
-            f"{name}: the person wears {kind}, and in the photo none are seen: {left}; a portrait without is better"
-        )
-    return mask, warnings
+            left = "they are masked out, and the eyes come from the photo alone"
+        else:
+            reference = _painted_over(reference, mask, cover.region)
+            left = "they are painted over with the skin around them"
+        kind = "dark glasses" if cover.glasses.dark else "glasses"
+        warnings.append(f"{name} shows {kind} that the photo does not: {left}; a portrait without is better")
+    return reference, mask, warnings
+
+
+def _painted_over(
+    reference: NDArray[np.uint8], mask: NDArray[np.uint8], region: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """Fill a region with the weighted mean of the face around it, as near as there is some."""
+    from scipy.ndimage import gaussian_filter  # imported here: slow to import
+
+    side = len(reference)
+    left, face = (
+        np.asarray(Image.fromarray(part).resize((side, side), Image.Resampling.NEAREST))
+        for part in (region, mask.astype(bool))
+    )
+    weights = (face & ~left).astype(np.float64)
+    painted, left = reference.astype(np.float64), left.copy()
+    for width in (side / 128, side / 64, side / 32, side / 16, side / 8):
+        near = gaussian_filter(weights, width)
+        now = left & (near > ENOUGH)
+        for channel in range(3):
+            mean = gaussian_filter(reference[..., channel] * weights, width)
+            painted[now, channel] = mean[now] / near[now]
+        left &= ~now
+    return painted.round().astype(np.uint8)
 
 
 def _parsed(square: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Cover:
@@ -116,7 +149,7 @@ def _parsed(square: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Cover:
     region = None
     if any_glasses:
         region = np.zeros_like(lenses)
-        _part(region, BAND)[:] = _part(lenses | (eye if dark else False), BAND)
+        _part(region, BAND)[:] = _part(_grown(lenses, RIM) & (dark | ~_grown(eye, LID)), BAND)
     facial = np.isin(labels, [value for value, name in enumerate(BISENET) if name in FACIAL])
     hair = is_a["hair"] | is_a["hat"]
     things = []
@@ -129,6 +162,12 @@ def _parsed(square: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Cover:
             "something (a hand, a microphone, the background of a profile) is where nose and mouth would be"
         )
     return Cover(Glasses(any_glasses, dark), region, tuple(dict.fromkeys(things)))
+
+
+def _grown(values: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
+    from scipy.ndimage import binary_dilation  # imported here: slow to import
+
+    return np.asarray(binary_dilation(values, iterations=pixels))
 
 
 def _is_dark(square: NDArray[np.uint8], skin: NDArray[np.bool_]) -> bool:

@@ -338,7 +338,7 @@ def _super_resolve(
         large = mask_of(portrait.crop(MASK_SIDE))
     except ValueError as error:
         raise RefusedError(f"{name}: {error}") from error
-    large, told = uncovered(large, cover, glasses_of(face), name)
+    reference, large, told = uncovered(reference, large, cover, glasses_of(face), name)
     warnings += told
     device = next(model.parameters()).device
     with torch.inference_mode():

@@ -58,7 +58,12 @@ class FaceDetector:
         FileNotFoundError: If the pack, or a detector with five points in it, is missing.
 
     Attributes:
-        sure_upright: From which score on a face whose points are upright is so (`faces.turned`).
+        sure_upright: From which score on a face is surely upright, if its points are (`faces.turned`). Measured with
+            the pack "mbf" in four quarter turns of 60 unaligned photos of 16 people, at 16 to 200 pixels of the aligned
+            square, and of 60 aligned ones, at 64 and 512: none that lay reached it (.68 at most, of 840), and of those
+            on their heads 4 of 420 (.79). Upright ones that fell short, whose photos are searched in the other turns
+            too: 68 % at 16 pixels, 32 % at 24, 7 % at 48, 3 % at 96 and 200; of aligned ones 13 to 18 %. Every face
+            that was found upright had a better score than in the other turns.
     """
 
     sure_upright = 0.76
