@@ -42,10 +42,12 @@ def find_any_way_up(image: NDArray[np.uint8], find: Find, sure: float) -> list[F
     if any(_score(face) >= sure for face in found):
         found = [face if _score(face) >= sure else best_turn(image, face, find) for face in found]
         return sorted(found, key=lambda face: -face.area)
+    best = max(map(_score, found), default=0.0)
     for turns in (1, 2, 3):
         others = _in_turn(image, find, turns)
-        if max(map(_score, others), default=0.0) > max(map(_score, found), default=0.0):
-            found = others
+        score = max((face.score for face in others), default=0.0)
+        if score > best:
+            found, best = others, score
     return found
 
 
