@@ -195,7 +195,10 @@ def test_small_and_huge_photos_are_not_enlarged(drawn: Draw, monkeypatch: pytest
             return []
 
     assert find_faces(drawn(160, 100), Nothing()) == []
-    assert shapes == 2 * [(100, 160), (160, 100)]  # in four turns; the detector's own input is four times as large
+    assert shapes == 2 * [
+        (100, 160),
+        (160, 100),
+    ]  # in four turns; the detector's own input is four times as large
     monkeypatch.setattr(faces, "MAX_PIXELS", {0.5: 1e6, 1: 1e6, 2: 4 * 700 * 500, 4: 1e6})
     find_faces(drawn(700, 500), Nothing())
     assert len(shapes) == 4 + 4 * (1 + 3 * 2)  # twice, in 3 x 2 tiles; not four times

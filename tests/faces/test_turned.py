@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from rpf_lightning.faces.alignment import align_face, alignment_matrix
@@ -20,47 +19,9 @@ from rpf_lightning.faces.turned import (
     turned_back,
     upright_aligned,
 )
+from turned_heads import UPRIGHT, Heads, Photo, photo_of
 
 SURE = 0.8
-Photo = NDArray[np.uint8]
-UPRIGHT = np.array([[-2, -1], [2, -1], [0.5, 0], [-1, 1.5], [1, 1.5]])  # of a head of side 8, from its middle
-
-
-def photo(*heads: tuple[int, int, int, int], height: int = 90, width: int = 140) -> Photo:
-    """Heads (x, y, side, quarter turns): red squares; the quarter where the forehead is has green as well."""
-    image = np.zeros((height, width, 3), np.uint8)
-    for x, y, side, turns in heads:
-        head = np.zeros((side, side, 3), np.uint8)
-        head[..., 0] = 255
-        head[: side // 4, :, 1] = 255
-        image[y : y + side, x : x + side] = np.rot90(head, -turns)
-    return image
-
-
-class Heads:
-    """Sees the heads, best the upright ones, and places the points of all as if they were upright.
-
-    `scores` are those of heads that have to be turned by 0, 1, 2 and 3 quarters to stand; 0: not seen.
-    """
-
-    def __init__(self, *scores: float) -> None:
-        self.scores = scores
-        self.seen: list[tuple[int, ...]] = []
-
-    def __call__(self, image: Photo) -> list[Face]:
-        from scipy import ndimage
-
-        self.seen.append(image.shape[:2])
-        found = []
-        for rows, columns in ndimage.find_objects(ndimage.label(image[..., 0] > 100)[0]):
-            size = np.array([columns.stop - columns.start, rows.stop - rows.start])
-            low = np.array([columns.start, rows.start])
-            green = np.argwhere(image[rows, columns, 1] > 100).mean(0) / size[::-1] - 0.5
-            turns = (0, 2)[int(green[0] > 0)] if abs(green[0]) > abs(green[1]) else (1, 3)[int(green[1] < 0)]
-            if score := self.scores[turns]:
-                points = low + size / 2 + UPRIGHT * size / 8
-                found.append(Face(np.concatenate([low, low + size]).astype(float), score, points))
-        return sorted(found, key=lambda face: -face.area)
 
 
 @pytest.mark.parametrize("turns", range(4))
@@ -90,23 +51,23 @@ def test_every_face_stands_in_one_quarter_turn(degrees: float, turns: int) -> No
 @pytest.mark.parametrize("turns", range(4))
 def test_a_photo_that_lies(turns: int) -> None:
     """The face's points are where they belong, although it was seen in the photo as it is as well."""
-    image = np.rot90(photo((40, 30, 24, 0)), -turns).copy()
+    image = np.rot90(photo_of((40, 30, 24, 0)), -turns).copy()
     (face,) = find_any_way_up(image, Heads(0.9, 0.6, 0.55, 0.7), SURE)
     (x, y), score = face.box[:2], face.score
     assert image[int(y), int(x), 0] == 255
     assert score == 0.9
     forehead = align_face(image, face.points, 32)
-    upright = align_face(photo((40, 30, 24, 0)), np.array([52, 42]) + UPRIGHT * 3, 32)
+    upright = align_face(photo_of((40, 30, 24, 0)), np.array([52, 42]) + UPRIGHT * 3, 32)
     np.testing.assert_array_equal(forehead, upright)
     assert quarter_turns(face.points) == turns
 
 
 def test_a_face_that_is_surely_upright_costs_no_search() -> None:
     find = Heads(0.9, 0.6, 0.6, 0.6)
-    find_any_way_up(photo((40, 30, 24, 0)), find, SURE)
+    find_any_way_up(photo_of((40, 30, 24, 0)), find, SURE)
     assert find.seen == [(90, 140)]
     find = Heads(0.7, 0.6, 0.6, 0.6)
-    (face,) = find_any_way_up(photo((40, 30, 24, 0)), find, SURE)
+    (face,) = find_any_way_up(photo_of((40, 30, 24, 0)), find, SURE)
     assert find.seen == [(90, 140), (140, 90), (90, 140), (140, 90)]
     assert quarter_turns(face.points) == 0
 
@@ -115,7 +76,7 @@ def test_one_lies_in_a_group() -> None:
     """Those who stand stay as they are; the other is looked for alone, in her surroundings."""
     heads = [(10, 10, 20, 0), (50, 40, 16, 0), (100, 50, 24, 1)]
     find = Heads(0.9, 0.6, 0.6, 0.5)
-    faces = find_any_way_up(photo(*heads), find, SURE)
+    faces = find_any_way_up(photo_of(*heads), find, SURE)
     assert [face.box[:2].tolist() for face in faces] == [[100, 50], [10, 10], [50, 40]]
     assert [quarter_turns(face.points) for face in faces] == [1, 0, 0]
     np.testing.assert_array_equal(faces[1].points, np.array([20, 20]) + UPRIGHT * 2.5)
@@ -125,10 +86,10 @@ def test_one_lies_in_a_group() -> None:
 
 def test_what_is_found_in_a_worse_turn_is_not_taken() -> None:
     """An ear that looks like a face once the photo is turned makes no second face, and nothing is no face."""
-    image = photo((40, 30, 24, 0), (100, 10, 20, 1))
+    image = photo_of((40, 30, 24, 0), (100, 10, 20, 1))
     (face,) = find_any_way_up(image, Heads(0.7, 0.0, 0.0, 0.0), 0.99)
     assert face.box.tolist() == [40, 30, 64, 54]
-    assert find_any_way_up(photo(), Heads(0.9, 0.9, 0.9, 0.9), SURE) == []
+    assert find_any_way_up(photo_of(), Heads(0.9, 0.9, 0.9, 0.9), SURE) == []
 
 
 def test_faces_whose_points_lie_are_no_better_than_none() -> None:
@@ -140,14 +101,14 @@ def test_faces_whose_points_lie_are_no_better_than_none() -> None:
         points = face.points.mean(0) + UPRIGHT[:, ::-1] * (-3, 3) if turns else face.points
         return [Face(face.box, face.score, points)]
 
-    image = photo((40, 30, 24, 3))
+    image = photo_of((40, 30, 24, 3))
     (face,) = find_any_way_up(image, find, 0.9)
     assert face.score == 0.8
     assert quarter_turns(face.points) == 3
 
 
 def test_the_aligned_face_is_looked_at_again() -> None:
-    image = photo((40, 30, 48, 2))
+    image = photo_of((40, 30, 48, 2))
     wrong = Face(np.array([40.0, 30, 88, 78]), 0.85, np.array([64, 54]) + UPRIGHT * 6)
     find = Heads(0.9, 0.0, 0.8, 0.0)
     right = upright_aligned(image, wrong, find)
@@ -158,7 +119,7 @@ def test_the_aligned_face_is_looked_at_again() -> None:
     # found nowhere: nothing that stands, unless it is too small to tell
     nothing = Heads(0.0, 0.0, 0.0, 0.0)
     assert upright_aligned(image, wrong, nothing) is None
-    small = photo((40, 30, 12, 0))
+    small = photo_of((40, 30, 12, 0))
     tiny = Face(np.array([40.0, 30, 52, 42]), 0.6, np.array([46, 36]) + UPRIGHT * 1.5)
     assert np.hypot(*alignment_matrix(tiny.points)[:, 0]) < 24
     assert upright_aligned(small, tiny, nothing) is tiny
@@ -168,7 +129,7 @@ def test_the_aligned_face_is_looked_at_again() -> None:
 def test_places_beyond_the_photo_are_not_searched() -> None:
     outside = Face(np.array([200.0, 200, 220, 220]), 0.6, np.array([210, 210]) + UPRIGHT)
     find = Heads(0.9, 0.9, 0.9, 0.9)
-    assert best_turn(photo((40, 30, 24, 0)), outside, find) is outside
+    assert best_turn(photo_of((40, 30, 24, 0)), outside, find) is outside
     assert find.seen == []
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,8 @@ from rpf_lightning.faces.alignment import align_face, alignment_matrix
 from rpf_lightning.faces.detection import Face
 from rpf_lightning.faces.landmarks import Found
 from rpf_lightning.faces.parsing import BiSeNetParser
+from rpf_lightning.faces.turned import points_back
+from turned_heads import Heads, photo_of
 
 Prepare = Callable[..., dict[str, Any]]
 
@@ -486,6 +489,52 @@ def test_what_the_landmark_model_finds_decides(
         index = photos.ids.index(name)
         drawn = render_photo(int(name[0]), int(name[2]), 64)
         np.testing.assert_allclose(photos.landmarks[index], drawn.landmarks / 64, atol=1e-4)
+
+
+def lying(side: int | None, scores: tuple[float, ...] = (0.9, 0.6, 0.55, 0.7)) -> annotator.Annotator:
+    """Prepares heads, which are found however they lie; a landmark network that finds the same points in all photos."""
+    module = annotator.Annotator("onnx:x", "template", side, None, False)
+    module.detector = SimpleNamespace(detect=Heads(*scores), sure_upright=0.8)
+    points = render_photo(0, 0, 64).landmarks / 64
+    module.find_landmarks = lambda images: [
+        Found(points * len(image), module.detector.detect(image)) for image in images
+    ]
+    module.parser = None
+    return module
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_photos_that_lie_are_aligned_as_upright_ones(turns: int) -> None:
+    upright, turned = (
+        annotator.Annotated(i, image=np.rot90(photo_of((40, 30, 32, 0)), k).copy())
+        for i, k in ((0, 0), (1, turns))
+    )
+    one, other = lying(64).predict_step([upright, turned], 0)
+    assert one.reason == other.reason == ""
+    np.testing.assert_array_equal(other.image, one.image)
+    assert (other.image[22, 20:44, 1] > 200).all()  # the forehead
+
+
+def test_a_face_that_does_not_stand_once_aligned_is_rejected() -> None:
+    """Here the detector sees no face in what its points place."""
+    module = lying(64)
+    heads = module.detector.detect
+    module.detector.detect = lambda image: heads(image) if image.shape[0] != 256 else []
+    (item,) = module.predict_step([annotator.Annotated(0, image=photo_of((40, 30, 32, 0)))], 0)
+    assert item.reason == "the face is not upright once it is aligned"
+
+
+def test_landmarks_that_lie_are_rejected_where_nothing_is_aligned() -> None:
+    module = lying(None)
+    find = module.find_landmarks
+    items = [annotator.Annotated(i, image=photo_of((20, 20, 40, 0), height=90, width=90)) for i in range(4)]
+    reasons = []
+    for turns, item in enumerate(items):
+        module.find_landmarks = lambda images, turns=turns: [
+            Found(points_back(found.landmarks, turns, (90, 90)), found.faces) for found in find(images)
+        ]
+        reasons.append(module.predict_step([item], 0)[0].reason)
+    assert reasons == ["", *["the face is not upright; --align always turns it"] * 3]
 
 
 def test_masks_by_bisenet(
