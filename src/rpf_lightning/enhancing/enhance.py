@@ -48,7 +48,7 @@ class Enhanced:
         before: The same size: the enlarged photo without the face; of an aligned crop its enlargement.
         face: (S, S, 3) uint8, what the model made.
         lr: (l, l, 3) uint8, what it was given, l = L * 2^k.
-        reference: (S, S, 3) uint8, the aligned reference.
+        reference: (S, S, 3) uint8, the aligned reference, without what covers it (`covered.uncovered`).
         mask: (S, S) uint8, 1 on the reference's face and 0 elsewhere.
         matrix: (2, 3) float64: fractions of the face's aligned square -> pixels of `image`.
         face_index: Which face of the photo, 0 is the largest.
