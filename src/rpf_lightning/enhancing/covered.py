@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,6 +177,6 @@ def _is_dark(square: NDArray[np.uint8], skin: NDArray[np.bool_]) -> bool:
     return bool(skin.any()) and at_eyes < DARK * float(np.median(light[skin]))
 
 
-def _part(values: NDArray[np.generic], place: tuple[float, float, float, float]) -> NDArray[np.generic]:
+def _part(values: NDArray[Any], place: tuple[float, float, float, float]) -> NDArray[Any]:
     top, bottom, left, right = (round(fraction * SIDE) for fraction in place)
     return values[top:bottom, left:right]
