@@ -17,9 +17,8 @@ from rpf_lightning.faces.detection import Face
 
 SAME_FACE = 0.5  # two boxes that share this much of the smaller one are one face, or a face and a part of it
 CHECK_SIDE = 256  # of the aligned square in which a face is looked for again
-SMALLEST_CHECKED = (
-    32  # pixels of the square: of 60 upright ones at 24 one is not found again, at 16 five; from 48 on none
-)
+# pixels of the square: of 60 upright faces at 24 one is not found again, at 16 five, at 48 and more none
+SMALLEST_CHECKED = 32
 MISPLACED = 0.25  # of the side; points of one face found twice differ by less
 
 Find = Callable[[NDArray[np.uint8]], Sequence[Face]]
