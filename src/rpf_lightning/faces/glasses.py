@@ -76,8 +76,9 @@ def features(faces: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
     """
     image = np.stack(faces).astype(np.float32) / 255
     face = image[:, *FACE]
-    light = image @ np.array([0.299, 0.587, 0.114], np.float32)
-    down, right = (edge[:, *EYES] for edge in np.gradient(light, axis=(1, 2)))
+    light: NDArray[np.float32] = np.tensordot(image, np.array([0.299, 0.587, 0.114], np.float32), 1)
+    edges_of: list[NDArray[np.float32]] = list(np.gradient(light, axis=(1, 2)))
+    down, right = (edge[:, *EYES] for edge in edges_of)
     strength, direction = np.hypot(right, down), np.arctan2(down, right) % np.pi * (DIRECTIONS / np.pi)
     half = DIRECTIONS / 2
     cells = []
