@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,9 +76,9 @@ def features(faces: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
     """
     image = np.stack(faces).astype(np.float32) / 255
     face = image[:, *FACE]
-    light: NDArray[np.float32] = np.tensordot(image, np.array([0.299, 0.587, 0.114], np.float32), 1)
-    edges_of: list[NDArray[np.float32]] = list(np.gradient(light, axis=(1, 2)))
-    down, right = (edge[:, *EYES] for edge in edges_of)
+    light = image @ np.array([0.299, 0.587, 0.114], np.float32)
+    gradients: Any = np.gradient(light, axis=(1, 2))
+    down, right = (gradient[:, *EYES] for gradient in gradients)
     strength, direction = np.hypot(right, down), np.arctan2(down, right) % np.pi * (DIRECTIONS / np.pi)
     half = DIRECTIONS / 2
     cells = []
