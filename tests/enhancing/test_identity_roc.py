@@ -98,7 +98,7 @@ def test_prepared_photos(
     def detect(image: Any) -> list[Face]:
         return [Face(np.array([0, 0, *image.shape[1::-1]], float), 1.0, face_points(0, 0, len(image)))]
 
-    networks.detector = SimpleNamespace(pack="whole", detect=detect)
+    networks.detector = SimpleNamespace(pack="whole", detect=detect, sure_upright=0.6)
     networks.arcface = SimpleNamespace(file="arcface.onnx")
     monkeypatch.setattr(roc, "FaceNetworks", lambda pack: networks)
     roc.main(["--data", str(prepared), "--sides", "32", "--people", "3"])
