@@ -821,7 +821,10 @@ def test_near_duplicates_of_the_real_photos(shared: Path) -> None:
 @pytest.mark.realdata
 @pytest.mark.weights
 def test_an_album_of_real_photos(shared: Path, real_weights: Path, tmp_path: Path) -> None:
-    """Faces are found, aligned, annotated and paired; the same person looks alike to ArcFace."""
+    """Faces are found, aligned, annotated and paired; the same person looks alike to ArcFace.
+
+    One of them, 7228/132978.jpg, is turned by 50 degrees: upright, its points are wrong.
+    """
     album = tmp_path / "album"
     for person in ("7201", "7205", "7228"):
         shutil.copytree(shared / "data" / "wild_photos" / person, album / person)
@@ -840,12 +843,11 @@ def test_an_album_of_real_photos(shared: Path, real_weights: Path, tmp_path: Pat
     assert rejected(out) == {
         "7201/nobody.jpg": "no face found",
         "7201/two.jpg": "2 faces found; expected one person",
-        "7228/132978.jpg": "the detector and the landmark network found different faces",
     }
-    assert summary["counts"]["kept"] == summary["counts"]["pairs"]["all"] == 11
+    assert summary["counts"]["kept"] == summary["counts"]["pairs"]["all"] == 12
     assert verify(out) == []
     photos = PreparedPhotos(out)
-    for index in range(11):
+    for index in range(12):
         photo, points = photos.photo(index), photos.landmarks[index]
         assert photo.image.shape == (256, 256, 3)
         eyes, mouth = points[36:48].mean(0), points[48:60].mean(0)
@@ -856,7 +858,7 @@ def test_an_album_of_real_photos(shared: Path, real_weights: Path, tmp_path: Pat
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     same = np.equal.outer(photos.identities, photos.identities)
     cosine = embeddings @ embeddings.T
-    assert cosine[same & ~np.eye(11, dtype=bool)].mean() > cosine[~same].mean() + 0.3
+    assert cosine[same & ~np.eye(12, dtype=bool)].mean() > cosine[~same].mean() + 0.3
 
 
 @pytest.mark.slow
