@@ -28,6 +28,7 @@ class SquareDetector:
 
     pack = "squares"
     smallest_face, smallest_square, input_side, max_input_side = 20, 20, 640, 1920
+    sure_upright = 0.6
 
     def detect(self, image: NDArray[np.uint8]) -> list[Face]:
         red = (image[..., 0] > 200) & (image[..., 1] < 60)

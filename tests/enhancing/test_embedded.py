@@ -68,6 +68,7 @@ class Coarse:
 
     pack = "coarse"
     smallest_face, smallest_square, input_side, max_input_side = 80, 192, 1280, 3840
+    sure_upright = 0.6
 
     def __init__(self, detector: Any) -> None:
         self.detector = detector

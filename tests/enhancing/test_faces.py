@@ -59,6 +59,7 @@ class Reducing:
 
     def __init__(self, detector: Any, longest: int = 1920) -> None:
         self.detector = detector
+        self.sure_upright = detector.sure_upright
         self.longest = self.max_input_side = longest
         self.largest = 0
 
@@ -145,7 +146,7 @@ def test_how_small_faces_are_sought(
     search = search_faces(np.zeros((height, width, 3), np.uint8), Nothing())
     assert search.smallest == (smallest if kind is FaceDetector else dlibs)
     assert search.complete is (width < 2000)
-    assert sum(searched[1:]) <= 2 * 40e6  # tiles overlap, and there may be two scales
+    assert sum(searched[1:]) <= 4 * 2 * 40e6  # in four turns; tiles overlap, and there may be two scales
 
 
 def test_panoramas_are_searched_at_their_own_size_too(drawn: Draw, networks: Any) -> None:
@@ -197,10 +198,13 @@ def test_small_and_huge_photos_are_not_enlarged(
             return []
 
     assert find_faces(drawn(160, 100), Nothing()) == []
-    assert shapes == [(100, 160)]  # the detector's own input is four times as large
+    assert shapes == 2 * [
+        (100, 160),
+        (160, 100),
+    ]  # in four turns; the detector's own input is four times as large
     monkeypatch.setattr(faces, "MAX_PIXELS", {0.5: 1e6, 1: 1e6, 2: 4 * 700 * 500, 4: 1e6})
     find_faces(drawn(700, 500), Nothing())
-    assert len(shapes) == 2 + 3 * 2  # twice, in 3 x 2 tiles; not four times
+    assert len(shapes) == 4 + 4 * (1 + 3 * 2)  # twice, in 3 x 2 tiles; not four times
 
 
 def test_no_photo_is_refused(networks: Any) -> None:

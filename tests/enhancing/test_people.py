@@ -57,7 +57,12 @@ def test_faces_are_found_once(drawn: Draw, networks: Any, bicubic: RPFModel, mon
     assert len(found) == 3
     direct = enhance_people(photo, {1: [person(drawn, 0)]}, bicubic, networks)
     portrait = read_portrait(person(drawn, 0), networks)
-    monkeypatch.setattr(networks.detector, "detect", lambda _: pytest.fail("searched again"))
+    own = networks.detector.detect
+
+    def detect(image: NDArray[np.uint8]) -> Any:  # of squares alone: whether the face stands in it
+        return own(image) if image.shape[0] == image.shape[1] else pytest.fail("searched again")
+
+    monkeypatch.setattr(networks.detector, "detect", detect)
     again = enhance_people(found, {1: [portrait]}, bicubic, networks)
     np.testing.assert_array_equal(again.image, direct.image)
     assert enhance_photo(found, [portrait], bicubic, networks).face_index == 1

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -21,6 +22,8 @@ from rpf_lightning.faces.landmarks import (
     OnnxLandmarks,
     landmark_model,
 )
+from rpf_lightning.faces.turned import points_back
+from turned_heads import Heads, photo_of
 
 MakeNetwork = Callable[..., Path]
 
@@ -34,6 +37,8 @@ def spot(width: int, height: int, x: float, y: float, radius: float = 3) -> np.n
 
 class Boxes:
     """A detector that finds given boxes."""
+
+    sure_upright = 0.8
 
     def __init__(self, *boxes: tuple[float, float, float, float]) -> None:
         self.faces = [Face(np.array(box, float), 0.9, np.zeros((5, 2))) for box in boxes]
@@ -121,6 +126,20 @@ def test_square_is_1_1_times_the_longer_side(make_network: MakeNetwork) -> None:
     model = OnnxLandmarks(make_network("constant", shape=corners), Boxes((50, 40, 70, 140)))
     (found,) = model([np.full((200, 200, 3), 9, np.uint8)])
     np.testing.assert_allclose(found.landmarks[[6, 16]], [[5, 35], [115, 145]], atol=1e-4)
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_face_that_lies_is_turned_for_the_network(make_network: MakeNetwork, turns: int) -> None:
+    heads = SimpleNamespace(detect=Heads(0.9, 0.6, 0.55, 0.7), sure_upright=0.8)
+    shape = np.random.default_rng(0).random((68, 2))
+    model = OnnxLandmarks(make_network("constant", shape=shape), heads)
+    upright = photo_of((40, 30, 24, 0))
+    (wanted,) = model([upright])
+    (found,) = model([np.rot90(upright, turns).copy()])
+    np.testing.assert_allclose(
+        points_back(found.landmarks, turns, upright.shape), wanted.landmarks, atol=1e-3
+    )
+    assert np.ptp(wanted.landmarks, axis=0).min() > 5
 
 
 def test_photo_is_fed_as_rgb_from_0_to_1(make_network: MakeNetwork) -> None:

@@ -24,6 +24,7 @@ from rpf_lightning.faces.detection import Detector, Face
 from rpf_lightning.faces.face_models import FaceModels, Recogniser, Wanted, face_models
 from rpf_lightning.faces.landmarks import LandmarkModel, landmark_model
 from rpf_lightning.faces.parsing import BiSeNetParser, hull_mask, template_mask
+from rpf_lightning.faces.turned import SAME_FACE, find_any_way_up, shared_area
 from rpf_lightning.faces.weights import WEIGHTS, is_here
 from rpf_lightning.pictures import to_tensor
 
@@ -32,7 +33,6 @@ OVERLAP = 160  # of the enlarged photo; larger faces are found at a smaller scal
 # of what is searched at that scale, a reduction by 2, the photo itself or an enlargement; 24 million: 20 seconds
 MAX_PIXELS = {0.5: 64e6, 1: 24e6, 2: 24e6, 4: 16e6}
 CUT = 160  # least side of what a face is found again in: at the detector's input side, it is enlarged by 4
-SAME_FACE = 0.5  # two boxes that share this much of the smaller one are one face, or a face and a part of it
 FEATURE_SIDE = 512  # the recognisers see 112 or 150 pixels of a crop; larger ones only cost time
 
 
@@ -136,7 +136,8 @@ def search_faces(image: NDArray[np.uint8], detector: Detector) -> Search:
     The detector sees a photo at up to its `max_input_side`. Beside that, these are searched, in tiles: the enlargements
     by 4 (up to 16 million pixels of the enlargement) and by 2 (up to 24 million), else the photo at its own size (up to
     24 million), else reduced by 2. Of several finds of one face the one with the highest score is kept; a face that was
-    found in a reduced photo is found again in a cut around it.
+    found in a reduced photo is found again in a cut around it. Where no face is surely upright, the photo's other
+    quarter turns are searched in the same way (`find_any_way_up`).
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -157,20 +158,25 @@ def search_faces(image: NDArray[np.uint8], detector: Detector) -> Search:
         scales = [scale for scale in possible[-1:] if scale * zoom > seen]
     elif detector.smallest_face / seen > OVERLAP / 2 and 1 in possible:
         scales.insert(0, 1)  # faces too large for the tiles of the enlargement are tiny in the reduced photo
+    faces = find_any_way_up(image, lambda turned: _at_scales(turned, detector, scales), detector.sure_upright)
+    most = max(MAX_PIXELS) * zoom  # an icon's enlargement shows nothing more
+    densest = min(max([*(scale * zoom for scale in scales), seen]), most)
+    return Search(tuple(faces), tuple(scales), ceil(detector.smallest_square / densest), densest >= most)
+
+
+def _at_scales(image: NDArray[np.uint8], detector: Detector, scales: Sequence[float]) -> list[Face]:
+    """Find faces in a photo and, in tiles, at some scales; each once, largest box first."""
     found = detector.detect(image)
-    if seen < 1:
+    if max(image.shape) > detector.max_input_side:
         found = [_again(image, face, detector) for face in found]
     for scale in scales:
         tiled = _in_tiles(image, detector, scale)
         found += tiled if scale >= 1 else (_again(image, face, detector) for face in tiled)
-    most = max(MAX_PIXELS) * zoom  # an icon's enlargement shows nothing more
-    densest = min(max([*(scale * zoom for scale in scales), seen]), most)
     kept: list[Face] = []
     for face in sorted(found, key=lambda face: -face.score):
-        if face.area > 0 and all(_shared(face, other) < SAME_FACE for other in kept):
+        if face.area > 0 and all(shared_area(face, other) < SAME_FACE for other in kept):
             kept.append(face)
-    faces = tuple(sorted(kept, key=lambda face: -face.area))
-    return Search(faces, tuple(scales), ceil(detector.smallest_square / densest), densest >= most)
+    return sorted(kept, key=lambda face: -face.area)
 
 
 def _again(image: NDArray[np.uint8], face: Face, detector: Detector) -> Face:
@@ -189,8 +195,8 @@ def _again(image: NDArray[np.uint8], face: Face, detector: Detector) -> Face:
         Face(other.box + np.tile(corner, 2), other.score, other.points + corner)
         for other in detector.detect(image[top:bottom, left:right])
     ]
-    finds = [other for other in finds if other.area > 0 and _shared(face, other) >= SAME_FACE]
-    return max(finds, key=lambda other: _shared(face, other, whole=True), default=face)
+    finds = [other for other in finds if other.area > 0 and shared_area(face, other) >= SAME_FACE]
+    return max(finds, key=lambda other: shared_area(face, other, whole=True), default=face)
 
 
 def _in_tiles(image: NDArray[np.uint8], detector: Detector, scale: float) -> Iterator[Face]:
@@ -216,13 +222,6 @@ def _starts(length: int, tile: int, scale: float) -> Sequence[int]:
     """Where tiles begin: at most `tile` long, an overlap apart, the last one at the end."""
     last = max(0, length - tile)
     return sorted({*range(0, last, tile - int(OVERLAP / scale)), last})
-
-
-def _shared(a: Face, b: Face, whole: bool = False) -> float:
-    """Area that two boxes share, as a fraction of the smaller one, or of what they cover together."""
-    low, high = np.maximum(a.box[:2], b.box[:2]), np.minimum(a.box[2:], b.box[2:])
-    shared = float(np.prod((high - low).clip(0)))
-    return shared / (a.area + b.area - shared) if whole else shared / min(a.area, b.area)
 
 
 class FaceNetworks:
@@ -308,6 +307,16 @@ class FaceNetworks:
         if self.mask_model == "hull":
             return self._hull(self._find_landmarks)
         return self._parsed(self._parser)
+
+    @property
+    def labels(self) -> MaskOf | None:
+        """Parses an aligned face: (S, S, 3) uint8 RGB -> (512, 512) uint8 in BiSeNet's order.
+
+        None where the mask model tells no classes apart. Raises as `mask`.
+        """
+        if self.mask_model in ("hull", "template"):
+            return None
+        return lambda face: self._parser.labels([face])[0]
 
     @staticmethod
     def _hull(find_landmarks: LandmarkModel) -> MaskOf:

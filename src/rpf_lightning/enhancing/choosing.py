@@ -11,10 +11,12 @@ from rpf_lightning.data.preparation.annotator import face_count_problem
 from rpf_lightning.enhancing.aligned_faces import AlignedFace, FaceNetworks, RefusedError
 from rpf_lightning.enhancing.found import FoundFaces
 from rpf_lightning.enhancing.identity_check import Comparison, comparable, compare, limits_of
+from rpf_lightning.faces.detection import Face
+from rpf_lightning.faces.turned import find_any_way_up, upright_aligned
 
 
 def reference_face(image: NDArray[np.uint8], name: str, networks: FaceNetworks) -> AlignedFace:
-    """Find the one face of a reference; faces below a quarter of its area are people in the background.
+    """Find the one face of a reference, any way up; faces below a quarter of its area are people in the background.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -22,12 +24,33 @@ def reference_face(image: NDArray[np.uint8], name: str, networks: FaceNetworks) 
         networks: The detector.
 
     Raises:
-        RefusedError: If no face is found, or a second one that is not clearly smaller.
+        RefusedError: If no face is found, or a second one that is not clearly smaller, or it cannot be aligned upright.
     """
-    faces = networks.detector.detect(image)
+    faces = find_any_way_up(image, networks.detector.detect, networks.detector.sure_upright)
     if problem := face_count_problem(faces):
         raise RefusedError(f"{name}: {problem}; a reference shows one large face")
-    return AlignedFace.found(image, faces[0])
+    return upright(AlignedFace.found(image, faces[0]), faces[0], f"the face of {name}", networks)
+
+
+def upright(found: AlignedFace, face: Face, label: str, networks: FaceNetworks) -> AlignedFace:
+    """Check that a face stands upright once it is aligned; where it lies after all, it is turned.
+
+    Args:
+        found: The face.
+        face: The same as the detector found it.
+        label: For messages.
+        networks: The detector.
+
+    Raises:
+        RefusedError: If it does not stand.
+    """
+    standing = upright_aligned(found.image, face, networks.detector.detect)
+    if standing is None:
+        raise RefusedError(
+            f"{label} is not upright once it is aligned, whichever way the photo is turned: its eyes and its mouth "
+            "were not found where they are. If it lies on its side, turn the photo; else another photo helps"
+        )
+    return found if standing is face else AlignedFace.found(found.image, standing)
 
 
 def chosen_face(
@@ -59,7 +82,6 @@ def chosen_face(
             best |= {face.index: max(compared)} if compared else {}
     place = max(best, key=lambda place: best[place].cosine, default=-1)
     if place < 0 or not best[place].matches:
-        smallest = limits_of(networks).smallest_side
         smallest = limits_of(networks).smallest_side
         raise RefusedError(
             f"{found.name}: several faces, and none of those of at least {smallest} pixels is known to be the "

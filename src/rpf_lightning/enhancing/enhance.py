@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from rpf_lightning.enhancing.aligned_faces import AlignedFace, FaceNetworks, MaskOf, RefusedError
-from rpf_lightning.enhancing.choosing import check_index, chosen_face, nearest_reference
+from rpf_lightning.enhancing.choosing import check_index, chosen_face, nearest_reference, upright
+from rpf_lightning.enhancing.covered import Cover, cover_of, glasses_of, uncovered
 from rpf_lightning.enhancing.found import (
     FoundFaces,
     LeftFace,
@@ -32,6 +33,7 @@ from rpf_lightning.enhancing.inputs import Metadata
 from rpf_lightning.enhancing.paste import corrected, enlarge, enlargement, paste
 from rpf_lightning.enhancing.portraits import Portrait, check_portraits, read_portraits
 from rpf_lightning.enhancing.results import Enhanced, EnhancedFace
+from rpf_lightning.faces.glasses import Glasses
 from rpf_lightning.model import RPFModel
 from rpf_lightning.model.resize import resize_mask
 from rpf_lightning.pictures import is_grey, to_grey, to_tensor, to_uint8
@@ -56,7 +58,7 @@ def enhance_people(
         photo: The photo, or what `find_faces` found in it.
         people: Face -> one or more portraits of its person, one large face each; 0 is the largest face of the photo.
             Of the portraits that surely match, else of those that were compared, a model with `synthesis_copy` gets
-            all, another one the one whose pose is nearest.
+            all, another one the one whose pose is nearest; those whose face is covered come last.
         model: On any device; it is put into eval mode.
         networks: Detector, recogniser and mask; None: `FaceNetworks()`.
         force: Enhance although the portraits of a face clearly show another person.
@@ -67,7 +69,8 @@ def enhance_people(
         if there is another one.
 
     Raises:
-        RefusedError: If a photo shows no face, or the photo has none of an index; if all faces are as large as the
+        RefusedError: If a photo shows no face, or one that cannot be aligned upright, or the photo has none of an
+            index; if all faces are as large as the
             model's output already; if a photo or portrait is too large, or the photo is too large to be enlarged; if
             every portrait of a face clearly shows
             another person. All of this is known before the first face is super-resolved.
@@ -92,8 +95,11 @@ def enhance_people(
     ]
     for index in portraits:
         check_index(found, index)
-    aligned = {index: found[index].aligned for index in portraits}
     labels = {index: f"face {index} of {found.name}" for index in portraits}
+    aligned = {
+        index: upright(found[index].aligned, found.search.faces[index], labels[index], networks)
+        for index in portraits
+    }
     todo = [index for index in portraits if aligned[index].side < model.size]
     if not todo:
         texts = [_nothing_to_gain(labels[index], aligned[index], model) for index in portraits]
@@ -119,11 +125,11 @@ def enhance_people(
         for index in todo
     }
     faces = []
-    for index, (places, identity) in chosen.items():
+    for index, (places, covers, identity) in chosen.items():
         face, used = aligned[index], [portraits[index][place] for place in places]
         lr, sharp, references, masks = _super_resolve(
             face, labels[index], [one.face for one in used], [one.name for one in used], model, mask_of, warnings,
-            found.grey,
+            found.grey, covers,
         )  # fmt: skip
         enhanced = EnhancedFace(
             sharp, lr, references, masks, face.matrix * factor, index, face.side, tuple(places),
@@ -227,8 +233,9 @@ def enhance_aligned(
     else:
         limits = limits_of(networks)
         _same_person([compared], limits, name, found, [reference_name], force, warnings, unknown)
+    covers = [cover_of(portrait, networks.labels)]
     lr, sharp, references, masks = _super_resolve(
-        found, name, [portrait], [reference_name], model, mask_of, warnings, grey
+        found, name, [portrait], [reference_name], model, mask_of, warnings, grey, covers
     )
     matrix = np.array([[model.size, 0, 0], [0, model.size, 0]], np.float64)
     face = EnhancedFace(
@@ -262,16 +269,20 @@ def _chosen(
     force: bool,
     warnings: list[str],
     hint: str,
-) -> tuple[list[int], Comparison | None]:
-    """Places of the portraits that the model gets for a face, the nearest pose first, and how alike that one is."""
+) -> tuple[list[int], list[Cover], Comparison | None]:
+    """Places of the portraits for a face, the nearest pose first; their covers; how alike the first is."""
     compared = [compare(face, portrait.face, networks) for portrait in portraits]
     unknown = not_measured(networks) if any(compared) else ""
     names = [portrait.name for portrait in portraits]
     limits = limits_of(networks)
     allowed = _same_person(compared, limits, label, face, names, force, warnings, unknown, hint)
+    covers = {place: cover_of(portraits[place].face, networks.labels) for place in allowed}
+    glasses = glasses_of(face)
+    allowed = [place for place in allowed if not covers[place].hides(glasses)] or allowed
     nearest = allowed[nearest_reference(face, [portraits[place].face for place in allowed])]
     others = [place for place in allowed if place != nearest] if model.config.synthesis_copy else []
-    return [nearest, *others], compared[nearest]
+    places = [nearest, *others]
+    return places, [covers[place] for place in places], compared[nearest]
 
 
 def _same_person(
@@ -334,6 +345,7 @@ def _super_resolve(
     mask_of: MaskOf,
     warnings: list[str],
     grey: bool,
+    covers: Sequence[Cover],
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
     """LR, output, aligned references and their masks; the output of a grey photo is grey, whatever the references are.
 
@@ -346,8 +358,8 @@ def _super_resolve(
         )
     lr = face.crop(entry_side(model, face.side))
     pairs = [
-        _masked(portrait, name, model.size, mask_of, warnings)
-        for portrait, name in zip(portraits, names, strict=True)
+        _masked(portrait, name, model.size, mask_of, warnings, cover, glasses_of(face))
+        for portrait, name, cover in zip(portraits, names, covers, strict=True)
     ]
     references = torch.cat([to_tensor(reference) for reference, _ in pairs])
     masks = torch.stack([mask for _, mask in pairs])
@@ -365,9 +377,15 @@ def _super_resolve(
 
 
 def _masked(
-    portrait: AlignedFace, name: str, size: int, mask_of: MaskOf, warnings: list[str]
+    portrait: AlignedFace,
+    name: str,
+    size: int,
+    mask_of: MaskOf,
+    warnings: list[str],
+    cover: Cover,
+    photo: Glasses,
 ) -> tuple[NDArray[np.uint8], torch.Tensor]:
-    """The aligned reference, (S, S, 3), and its mask, (1, S, S) of 0 and 1."""
+    """The aligned reference, (S, S, 3), and its mask, (1, S, S) of 0 and 1, both without what covers it."""
     if portrait.side < size:
         warnings.append(
             f"{name}: its face has {portrait.side:.0f} pixels, less than the {size} of the output; a larger "
@@ -378,4 +396,6 @@ def _masked(
         large = mask_of(portrait.crop(MASK_SIDE))
     except ValueError as error:
         raise RefusedError(f"{name}: {error}") from error
+    reference, large, told = uncovered(reference, large, cover, photo, name)
+    warnings += told
     return reference, resize_mask(torch.from_numpy(large.astype(np.float32))[None, None], size)[0]

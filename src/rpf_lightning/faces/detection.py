@@ -57,6 +57,7 @@ class Detector(Protocol):
         smallest_square: Side of the aligned square of those of which it misses few; some of smaller ones.
         input_side: Longest side of a photo that it sees as it is; smaller ones are enlarged to it.
         max_input_side: The same of larger ones, which are reduced to it.
+        sure_upright: From which score on a face is surely upright, if its points are (`faces.turned`).
     """
 
     @property
@@ -74,6 +75,9 @@ class Detector(Protocol):
     @property
     def max_input_side(self) -> int: ...  # noqa: D102
 
+    @property
+    def sure_upright(self) -> float: ...  # noqa: D102
+
     def detect(self, image: NDArray[np.uint8]) -> list[Face]:
         """Find faces in a photo (H, W, 3) uint8 RGB; largest box first."""
         ...
@@ -88,12 +92,21 @@ class FaceDetector:
 
     Raises:
         FileNotFoundError: If the pack, or a detector with five points in it, is missing.
+
+    Attributes:
+        sure_upright: From which score on a face is surely upright, if its points are (`faces.turned`). Measured with
+            the pack "mbf" in four quarter turns of 60 unaligned photos of 16 people, at 16 to 200 pixels of the aligned
+            square, and of 60 aligned ones, at 64 and 512: none that lay reached it (.68 at most, of 840), and of those
+            on their heads 4 of 420 (.79). Upright ones that fell short, whose photos are searched in the other turns
+            too: 68 % at 16 pixels, 32 % at 24, 7 % at 48, 3 % at 96 and 200; of aligned ones 13 to 18 %. Every face
+            that was found upright had a better score than in the other turns.
     """
 
     smallest_face = 20
     smallest_square = 20
     input_side = INPUT_SIDES[-1]
     max_input_side = MAX_INPUT_SIDE
+    sure_upright = 0.76
 
     def __init__(self, pack: str | None = None) -> None:
         directory = insightface_pack(pack)

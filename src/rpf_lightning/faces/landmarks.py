@@ -19,6 +19,7 @@ from PIL import Image
 
 from rpf_lightning.faces.alignment import check_photo, five_points
 from rpf_lightning.faces.detection import Face, FaceDetector
+from rpf_lightning.faces.turned import find_any_way_up, points_back, quarter_turns, turned_back
 from rpf_lightning.faces.weights import weight_file, whole
 
 POINTS = 68
@@ -207,8 +208,8 @@ class OnnxLandmarks:
     """An ONNX network of 68 points: (B, 3, s, s) RGB in 0..1 -> (B, 136), x and y as fractions of the crop.
 
     The crop is the square around the face box's centre with 1.1 times its longer side; what lies outside of the
-    photo repeats its edge. The mean of the crop's and its mirror image's landmarks is taken, since networks trained
-    without mirror images lean to one side.
+    photo repeats its edge. A face that lies is turned before. The mean of the crop's and its mirror image's landmarks
+    is taken, since networks trained without mirror images lean to one side.
 
     Args:
         path: The ONNX file.
@@ -237,14 +238,19 @@ class OnnxLandmarks:
         Raises:
             ValueError: If an image is no photo.
         """
-        faces = [self.detector.detect(image) for image in images]
+        detector = self.detector
+        faces = [find_any_way_up(image, detector.detect, detector.sure_upright) for image in images]
         seen = [i for i, found in enumerate(faces) if found]
-        squares = [_square(faces[i][0].box, self.ENLARGE) for i in seen]
-        crops = [_crop(images[i], square, self.side) for i, square in zip(seen, squares, strict=True)]
-        fractions = self._run(crops)
+        turns = [quarter_turns(faces[i][0].points) for i in seen]
+        standing = [np.rot90(images[i], turn) for i, turn in zip(seen, turns, strict=True)]
+        squares = [
+            _square(turned_back(faces[i][0], -turn % 4, image.shape).box, self.ENLARGE)
+            for i, turn, image in zip(seen, turns, standing, strict=True)
+        ]
+        crops = [_crop(image, square, self.side) for image, square in zip(standing, squares, strict=True)]
         landmarks = {
-            i: points * square[2] + square[:2]
-            for i, points, square in zip(seen, fractions, squares, strict=True)
+            i: points_back(points * square[2] + square[:2], turn, images[i].shape)
+            for i, turn, points, square in zip(seen, turns, self._run(crops), squares, strict=True)
         }
         return [Found(landmarks.get(i), found) for i, found in enumerate(faces)]
 

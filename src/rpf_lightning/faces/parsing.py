@@ -50,7 +50,6 @@ class BiSeNetParser:
             network = init_parsing_model("bisenet", device="cpu", model_rootpath=str(file.parent))
         self._network = network.to(self._device)
 
-    @torch.no_grad()
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
         """Compute masks, all in one batch.
 
@@ -63,12 +62,17 @@ class BiSeNetParser:
         Raises:
             ValueError: If an image is no photo.
         """
+        return [facial_mask(labels, "bisenet") for labels in self.labels(images)]
+
+    @torch.no_grad()
+    def labels(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+        """Compute parsing maps: as `__call__`, but (512, 512) uint8 labels in BiSeNet's order."""
         if not images:
             return []
         with full_precision(self._device):
             batch = torch.cat([self._prepared(image) for image in images])
             labels = self._network(batch)[0].argmax(1)  # the other two are auxiliary outputs for training
-        return [facial_mask(label, "bisenet") for label in labels.cpu().numpy()]
+        return list(labels.byte().cpu().numpy())
 
     def _prepared(self, image: NDArray[np.uint8]) -> torch.Tensor:
         check_photo(image)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from PIL import Image
 from rpf_lightning.cli import main
 from rpf_lightning.data.image_files import read_photo
 from rpf_lightning.data.pairing import grey_thumbnail, near_duplicates, nearest_references
-from rpf_lightning.data.preparation import Options, prepare_faces, prepared_folder, sheets, verify
+from rpf_lightning.data.preparation import Options, annotator, prepare_faces, prepared_folder, sheets, verify
 from rpf_lightning.data.preparation.sources import identities_from_csv, landmarks_from_csv
 from rpf_lightning.data.prepared_photos import PreparedPhotos
 from rpf_lightning.drawn_faces.photo import render_photo
 from rpf_lightning.faces import dlib_models
+from rpf_lightning.faces.landmarks import Found
+from rpf_lightning.faces.turned import points_back
+from turned_heads import Heads, photo_of
 
 
 def add(folder, name, like="0-0.png", person="p0"):
@@ -239,6 +243,52 @@ def test_held_out_people_have_pairs(prepare, folder):
     assert any("warning: pairs_train is empty: too few people" in line for line in lines)
 
 
+def lying(side, scores=(0.9, 0.6, 0.55, 0.7)):
+    """Prepares heads, which are found however they lie; a landmark network that finds the same points in all photos."""
+    module = annotator.Annotator("onnx:x", "template", side, None, False, "", "")
+    module.detector = SimpleNamespace(detect=Heads(*scores), sure_upright=0.8)
+    points = render_photo(0, 0, 64).landmarks / 64
+    module.find_landmarks = lambda images: [
+        Found(points * len(image), module.detector.detect(image)) for image in images
+    ]
+    module.parser = None
+    return module
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_photos_that_lie_are_aligned_as_upright_ones(turns):
+    upright, turned = (
+        annotator.Annotated(i, image=np.rot90(photo_of((40, 30, 32, 0)), k).copy())
+        for i, k in ((0, 0), (1, turns))
+    )
+    one, other = lying(64).predict_step([upright, turned], 0)
+    assert one.reason == other.reason == ""
+    np.testing.assert_array_equal(other.image, one.image)
+    assert (other.image[22, 20:44, 1] > 200).all()  # the forehead
+
+
+def test_a_face_that_does_not_stand_once_aligned_is_rejected():
+    """Here the detector sees no face in what its points place."""
+    module = lying(64)
+    heads = module.detector.detect
+    module.detector.detect = lambda image: heads(image) if image.shape[0] != 256 else []
+    (item,) = module.predict_step([annotator.Annotated(0, image=photo_of((40, 30, 32, 0)))], 0)
+    assert item.reason == "the face is not upright once it is aligned"
+
+
+def test_landmarks_that_lie_are_rejected_where_nothing_is_aligned():
+    module = lying(None)
+    find = module.find_landmarks
+    items = [annotator.Annotated(i, image=photo_of((20, 20, 40, 0), height=90, width=90)) for i in range(4)]
+    reasons = []
+    for turns, item in enumerate(items):
+        module.find_landmarks = lambda images, turns=turns: [
+            Found(points_back(found.landmarks, turns, (90, 90)), found.faces) for found in find(images)
+        ]
+        reasons.append(module.predict_step([item], 0)[0].reason)
+    assert reasons == ["", *["the face is not upright; --align always turns it"] * 3]
+
+
 def test_people_from_folders(folder, prepare, tmp_path):
     for part in ("images", "labels"):
         for path in list((folder / part).iterdir()):
@@ -314,7 +364,10 @@ def test_near_duplicates_of_the_real_photos(shared):
 @pytest.mark.realdata
 @pytest.mark.weights
 def test_an_album_of_real_photos(shared, real_weights, tmp_path):
-    """Faces are found, aligned, annotated and paired; the same person looks alike to ArcFace."""
+    """Faces are found, aligned, annotated and paired; the same person looks alike to ArcFace.
+
+    One of them, 7228/132978.jpg, is turned by 50 degrees: upright, its points are wrong.
+    """
     album = tmp_path / "album"
     for person in ("7201", "7205", "7228"):
         shutil.copytree(shared / "data" / "wild_photos" / person, album / person)
@@ -332,12 +385,11 @@ def test_an_album_of_real_photos(shared, real_weights, tmp_path):
     assert rejected(out) == {
         "7201/nobody.jpg": "no face found",
         "7201/two.jpg": "2 faces found; expected one person",
-        "7228/132978.jpg": "the detector and the landmark network found different faces",
     }
-    assert summary["counts"]["kept"] == summary["counts"]["pairs"]["all"] == 11
+    assert summary["counts"]["kept"] == summary["counts"]["pairs"]["all"] == 12
     assert verify(out) == []
     photos = PreparedPhotos(out)
-    for index in range(11):
+    for index in range(12):
         photo, points = photos.photo(index), photos.landmarks[index]
         assert photo.image.shape == (256, 256, 3)
         eyes, mouth = points[36:48].mean(0), points[48:60].mean(0)
@@ -348,7 +400,7 @@ def test_an_album_of_real_photos(shared, real_weights, tmp_path):
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     same = np.equal.outer(photos.identities, photos.identities)
     cosine = embeddings @ embeddings.T
-    assert cosine[same & ~np.eye(11, dtype=bool)].mean() > cosine[~same].mean() + 0.3
+    assert cosine[same & ~np.eye(12, dtype=bool)].mean() > cosine[~same].mean() + 0.3
 
 
 @pytest.mark.skipif(not dlib_models.is_installed(), reason="dlib is not installed")

@@ -30,17 +30,17 @@ from rpf_lightning.data.preparation.options import MaskModel
 from rpf_lightning.data.preparation.prepared_folder import pack_mask
 from rpf_lightning.data.preparation.sources import Source
 from rpf_lightning.errors import DamagedError
-from rpf_lightning.faces.alignment import align_face, aligned_points, alignment_matrix
+from rpf_lightning.faces.alignment import align_face, aligned_points
 from rpf_lightning.faces.arcface import ArcFace, crop_face
 from rpf_lightning.faces.detection import Detector, Face, FaceDetector
 from rpf_lightning.faces.dlib_models import DlibDetector
 from rpf_lightning.faces.landmarks import LandmarkModel, landmark_model
 from rpf_lightning.faces.parsing import BiSeNetParser, hull_mask, template_mask
+from rpf_lightning.faces.turned import find_any_way_up, is_placed, quarter_turns, upright_aligned
 from rpf_lightning.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-MISALIGNED = 0.25  # of the side; two detectors' points of one face differ by less
 SECOND_FACE = 0.25  # a face of at least this share of the main face's area makes "several faces"
 Known = TypeVar("Known")
 
@@ -201,10 +201,14 @@ class Annotator(LightningModule):
         if points is None:
             if self.detector is None:
                 return replace(item, reason=self.missing_landmarks)
-            faces = self.detector.detect(item.image)
+            find = self.detector.detect
+            faces = find_any_way_up(item.image, find, self.detector.sure_upright)
             if reason := face_count_problem(faces):
                 return replace(item, reason=reason)
-            points = faces[0].points
+            face = upright_aligned(item.image, faces[0], find)
+            if face is None:
+                return replace(item, reason="the face is not upright once it is aligned")
+            points = face.points
         try:
             image = align_face(item.image, points, side)
         except ValueError as error:  # eyes and mouth in one point place no square
@@ -221,15 +225,19 @@ class Annotator(LightningModule):
         done = []
         found = self.find_landmarks([item.image for item in lacking])
         for item, result in zip(lacking, found, strict=True):
-            points, reason = result.landmarks, face_count_problem(result.faces)
-            if reason:
-                points = None
-            elif points is None or not np.isfinite(points).all():
-                reason = "the landmark network gave no landmarks"
-            elif self.side and not _is_aligned(points, self.side):
-                reason = "the detector and the landmark network found different faces"
-            done.append(replace(item, reason=reason, landmarks=points))
+            reason = face_count_problem(result.faces) or self._landmark_problem(result.landmarks)
+            done.append(replace(item, reason=reason, landmarks=None if reason else result.landmarks))
         return done
+
+    def _landmark_problem(self, landmarks: NDArray[np.float64] | None) -> str:
+        """What is wrong with the landmarks of a photo's face; "" if nothing is."""
+        if landmarks is None or not np.isfinite(landmarks).all():
+            return "the landmark network gave no landmarks"
+        if self.side and not is_placed(landmarks, self.side):
+            return "the detector and the landmark network found different faces"
+        if not self.side and quarter_turns(landmarks):
+            return "the face is not upright; --align always turns it"
+        return ""
 
     def _plausible(self, batch: list[Annotated]) -> list[Annotated]:
         """Reject landmarks that a thin-plate spline could not use or that belong to a photo of another size."""
@@ -282,15 +290,6 @@ def face_count_problem(faces: Sequence[Face]) -> str:
         return "no face found"
     count = sum(face.area >= SECOND_FACE * faces[0].area for face in faces)
     return "" if count == 1 else f"{count} faces found; expected one person"
-
-
-def _is_aligned(landmarks: NDArray[np.float64], side: int) -> bool:
-    """Tell whether landmarks found in an aligned picture would align it as it is, roughly."""
-    try:
-        matrix = alignment_matrix(landmarks) / side
-    except ValueError:  # no face has its eyes and mouth in one point
-        return False
-    return bool(np.abs(matrix - np.eye(2, 3)).max() < MISALIGNED)
 
 
 def _known(annotation: Known | None) -> Known:
