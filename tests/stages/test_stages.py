@@ -370,7 +370,8 @@ def test_new_directory_gets_the_network(
     fit(meanwhile, fast_dev_run=1)
     assert differing(snapshot(meanwhile.model), snapshot(again.model)) != set()
     fit(meanwhile, batches=[batch_of(2)])
-    assert differing(snapshot(meanwhile.model), snapshot(again.model)) == {"1.warping"}
+    changed = differing(snapshot(meanwhile.model), snapshot(again.model))
+    assert {name.split(".")[1] + name.split(".")[2] for name in changed} == {"1warping"}
     assert "network" not in torch.load(tmp_path / "a.ckpt", weights_only=True)["hyper_parameters"]
     loaded = WarpingStage.load_from_checkpoint(tmp_path / "a.ckpt")
     assert differing(snapshot(stage.model), snapshot(loaded.model)) == set()
