@@ -367,14 +367,14 @@ def test_new_directory_gets_the_network(
     again = WarpingStage(str(tmp_path / "new"), 2)
     assert again.side == 64
     assert differing(snapshot(stage.model), snapshot(again.model)) == set()
+    assert "network" not in torch.load(tmp_path / "a.ckpt", weights_only=True)["hyper_parameters"]
+    loaded = WarpingStage.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert differing(snapshot(stage.model), snapshot(loaded.model)) == set()
     fit(meanwhile, fast_dev_run=1)
     assert differing(snapshot(meanwhile.model), snapshot(again.model)) != set()
     fit(meanwhile, batches=[batch_of(2)])
     changed = differing(snapshot(meanwhile.model), snapshot(again.model))
     assert {name.split(".")[1] + name.split(".")[2] for name in changed} == {"1warping"}
-    assert "network" not in torch.load(tmp_path / "a.ckpt", weights_only=True)["hyper_parameters"]
-    loaded = WarpingStage.load_from_checkpoint(tmp_path / "a.ckpt")
-    assert differing(snapshot(stage.model), snapshot(loaded.model)) == set()
 
 
 def test_directory_without_a_model(tmp_path: Path) -> None:
