@@ -359,13 +359,22 @@ def test_new_directory_gets_the_network(
     stage = WarpingStage(str(tmp_path / "new"), 1, RPFConfig(**network))
     assert (stage.lr_size, stage.size, stage.side) == (16, 64, 32)
     assert stage.run_dir == tmp_path / "new" / "runs" / "block1-warping"
+    assert not (tmp_path / "new").exists()  # a Trainer may refuse it
+    meanwhile = WarpingStage(
+        str(tmp_path / "new"), 2, RPFConfig(**network)
+    )  # another process: one model for both
+    fit(stage, batches=[batch_of(1)]).save_checkpoint(tmp_path / "a.ckpt")
     again = WarpingStage(str(tmp_path / "new"), 2)
     assert again.side == 64
     assert differing(snapshot(stage.model), snapshot(again.model)) == set()
-    fit(stage, batches=[batch_of(1)]).save_checkpoint(tmp_path / "a.ckpt")
     assert "network" not in torch.load(tmp_path / "a.ckpt", weights_only=True)["hyper_parameters"]
     loaded = WarpingStage.load_from_checkpoint(tmp_path / "a.ckpt")
     assert differing(snapshot(stage.model), snapshot(loaded.model)) == set()
+    fit(meanwhile, fast_dev_run=1)
+    assert differing(snapshot(meanwhile.model), snapshot(again.model)) != set()
+    fit(meanwhile, batches=[batch_of(2)])
+    changed = differing(snapshot(meanwhile.model), snapshot(again.model))
+    assert {name.split(".")[1] + name.split(".")[2] for name in changed} == {"1warping"}
 
 
 def test_directory_without_a_model(tmp_path: Path) -> None:
