@@ -24,9 +24,12 @@ Patch = pytest.MonkeyPatch
 
 @pytest.fixture(autouse=True)
 def handlers_as_before() -> Any:
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
-    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+    after = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGINT, found)
+    assert after == before
 
 
 def signalled(monkeypatch: Patch, owner: Any, name: str, number: int, call: int = 2) -> None:

@@ -160,11 +160,16 @@ def _write(
         torch.export.save(program, content)
         write_atomically(file, content.getbuffer())
     else:
-        torch.onnx.export(
-            program, f=file, input_names=names, output_names=["output"], opset_version=opset,
-            external_data=False,  # one file; torch writes two where protobuf's limit of 2 GB is near
-            verbose=False,
-        )  # fmt: skip
+        try:
+            torch.onnx.export(
+                program, f=file, input_names=names, output_names=["output"], opset_version=opset,
+                external_data=False,  # one file; torch writes two where protobuf's limit of 2 GB is near
+                verbose=False,
+            )  # fmt: skip
+        except OSError as error:
+            if error.errno is not None and error.filename is None:
+                error.filename = str(file)
+            raise
 
 
 def _run(file: Path, format: Format, inputs: dict[str, Tensor]) -> Tensor:

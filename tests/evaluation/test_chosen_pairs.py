@@ -9,6 +9,7 @@ from PIL import Image
 
 from rpf_lightning.cli import main
 from rpf_lightning.data import ReferencePairsDataModule
+from rpf_lightning.data.preparation.prepared_folder import content_hash
 from rpf_lightning.data.prepared_photos import PreparedPhotos
 from rpf_lightning.data.sample import full_reference
 from rpf_lightning.evaluation import evaluate
@@ -141,6 +142,7 @@ def test_table_1_runs_on_the_papers_test_pairs(prepared, model_dir, tmp_path):
     (name,) = (path.name for path in prepared.glob("pairs_all.*"))
     (prepared / name.replace("all", "paper_test")).write_bytes((prepared / name).read_bytes())
     summary["splits"] = [*summary["splits"], "paper_test"]
+    summary["sha256"] = content_hash(prepared, summary["splits"])
     (prepared / "prepare.json").write_text(json.dumps(summary))
     out = tmp_path / "out"
     words = ["--model_dir", str(model_dir), "--data.init_args.root", str(prepared), "--out", str(out)]

@@ -404,11 +404,11 @@ def test_new_heads_and_blocks_may_be_missing(tmp_path):
 def test_nothing_else_may_be_missing_or_change(tmp_path):
     model = RPFModel(16, 4, **NEW)
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="does not fit"):
         RPFModel.from_pretrained(tmp_path / "model", synthesis_copy=False)  # would drop the heads
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="does not fit"):
         RPFModel.from_pretrained(tmp_path / "model", channels=8)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="does not fit"):
         RPFModel.from_pretrained(tmp_path / "model", scale=2)
     state = model.state_dict()
     del state["blocks.0.synthesis.gate.bias"]

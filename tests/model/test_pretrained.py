@@ -57,7 +57,7 @@ def test_other_names_are_no_models_of_the_package(
 ) -> None:
     asked = []
 
-    def hub(name: str) -> Path:
+    def hub(name: str, _: storage.Hub) -> Path:
         asked.append(name)
         raise FileNotFoundError(name)
 
