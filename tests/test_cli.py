@@ -156,6 +156,8 @@ def test_options_of_lightning_take_hyphens_and_values_keep_theirs(monkeypatch):
         ("predict --csv faces.csv --model m --out o", "--csv is rpf enhance --aligned --csv LIST"),
         ("enhance a.png --out b --model m", "--model m; it is --model_dir now"),
         ("figure mask --out b --model=m", "--model=m; it is --model_dir now"),
+        ("evaluate --out b --isc-pack x", "--isc_pack x; it is --pack now"),
+        ("export a --out b --lr-side 32", "--lr_side 32; it is --lr_size now"),
         ("evaluate --out b --landmarks x", "--landmarks x; it is --landmark_model now"),
         ("prepare faces --out b --images i --workers 2", "--workers 2; it is --num_workers now"),
         ("enhance a.png --out b --bogus", "unrecognized arguments: --bogus\n"),

@@ -78,7 +78,7 @@ def write_nothing(monkeypatch):
 CASES = {
     "mask": ({"scale": 4, **NEAR_IDENTITY}, {}, ["lr", "reference", "mask"]),
     "lr": ({**NEAR_IDENTITY}, {"reference": False}, ["lr"]),
-    "later entry": ({"scale": 4}, {"lr_side": 32, "mask": False, "batch_size": 2}, ["lr", "reference"]),
+    "later entry": ({"scale": 4}, {"lr_size": 32, "mask": False, "batch_size": 2}, ["lr", "reference"]),
     "not progressive": ({"scale": 4, "progressive": False}, {}, ["lr", "reference", "mask"]),
     "literal": (LITERAL, {"opset": 20}, ["lr", "reference", "mask"]),
 }
@@ -91,8 +91,8 @@ def test_onnx_equals_eager(options, arguments, names, tmp_path):
     assert exported.files == (path,)
     assert list(exported.inputs) == names
     assert 0 <= exported.difference < TOLERANCE
-    lr_side, batch = arguments.get("lr_side", 16), arguments.get("batch_size", 1)
-    channels_and_side = {"lr": (3, lr_side), "reference": (3, model.size), "mask": (1, model.size)}
+    lr_size, batch = arguments.get("lr_size", 16), arguments.get("batch_size", 1)
+    channels_and_side = {"lr": (3, lr_size), "reference": (3, model.size), "mask": (1, model.size)}
     for name in names:
         channels, side = channels_and_side[name]
         assert exported.inputs[name] == (batch, channels, side, side)
@@ -218,8 +218,8 @@ def test_a_failing_export_leaves_nothing(format, tmp_path, monkeypatch):
 BAD = {
     "format": ({"format": "tflite"}, "format: expected onnx or torch, got 'tflite'"),
     "batch": ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
-    "side": ({"lr_side": 8}, "lr_side: expected 16 or 32, got 8"),
-    "side of the output": ({"lr_side": 64}, "lr_side: expected 16 or 32, got 64"),
+    "side": ({"lr_size": 8}, "lr_size: expected 16 or 32, got 8"),
+    "side of the output": ({"lr_size": 64}, "lr_size: expected 16 or 32, got 64"),
     "old opset": ({"opset": 17}, r"opset: expected 18 to \d+, got 17"),
     "unknown opset": ({"opset": 999}, r"opset: expected 18 to \d+, got 999"),
     "ending": ({"format": "torch"}, "path: expected a name that ends in .pt2 .* got model.onnx"),
@@ -250,7 +250,7 @@ def test_onnx_without_its_extra(model_dir, tmp_path, monkeypatch, capsys):
 
 def test_command(model_dir, tmp_path, capfd, caplog):
     path = tmp_path / "out" / "model.onnx"
-    main(["export", str(model_dir), "--out", str(path), "--batch_size", "2", "--lr_side", "32", "--no-mask"])
+    main(["export", str(model_dir), "--out", str(path), "--batch_size", "2", "--lr_size", "32", "--no-mask"])
     out, err = capfd.readouterr()
     size = path.stat().st_size / 1e6
     assert out.startswith(f"{path}: {size:.1f} MB, lr (2, 3, 32, 32), reference (2, 3, 64, 64), largest diff")

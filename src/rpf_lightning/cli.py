@@ -88,7 +88,9 @@ COMMANDS = {
 # options of version 0.1 -> what is there instead
 REPLACED = {
     "--csv": "rpf enhance --aligned --csv LIST --model_dir DIR --out FOLDER",
+    "--isc_pack": "--pack",
     "--landmarks": "--landmark_model",
+    "--lr_side": "--lr_size",
     "--model": "--model_dir",
     "--workers": "--num_workers",
 }

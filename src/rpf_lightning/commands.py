@@ -318,7 +318,7 @@ def figure(
         degradation: Of the LR.
         device: A torch device, such as cuda:1; auto is the GPU where there is one.
         metrics: What is printed under results: psnr, ssim, psnr_face, detail_error, lr_consistency.
-        methods: comparison: NAME=DIR, another model directory, or a folder of images named after the photos.
+        methods: comparison: KIND[:NAME[=ARGUMENT]], as in `rpf evaluate`.
         same: references: how many of the same person.
         others: references: how many of other people.
         isc: references: print ISC; needs an insightface pack.
@@ -331,6 +331,7 @@ def figure(
     """
     from rpf_lightning.data import ReferencePairsDataModule, SyntheticFacesDataModule
     from rpf_lightning.devices import place_of
+    from rpf_lightning.evaluation.building import build_methods
     from rpf_lightning.evaluation.figures import FIGURES
     from rpf_lightning.evaluation.subjects import load
 
@@ -344,12 +345,7 @@ def figure(
     if wrong := [key for key in given if key not in takes]:
         raise ValueError(f"--{wrong[0].replace('identity', 'isc')}: rpf figure {name} has no such option")
     if methods is not None:
-        pairs = [method.partition("=") for method in methods]
-        if bad := [
-            method for method, (title, _, path) in zip(methods, pairs, strict=True) if not (title and path)
-        ]:
-            raise ValueError(f"--method: expected NAME=DIR, got {bad[0]!r}")
-        given["methods"] = {title: path for title, _, path in pairs}
+        given["methods"] = {method.name: method for method in build_methods(methods, model_dir)}
     if "seed" in takes:
         given["seed"] = seed
     shared: dict[str, Any] = {"val_fraction": val_fraction, "seed": seed, "degradation": degradation}
@@ -375,7 +371,7 @@ def export(
     out: str,
     format: Literal["onnx", "torch"] = "onnx",
     batch_size: int = 1,
-    lr_side: int | None = None,
+    lr_size: int | None = None,
     reference: bool = True,
     mask: bool = True,
     references: int | None = None,
@@ -389,7 +385,7 @@ def export(
         out: The file; .pt2 for torch.
         format: Kind of the file.
         batch_size: Images per run.
-        lr_side: Side of the LR; the model's when left out.
+        lr_size: Side of the LR; the model's when left out.
         reference: Whether there is a reference; without one the LR is the only input.
         mask: Whether there is a mask; without one the reference is masked already.
         references: K references per image; left out: one, without that axis.
@@ -406,7 +402,7 @@ def export(
     from rpf_lightning.model import RPFModel
 
     exported = export_model(
-        RPFModel.from_pretrained(model_dir), out, format, batch_size, lr_side, reference, mask, references, opset,
+        RPFModel.from_pretrained(model_dir), out, format, batch_size, lr_size, reference, mask, references, opset,
         tolerance,
     )  # fmt: skip
     size = sum(file.stat().st_size for file in exported.files)

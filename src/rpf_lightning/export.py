@@ -40,7 +40,7 @@ def export_model(
     path: str | Path,
     format: Format = "onnx",
     batch_size: int = 1,
-    lr_side: int | None = None,
+    lr_size: int | None = None,
     reference: bool = True,
     mask: bool = True,
     references: int | None = None,
@@ -59,7 +59,7 @@ def export_model(
             beside it, of the same name with ``.data`` at its end.
         format: ``"onnx"``, or ``"torch"`` for a file ``.pt2`` that `torch.export.load` reads.
         batch_size: B.
-        lr_side: l; a side of more than L enters at a later block. None: L.
+        lr_size: l; a side of more than L enters at a later block. None: L.
         reference: False: the only input is `lr`, whose enlargement serves as the reference.
         mask: False: there is no input `mask`. Without a reference there never is one.
         references: K, of a model with `synthesis_copy`: `reference` is (B, K, 3, S, S) and `mask` (B, K, 1, S, S); one
@@ -75,7 +75,7 @@ def export_model(
     """
     path = Path(path)
     _check(model, path, format, opset)
-    inputs = _random_inputs(model, batch_size, lr_side, reference, mask, references)
+    inputs = _random_inputs(model, batch_size, lr_size, reference, mask, references)
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder,
@@ -125,12 +125,12 @@ def _check(model: RPFModel, path: Path, format: str, opset: int) -> None:
 
 
 def _random_inputs(
-    model: RPFModel, batch_size: int, lr_side: int | None, reference: bool, mask: bool, references: int | None
+    model: RPFModel, batch_size: int, lr_size: int | None, reference: bool, mask: bool, references: int | None
 ) -> dict[str, Tensor]:
     sides = model.config.entry_sides
-    lr_side = model.lr_size if lr_side is None else lr_side
-    if lr_side not in sides:
-        raise ValueError(f"lr_side: expected {' or '.join(map(str, sides))}, got {lr_side}")
+    lr_size = model.lr_size if lr_size is None else lr_size
+    if lr_size not in sides:
+        raise ValueError(f"lr_size: expected {' or '.join(map(str, sides))}, got {lr_size}")
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     if references is not None and not (reference and model.config.synthesis_copy and references >= 1):
@@ -138,7 +138,7 @@ def _random_inputs(
             f"references: expected at least 1, with a reference and a model with synthesis_copy=True, got {references}"
         )
     generator = torch.Generator().manual_seed(0)
-    inputs = {"lr": torch.rand(batch_size, 3, lr_side, lr_side, generator=generator)}
+    inputs = {"lr": torch.rand(batch_size, 3, lr_size, lr_size, generator=generator)}
     if reference:
         batch = (batch_size,) if references is None else (batch_size, references)
         inputs["reference"] = torch.rand(*batch, 3, model.size, model.size, generator=generator)

@@ -326,7 +326,7 @@ def test_command_with_embedded_faces(model_dir, tmp_path):
     given = ["--model_dir", str(model_dir), "--people", "8", "--rows", "1", "--seed", "3"]
     data = {"people": 8, "photos_each": 5, "seed": 3}
     a, b, c = (tmp_path / f"{name}.png" for name in "abc")
-    words = ["--method", f"twin={model_dir}", "--metrics", "ssim", "--degradation", "dpsr"]
+    words = ["--method", f"model:twin={model_dir}", "--metrics", "ssim", "--degradation", "dpsr"]
     main(["figure", "comparison", *given, *words, "--out", str(a)])
     more = {"methods": {"twin": model_dir}, "metrics": ["ssim"]}
     figure_comparison(model_dir, SyntheticFacesDataModule(**data, degradation="dpsr"), b, rows=1, **more)
@@ -340,7 +340,7 @@ def test_command_with_embedded_faces(model_dir, tmp_path):
 @pytest.mark.parametrize(
     ("args", "computing"),
     [
-        (["comparison", "--method", "twin={model}", "--method", "third={model}"], 3),
+        (["comparison", "--method", "model:twin={model}", "--method", "model-gt:third={model}"], 2),
         (["intermediates"], 1),
         (["thin-plate"], 1),
         (["references", "--same", "1", "--others", "1"], 1),
@@ -409,7 +409,7 @@ def test_figures_of_references_refuse_the_lr_in_their_place(name, model, out):
         ("mask --isc", "--isc"),
         ("mask --device cuda:99", "device: cuda:99 is not here"),
         ("mask --device abacus", "device: expected auto"),
-        ("comparison --method x", "NAME=DIR"),
+        ("comparison --method x=a", "method 'x=a': expected kind[:NAME[=ARGUMENT]]"),
     ],
 )
 def test_command_says_what_is_wrong(args, message, model_dir, capsys, tmp_path, monkeypatch):

@@ -191,7 +191,7 @@ def test_metrics_of_networks(prepared, tmp_path, alexnet_state, make_pack):
     assert results["protocol"]["lpips"] == "off: not asked for"
 
     make_pack("b")
-    results = run(prepared, tmp_path / "out", "--method", "reference", "--lpips", "--isc", "--isc-pack", "b")
+    results = run(prepared, tmp_path / "out", "--method", "reference", "--lpips", "--isc", "--pack", "b")
     copied = results["methods"]["reference"]
     assert list(copied)[-3:] == ["lpips", "isc", "isc_reference"]
     assert copied["isc_reference"] == pytest.approx(1, abs=1e-5)
@@ -224,7 +224,7 @@ def test_landmark_distance_through_the_comparison(prepared, tmp_path, monkeypatc
     folder = write_folder(tmp_path / "p", images)
     results = run(
         prepared, tmp_path / "out", "--method", f"folder:p={folder}", "--landmark-model", f"onnx:{net}",
-        "--isc-pack", "mbf", "--device", "cpu:0",
+        "--pack", "mbf", "--device", "cpu:0",
     )  # fmt: skip
     assert asked == [(f"onnx:{net}", "cpu:0", "mbf")]
     assert results["protocol"]["landmark_network"] == "onnx:net.onnx"

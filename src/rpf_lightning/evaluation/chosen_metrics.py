@@ -42,14 +42,14 @@ def image_metrics() -> Metrics:
 
 
 def choose_metrics(
-    lpips: bool | None, isc: bool | None, isc_pack: str | None, landmarks: str | None, device: torch.device
+    lpips: bool | None, isc: bool | None, pack: str | None, landmarks: str | None, device: torch.device
 ) -> tuple[Metrics, dict[str, Any]]:
     """Make the metrics that are asked for; those of `image_metrics` always are.
 
     Args:
         lpips: LPIPS with AlexNet; None: where its weights are here, without a download.
         isc: ISC to the GT and to the reference; None likewise.
-        isc_pack: Name of the insightface pack, of ISC and of the face detector of landmarks.
+        pack: Name of the insightface pack, of ISC and of the face detector of landmarks.
         landmarks: See `rpf_lightning.faces.landmarks.landmark_model`.
         device: Of the landmarks; `compare` moves the others.
 
@@ -62,7 +62,7 @@ def choose_metrics(
         ValueError: If `landmarks` is something else.
     """
     metrics, said = image_metrics(), dict[str, Any]()
-    here = {"lpips": is_here("alexnet"), "isc": isc_pack is not None or is_here("pack")}
+    here = {"lpips": is_here("alexnet"), "isc": pack is not None or is_here("pack")}
     for metric, wanted in (("lpips", lpips), ("isc", isc)):
         said[metric] = "on" if wanted or here[metric] else "off: no weights here"
         if wanted is False:
@@ -72,18 +72,18 @@ def choose_metrics(
         said["lpips_network"] = "AlexNet, heads of lpips v0.1, images clamped to [0, 1]"
         said["lpips_sha256"] = _sha256(alexnet_file())
     if said["isc"] == "on":
-        arcface = ArcFace(isc_pack)
+        arcface = ArcFace(pack)
         metrics |= {"isc": ISC(arcface), "isc_reference": ReferenceISC(arcface)}
         said["isc_network"] = f"{arcface.pack}/{arcface.file}"
         said["isc_crop"] = f"x {BOX_X}, y {BOX_Y} of the aligned image, antialiased to 112"
-        said["isc_sha256"] = _sha256(insightface_pack(isc_pack) / arcface.file)
+        said["isc_sha256"] = _sha256(insightface_pack(pack) / arcface.file)
     if landmarks:
-        model = landmark_model(landmarks, device=device, pack=isc_pack)
+        model = landmark_model(landmarks, device=device, pack=pack)
         metrics["landmark_distance"] = LandmarkDistance(model)
         kind, _, path = landmarks.partition(":")
         said["landmark_network"] = f"{kind}:{Path(path).name}" if path else kind
         if kind in ("face-alignment", "dlib", "onnx"):  # of one's own nothing can be known
-            said["landmark_sha256"] = [_sha256(file) for file in _landmark_files(kind, path, isc_pack)]
+            said["landmark_sha256"] = [_sha256(file) for file in _landmark_files(kind, path, pack)]
     return metrics, said
 
 

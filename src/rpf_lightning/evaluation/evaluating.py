@@ -43,7 +43,7 @@ def evaluate(
     contact_images: int = 4,
     lpips: bool | None = None,
     isc: bool | None = None,
-    isc_pack: str | None = None,
+    pack: str | None = None,
     landmark_model: str | None = None,
     num_workers: int = 0,
     device: str = "auto",
@@ -69,7 +69,7 @@ def evaluate(
         contact_images: Faces on each of worst.png, median.png and best.png.
         lpips: Measure LPIPS with AlexNet; left out: where its weights are here.
         isc: Measure ISC to the GT and to the reference; left out: where an insightface pack is here.
-        isc_pack: Name of the insightface pack.
+        pack: Name of the insightface pack.
         landmark_model: Measure the landmark distance: face-alignment, dlib, onnx:PATH or my_module.MyLandmarks.
         num_workers: Processes that load.
         device: A torch device, such as cuda:1; auto is the GPU where there is one.
@@ -102,7 +102,7 @@ def evaluate(
     chosen, said = choose_pairs(data, split)
     dataset = pairs_for(chosen, built)
     base = dataset.base
-    measured, of_networks = choose_metrics(lpips, isc, isc_pack, landmark_model, place)
+    measured, of_networks = choose_metrics(lpips, isc, pack, landmark_model, place)
     if twice := measured.keys() & (metrics or {}).keys():
         raise ValueError(f"metrics: {sorted(twice)[0]} is measured already; expected another name")
     measured |= metrics or {}
