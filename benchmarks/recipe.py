@@ -5,7 +5,7 @@
 
 `--train` trains the rows, one after the other, and goes on where it was stopped; several of these with different rows
 may run side by side. All rows but those "from nothing" start from the packaged 16 -> 128 model, and see equally many
-samples: 3,300, which two cores do in about twenty minutes. Without `--train` the finished rows are judged by
+samples: 1,200, which one core does in about a quarter of an hour. Without `--train` the finished rows are judged by
 `gate.py` at 64 pixels, on the same pairs. What is not an option of this script goes to every fit. `--seed` gives
 another seed, in folders of their own: a difference is worth no more than that between two seeds.
 """
@@ -28,7 +28,7 @@ from rpf_lightning.training import lightning_cli
 RECIPE = Path(__file__).parents[1] / "configs" / "celeba_hq_512" / "joint.yaml"
 START = "celeba-hq-16to128"
 NETWORK: dict[str, Any] = {"synthesis_copy": True, "flow_from": "previous"}
-SAMPLES = 3300
+SAMPLES = 1200
 NOTHING: dict[str, Any] = {"scale": 8, "width": 0.25, "residual": True, "synthesis_residual": True,
                            "refinement_mean": False}  # fmt: skip
 

@@ -272,6 +272,10 @@ def folder(_drawn: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def prepare(folder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """`prepare()` prepares `folder` into `prepared`; arguments are those of `prepare_faces` and `Options`."""
+    return preparing(folder, tmp_path)
+
+
+def preparing(folder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     from rpf_lightning.data.preparation import Options, prepare_faces
 
     def run(out: str = "prepared", **kwargs: Any) -> dict[str, Any]:
@@ -295,8 +299,18 @@ def prepare(folder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     return run
 
 
+@pytest.fixture(scope="session")
+def _prepared(_drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("prepared")
+    shutil.copytree(_drawn, root / "folder")
+    preparing(root / "folder", root)()
+    return root
+
+
 @pytest.fixture
-def prepared(prepare: Callable[..., dict[str, Any]], tmp_path: Path) -> Path:
+def prepared(folder: Path, _prepared: Path, tmp_path: Path) -> Path:
     """`folder` prepared."""
-    prepare()
-    return tmp_path / "prepared"
+    there = Path(shutil.copytree(_prepared / "prepared", tmp_path / "prepared"))
+    summary = there / "prepare.json"
+    summary.write_text(summary.read_text().replace(str(_prepared), str(tmp_path)))
+    return there

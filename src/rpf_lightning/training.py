@@ -67,12 +67,18 @@ class RPFCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None) -> None:
+        self._asked = args[0] if args else ""
         with ExitStack() as self._held:  # it runs in here
             super().__init__(
                 RPFStage, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True, args=args,
                 seed_everything_default=0, save_config_callback=SaveConfig,
                 save_config_kwargs={"save_to_log_dir": False},
             )  # fmt: skip
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one that is asked for: a parser of each would take longer than the rest of the start."""
+        known = LightningCLI.subcommands()
+        return {self._asked: known[self._asked]} if self._asked in known else known
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Lightning's parser, whose `--config` knows presets."""
@@ -151,8 +157,10 @@ class RPFCLI(LightningCLI):
         raise FileNotFoundError(f"--ckpt_path {given}: there is no {path}")
 
     def _whole(self) -> dict[str, Any]:
-        """The command's whole configuration in plain types."""
-        return _plain(self._parser(self.subcommand), self.config[self.subcommand])
+        """The command's whole configuration in plain types; Lightning needs it, too, and keeps it."""
+        self._dump_config()
+        whole: dict[str, Any] = self.config_dump
+        return whole
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let a checkpoint's hyperparameters override the command line
@@ -199,10 +207,6 @@ def lightning_cli(args: list[str]) -> RPFCLI:
 class _FitParser(RPFCLI):
     """Makes the parser of `rpf fit`, and stops there."""
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        return {"fit": LightningCLI.subcommands()["fit"]}
-
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = Namespace(subcommand=None)
 
@@ -215,7 +219,7 @@ class _FitParser(RPFCLI):
 
 @cache
 def _fit_parser() -> LightningArgumentParser:
-    parser = _FitParser(None)._parser("fit")
+    parser = _FitParser(["fit"])._parser("fit")
     parser.exit_on_error = False
     return parser
 

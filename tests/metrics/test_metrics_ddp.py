@@ -1,6 +1,7 @@
 """Two gloo processes with unequal shares give what one process gives."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,9 +53,11 @@ def work(rank, size, out):
     dist.destroy_process_group()
 
 if __name__ == "__main__":
-    torch.multiprocessing.spawn(work, (2, sys.argv[1]), nprocs=2)
+    torch.multiprocessing.start_processes(work, (2, sys.argv[1]), nprocs=2, start_method=sys.argv[2])
     work(0, 1, sys.argv[1])
 """
+
+START = "fork" if os.name == "posix" else "spawn"  # quicker: nothing is imported again
 
 
 @pytest.mark.slow
@@ -62,7 +65,7 @@ def test_processes_with_unequal_shares_give_what_one_gives(tmp_path: Path) -> No
     script = tmp_path / "measure.py"
     script.write_text(SCRIPT)
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=300
+        [sys.executable, str(script), str(tmp_path), START], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}

@@ -209,12 +209,13 @@ def test_samples_of_a_batch_do_not_touch(options, fused):
     assert (together[0] - together[1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("width", [1 / 8, pytest.param(1.0, marks=pytest.mark.slow)])
-def test_fp32_agrees_with_float64_at_the_papers_widths(width):
-    """16 -> 128 as initialised, but for flows of a few pixels and outputs in the range of images."""
-    model = RPFModel(16, 8, width=width).eval()
-    coarse, mask = face(16), half_mask(128)
-    reference = bicubic(face(16), 128).clamp(0, 1)
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scale"), [(1 / 8, 8), (1.0, 4)])
+def test_fp32_agrees_with_float64_at_the_papers_widths(width, scale):
+    """16 -> 64 and 128 as initialised, but for flows of a few pixels and outputs in the range of images."""
+    model = RPFModel(16, scale, width=width).eval()
+    coarse, mask = face(16), half_mask(16 * scale)
+    reference = bicubic(face(16), 16 * scale).clamp(0, 1)
     with torch.no_grad():
         for block in model.blocks:
             block.warping.flow_head.weight.normal_(std=0.5)
