@@ -24,7 +24,8 @@ from rpf_lightning.cli import main
 from rpf_lightning.errors import RefusedError
 from rpf_lightning.model import RPFConfig, RPFModel
 from rpf_lightning.stages import JointStage, SynthesisStage, WarpingStage
-from rpf_lightning.training import lightning_cli, read_fit, sole_fit
+from rpf_lightning.stages.sole_fit import sole_fit
+from rpf_lightning.training import lightning_cli, read_fit
 from small_fits import QUIET, write_fit
 
 Write = Callable[..., Path]
