@@ -92,7 +92,8 @@ def test_every_file_is_of_a_kind_that_is_tested() -> None:
     assert {path.parent.name for path in CURRICULA} == folders
     assert {name(path) for path in OVERLAYS} == {
         "callbacks/averaged.yaml", "callbacks/learning_rate.yaml", "debug/one_step.yaml", "debug/overfit.yaml",
-        "logger/wandb.yaml", "logger/wandb_watch.yaml", "logger/tensorboard.yaml", "table2/without_reference.yaml", "table2/without_mask.yaml",
+        "logger/wandb.yaml", "logger/wandb_watch.yaml", "logger/tensorboard.yaml",
+        "table2/without_reference.yaml", "table2/without_mask.yaml",
     }  # fmt: skip
 
 
