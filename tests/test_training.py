@@ -398,5 +398,5 @@ def test_a_full_disk_is_told_in_a_line(
     assert re.match(
         r"rpf fit: error: .*best\.ckpt: No space left on device\. Nothing is half-written; make room", said
     )
-    assert last(tmp_path).read_bytes() == before
+    assert last(tmp_path).with_stem("last_before").read_bytes() == before
     assert not list(tmp_path.rglob("*.tmp"))
