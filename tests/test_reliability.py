@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,21 @@ def test_a_new_fit_sets_the_checkpoints_of_the_one_before_aside(
         ]
     )
     assert torch.load(folder / "last.ckpt", weights_only=True)["generator_steps"] == 4
+
+
+# Stops
+
+
+def test_a_stop_within_exec_has_its_exit_code() -> None:
+    """As in the making of a dataclass, in the middle of an import."""
+    text = (
+        "import os, signal\n"
+        "from rpf_lightning.stopping import stoppable\n"
+        "with stoppable('rpf x'):\n"
+        "    exec('os.kill(os.getpid(), signal.SIGTERM)')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (143, "rpf x: stopped by SIGTERM\n")
 
 
 # Habits of the ecosystem
