@@ -4,7 +4,7 @@
     python benchmarks/kills.py --kills 10 --only export
 
 Of every command one run is left alone. Then it is started in an empty folder, gets a signal (kill -9, SIGTERM, in turn)
-at a moment drawn between the first thing that it writes and its end, and is started again in the same way, until it
+at a moment drawn between the first thing that it writes and somewhat after its end, and is started again in the same way, until it
 ends by itself; then in another folder, until there were enough kills. At the end all results' bytes must be those of
 the undisturbed run, and nothing else should lie there. A command that SIGTERM stopped must end with 143 and leave
 no temporary file. All is small and drawn, but for NASA's photo for `rpf enhance`.
@@ -88,7 +88,12 @@ def series(name: str, place: Path, span: float, stops: Iterator[signal.Signals],
         RuntimeError: If it ends with an error, or a SIGTERM does not end it as it should.
     """
     for kills in count():
-        stop, moment, before, left = next(stops), dice.uniform(0, span), written(place), temporary(place)
+        stop, moment, before, left = (
+            next(stops),
+            dice.uniform(0, 1.4 * span),
+            written(place),
+            temporary(place),
+        )
         process = started(small_work.COMMANDS[name], place)
         while process.poll() is None and written(place) == before:
             time.sleep(0.01)

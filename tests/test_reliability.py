@@ -22,6 +22,7 @@ from rpf_lightning.cli import main
 from rpf_lightning.data.preparation.prepared_folder import SUMMARY, verify
 from rpf_lightning.data.prepared_photos import PreparedPhotos
 from rpf_lightning.errors import DamagedError
+from rpf_lightning.export import export_model
 from rpf_lightning.loggers import WandbRun
 from rpf_lightning.model import RPFConfig, RPFModel, storage
 from rpf_lightning.stages import WarpingStage
@@ -190,16 +191,30 @@ def test_a_new_fit_sets_the_checkpoints_of_the_one_before_aside(
 # Stops
 
 
-def test_a_stop_within_exec_has_its_exit_code() -> None:
-    """As in the making of a dataclass, in the middle of an import."""
+def test_a_stop_within_exec_has_its_exit_code(tmp_path: Path) -> None:
+    """As in the making of a dataclass, in the middle of an import; of `python -m`, where it was -2, SIGINT's."""
     text = (
         "import os, signal\n"
         "from rpf_lightning.stopping import stoppable\n"
         "with stoppable('rpf x'):\n"
         "    exec('os.kill(os.getpid(), signal.SIGTERM)')\n"
     )
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+    (tmp_path / "stopped.py").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "stopped"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stderr) == (143, "rpf x: stopped by SIGTERM\n")
+
+
+def test_what_a_kill_of_an_export_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / ".m.pt2.x1y2.exporting"
+    left.mkdir()
+    (left / "m.pt2").write_text("half")
+    others = tmp_path / ".m.pt2.backup"
+    others.mkdir()
+    torch.manual_seed(0)
+    export_model(RPFModel(NETWORK), tmp_path / "m.pt2", "torch", tolerance=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"m.pt2", others.name}
 
 
 # Habits of the ecosystem
