@@ -71,9 +71,9 @@ def write_photos(folder: Path, count: int) -> None:
     from skimage.data import astronaut  # of the extra dev
 
     (folder / "photos").mkdir()
-    whole = Image.fromarray(astronaut())
-    whole.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "portrait.png")
-    small = np.asarray(whole.crop((100, 0, 356, 256)).resize((96, 96), Image.Resampling.BICUBIC), np.float64)
+    head = Image.fromarray(astronaut()).crop((100, 0, 356, 256))
+    head.transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((512, 512)).save(folder / "portrait.png")
+    small = np.asarray(head.resize((56, 56), Image.Resampling.BICUBIC), np.float64)
     for number in range(count):
         pixels = (small * (1 - 0.3 * number / count)).round().astype(np.uint8)
         Image.fromarray(pixels).save(folder / "photos" / f"{number:04d}.png")
