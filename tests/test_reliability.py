@@ -84,6 +84,24 @@ def test_weights_without_a_checksum_are_read(tmp_path: Path) -> None:
         RPFModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("command", ["fit", "validate", "predict"])
+def test_what_a_stage_refuses_is_told_in_a_line(
+    command: str, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """jsonargparse puts a page around it."""
+    file = model_dir / storage.WEIGHTS_FILE
+    state = safetensors.torch.load_file(file)
+    state[next(iter(state))].view(-1)[0] = float("nan")
+    safetensors.torch.save_file(state, file)
+    config = str(write_fit(tmp_path / "w.yaml", "WarpingStage", model_dir=str(model_dir)))
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--config", config])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert re.search(rf"^rpf {command}: error: {file}: .* holds NaN or infinite values", said, re.MULTILINE)
+
+
 # Prepared folders
 
 

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from rpf_lightning.callbacks import ImagePanels, LastCheckpoint, PredictionWriter
 from rpf_lightning.environment import first_process
+from rpf_lightning.errors import RefusedError
 from rpf_lightning.loggers import TensorBoardRun, WandbRun
 from rpf_lightning.presets import ConfigFile
 from rpf_lightning.refused_options import refuse_ignored
@@ -33,6 +34,8 @@ EXPECTED_WARNINGS = (
     ".*Checkpoint directory .* exists and is not empty.*",  # a fit that continues
     ".*treespec, LeafSpec.*",  # Lightning 2.6 on newer torch
 )
+
+WRAPPED = "Does not validate against any of the Union subtypes"  # jsonargparse, of what a constructor raised
 
 # typing holds Optional[Union[int, float]] and Optional[Union[float, int]] for one: whichever module was imported
 # first (rich has the other) sets the order for all, and jsonargparse would read `limit_val_batches: 1`, one batch,
@@ -82,7 +85,12 @@ class RPFCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Refuse what the stages would not heed, before anything is made."""
         refuse_ignored(self._whole(), self.subcommand == "fit")
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if not str(error).startswith(WRAPPED):
+                raise
+            raise RefusedError(str(_first(error))) from error  # what a stage or a datamodule itself said
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Fill in the run folder, the loggers, the checkpoints and the panels."""
@@ -156,6 +164,13 @@ class RPFCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         # Lightning would let a checkpoint's hyperparameters override the command line
         return
+
+
+def _first(error: BaseException) -> BaseException:
+    """The error with which it began."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return error
 
 
 def _plain(parser: Any, config: Any) -> dict[str, Any]:
