@@ -48,9 +48,10 @@ def test_every_test_of_the_page_exists() -> None:
 
 
 def test_every_row_of_the_page_names_a_test() -> None:
-    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
-    without = [row for row in rows if "::test_" not in row and not row.startswith(("| what", "| command"))]
-    assert [row for row in without if "benchmarks/" not in row] == []
+    tried = PAGE.read_text().partition("## Kills and memory")[0]
+    rows = [line for line in tried.splitlines() if line.startswith("| ") and not line.startswith("| what")]
+    assert len(rows) > 40
+    assert [row for row in rows if "::test_" not in row] == []
 
 
 # Weights
