@@ -50,7 +50,7 @@ def test_every_test_of_the_page_exists() -> None:
 def test_every_row_of_the_page_names_a_test() -> None:
     tried = PAGE.read_text().partition("## Kills and memory")[0]
     rows = [line for line in tried.splitlines() if line.startswith("| ") and not line.startswith("| what")]
-    assert len(rows) > 40
+    assert len(rows) >= 40
     assert [row for row in rows if "::test_" not in row] == []
 
 
