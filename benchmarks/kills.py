@@ -6,8 +6,9 @@
 Of every command one run is left alone. Then it is started in an empty folder, gets a signal (kill -9, SIGTERM, in turn)
 at a moment drawn between the first thing that it writes and somewhat after its end, and is started again in the same
 way, until it ends by itself; then in another folder, until there were enough kills. At the end all results' bytes must
-be those of the undisturbed run, and nothing else should lie there. A command that SIGTERM stopped must end with 143 and
-leave no temporary file. All is small and drawn, but for NASA's photo for `rpf enhance`.
+be those of the undisturbed run, and nothing else should lie there. SIGTERM must leave no
+temporary file and end with 143, or with -15 where Python itself has not begun or has all but ended. All
+is small and drawn, but for NASA's photo for `rpf enhance`.
 """
 
 from __future__ import annotations
