@@ -91,7 +91,8 @@ def test_every_file_is_of_a_kind_that_is_tested() -> None:
     folders = {*PAPER, "celeba_hq_512", "small", "demo", "real_smoke", "table2"}
     assert {path.parent.name for path in CURRICULA} == folders
     assert {name(path) for path in OVERLAYS} == {
-        "debug/one_step.yaml", "debug/overfit.yaml", "logger/wandb.yaml", "logger/tensorboard.yaml",
+        "callbacks/averaged.yaml", "callbacks/learning_rate.yaml", "debug/one_step.yaml", "debug/overfit.yaml",
+        "logger/wandb.yaml", "logger/wandb_watch.yaml", "logger/tensorboard.yaml",
         "table2/without_reference.yaml", "table2/without_mask.yaml",
     }  # fmt: skip
 

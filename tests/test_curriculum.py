@@ -26,7 +26,7 @@ from rpf_lightning.model import RPFModel
 from rpf_lightning.model.storage import weights_hash
 from rpf_lightning.model.summary import count
 from rpf_lightning.stages import WarpingStage
-from rpf_lightning.training import sole_fit
+from rpf_lightning.stages.sole_fit import sole_fit
 from small_fits import LISTED, entry, write_fit, write_listed
 
 FITS = [

@@ -34,7 +34,8 @@ from rpf_lightning.model import RPFConfig, RPFModel
 from rpf_lightning.model.storage import CONFIG_FILE, pretrained_names, weights_hash
 from rpf_lightning.planning import plan_lines
 from rpf_lightning.stages.model_dir import LOCK, open_model
-from rpf_lightning.training import lightning_cli, read_fit, sole_fit
+from rpf_lightning.stages.sole_fit import sole_fit
+from rpf_lightning.training import lightning_cli, read_fit
 
 STATE_FILE = "state.json"
 

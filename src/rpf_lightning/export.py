@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import os
+import shutil
 import tempfile
 import warnings
 from importlib.util import find_spec
@@ -19,6 +21,7 @@ from rpf_lightning.model import RPFModel
 Format = Literal["onnx", "torch"]
 OLDEST_OPSET = 18  # the first whose Resize can antialias
 TOLERANCE = 1e-4  # of values in [0, 1]
+TEMPORARY = ".exporting"  # end of the name of a folder
 
 
 class Exported(NamedTuple):
@@ -77,8 +80,10 @@ def export_model(
     _check(model, path, format, opset)
     inputs = _random_inputs(model, batch_size, lr_size, reference, mask, references)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY}"):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
     with (
-        tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder,
+        tempfile.TemporaryDirectory(TEMPORARY, f".{path.name}.", path.parent) as folder,
         torch.no_grad(),
         warnings.catch_warnings(),
     ):

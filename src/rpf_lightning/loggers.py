@@ -17,10 +17,11 @@ from collections.abc import Mapping
 from itertools import count
 from os import environ
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
 
 from rpf_lightning.environment import first_process
 from rpf_lightning.files import write_atomically
@@ -46,6 +47,8 @@ class WandbRun(WandbLogger):
         log_model_dir: Log the model directory as an artifact of type ``model`` when a fit has ended: versions
             of one artifact per group, each with the fit as its alias. Its `state.json` does not yet name this
             fit as finished.
+        watch: Histograms of the ``"gradients"`` or ``"parameters"`` of what is trained, or of ``"all"`` (both), every
+            100 batches; None: none.
         **kwargs: Further arguments of `WandbLogger` and of `wandb.init`, such as `entity` or `tags`.
     """
 
@@ -54,11 +57,13 @@ class WandbRun(WandbLogger):
         project: str = "rpf-lightning",
         save_dir: str | None = None,
         log_model_dir: bool = True,
+        watch: Literal["gradients", "parameters", "all"] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(project=project, save_dir=save_dir, **kwargs)  # type: ignore[arg-type]  # None works
         self._wandb_init.pop("anonymous", None)  # W&B ignores it and warns
         self.log_model_dir = log_model_dir
+        self.watched = watch
         self._model_dir: Path | None = None
 
     def describe(
@@ -87,6 +92,12 @@ class WandbRun(WandbLogger):
         self._name, self._id, self._save_dir = given["name"], given["id"], folder
         self._model_dir = stage.model_dir if fits else None
         self._artifact = (f"rpf-{group}", fit)
+
+    @rank_zero_only
+    def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
+        """Watch what the stage trains, when the Trainer begins."""
+        if self.watched is not None and isinstance(model, RPFStage) and self._model_dir is not None:
+            self.watch(model.trained_module, self.watched, log_graph=False)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -16,6 +16,14 @@ CLEANING = (
 )
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal, named by its argument.
+
+    Where a `KeyboardInterrupt` itself passes through `exec` of a text, as of a dataclass, Python remembers it and ends
+    with SIGINT's exit code, whoever has caught it.
+    """
+
+
 @contextmanager
 def stoppable(command: str, goes_on: str = "") -> Iterator[None]:
     """Turn signals into a KeyboardInterrupt, so that whatever runs cleans up, and end with 128 + the signal's number.
@@ -39,7 +47,7 @@ def stoppable(command: str, goes_on: str = "") -> Iterator[None]:
         if first and time.monotonic() < first[0][1] + CLEANING:
             return
         first.append((number, time.monotonic()))
-        raise KeyboardInterrupt(signal.Signals(number).name)
+        raise Stopped(signal.Signals(number).name)
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
     taken = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]

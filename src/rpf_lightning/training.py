@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import lightning
 import yaml
-from filelock import Timeout
 from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -21,12 +20,12 @@ from lightning.pytorch.loggers import CSVLogger
 
 from rpf_lightning.callbacks import ImagePanels, LastCheckpoint, PredictionWriter
 from rpf_lightning.environment import first_process
-from rpf_lightning.files import locked
+from rpf_lightning.errors import RefusedError
 from rpf_lightning.loggers import TensorBoardRun, WandbRun
 from rpf_lightning.presets import ConfigFile
 from rpf_lightning.refused_options import refuse_ignored
 from rpf_lightning.stages import RPFStage
-from rpf_lightning.stages.model_dir import LOCK
+from rpf_lightning.stages.sole_fit import sole_fit
 
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # num_workers: 0 is a choice where samples are cached in memory
@@ -35,6 +34,8 @@ EXPECTED_WARNINGS = (
     ".*Checkpoint directory .* exists and is not empty.*",  # a fit that continues
     ".*treespec, LeafSpec.*",  # Lightning 2.6 on newer torch
 )
+
+WRAPPED = "Does not validate against any of the Union subtypes"  # jsonargparse, of what a constructor raised
 
 # typing holds Optional[Union[int, float]] and Optional[Union[float, int]] for one: whichever module was imported
 # first (rich has the other) sets the order for all, and jsonargparse would read `limit_val_batches: 1`, one batch,
@@ -90,7 +91,12 @@ class RPFCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Refuse what the stages would not heed, before anything is made."""
         refuse_ignored(self._whole(), self.subcommand == "fit")
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if not str(error).startswith(WRAPPED):
+                raise
+            raise RefusedError(str(_first(error))) from error  # what a stage or a datamodule itself said
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Fill in the run folder, the loggers, the checkpoints and the panels."""
@@ -103,6 +109,7 @@ class RPFCLI(LightningCLI):
         self._checkpoint = self._find_checkpoint(stage, any(isinstance(c, Checkpoint) for c in callbacks))
         if self.subcommand == "fit" and not trying and first_process():
             self._held.enter_context(sole_fit(stage.run_dir))
+            stage.alone = True
         if config.get("default_root_dir") is None:
             kwargs["default_root_dir"] = str(stage.run_dir)
         loggers = config.get("logger")
@@ -167,29 +174,17 @@ class RPFCLI(LightningCLI):
         return
 
 
+def _first(error: BaseException) -> BaseException:
+    """The error with which it began."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return error
+
+
 def _plain(parser: Any, config: Any) -> dict[str, Any]:
     """A parsed configuration in plain types, with class paths."""
     plain: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_link_targets=False, skip_unset=False))
     return plain
-
-
-@contextmanager
-def sole_fit(run_dir: Path) -> Iterator[None]:
-    """Keep the same fit out of its run folder while it runs, and remove what a kill in the middle of a write has left.
-
-    Raises:
-        FileExistsError: If another process runs it.
-    """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(run_dir / LOCK, blocking=False))
-        except Timeout as error:
-            raise FileExistsError(
-                f"{run_dir}: another process runs this fit; wait for its end, or take another model directory"
-            ) from error
-        for file in run_dir.glob("checkpoints/.*.tmp"):
-            file.unlink(missing_ok=True)
-        yield
 
 
 def lightning_cli(args: list[str]) -> RPFCLI:

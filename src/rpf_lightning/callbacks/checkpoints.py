@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from rpf_lightning.stages.checkpoint_files import use_checkpoint_files
 
 FILE = "last.ckpt"
+OF_A_FIT = (FILE, "best.ckpt")
 
 
 class LastCheckpoint(Checkpoint):
@@ -43,6 +44,17 @@ class LastCheckpoint(Checkpoint):
         """See `CheckpointFiles`."""
         use_checkpoint_files(trainer)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set a fit's checkpoints aside, as `last_before.ckpt`, where another one starts from its beginning there.
+
+        Else a kill before the first write would let `last` and `best` mean the earlier fit.
+        """
+        if trainer.ckpt_path is not None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        for file in (self._folder(trainer, pl_module) / name for name in OF_A_FIT):
+            if file.is_file():
+                file.replace(file.with_stem(f"{file.stem}_before"))
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -61,8 +73,10 @@ class LastCheckpoint(Checkpoint):
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run or getattr(pl_module, "mid_accumulation", False):  # type: ignore[attr-defined]
             return
-        root = getattr(pl_module, "run_dir", trainer.default_root_dir)
-        folder = self.dirpath or Path(root) / "checkpoints"
-        # in all processes; the first one writes, the others wait
-        trainer.save_checkpoint(folder / FILE, weights_only=False)  # with optimizers; None says so every time
+        # in all processes; the first one writes, the others wait; with optimizers: None says so every time
+        trainer.save_checkpoint(self._folder(trainer, pl_module) / FILE, weights_only=False)
         self._due = False
+
+    def _folder(self, trainer: Trainer, pl_module: LightningModule) -> Path:
+        root = getattr(pl_module, "run_dir", trainer.default_root_dir)
+        return self.dirpath or Path(root) / "checkpoints"

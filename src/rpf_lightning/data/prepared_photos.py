@@ -127,10 +127,12 @@ class PreparedPhotos:
         Raises:
             FileNotFoundError: If `duplicates.csv` is missing.
             ValueError: If it is broken.
+            DamagedError: If it is not the one that was written; see `check_duplicates`.
         """
         path = self.root / tables.DUPLICATES
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; `rpf prepare` writes it")
+        tables.check_duplicates(self.root)
         try:
             return [
                 (self.places[row["file"] or ""], self.places[row["other"] or ""])

@@ -63,8 +63,12 @@ class Progress:
         if self.setup is None:
             return
         lines = [*([] if self.path.is_file() else [self.setup]), *rows]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+        except OSError as error:  # a full disk has no name
+            error.filename = error.filename or str(self.path)
+            raise
 
     def _kept(self) -> Path:
         """A name beside the file that is not taken."""

@@ -25,6 +25,7 @@ from rpf_lightning.stages.freezing import FreezeEarlierBlocks
 from rpf_lightning.stages.gradients import gradient_norms
 from rpf_lightning.stages.model_dir import DirectoryStage
 from rpf_lightning.stages.random_state import gather_random_states, restore_random_state
+from rpf_lightning.stages.sole_fit import SoleFit
 
 Outputs = dict[str, Tensor]
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -144,9 +145,9 @@ class RPFStage(DirectoryStage):
         return self.generator_steps / max(1, steps * int(self.trainer.max_epochs or 1))
 
     def configure_callbacks(self) -> list[Callback]:
-        """Bring `FreezeEarlierBlocks`, where it is not among the Trainer's callbacks."""
+        """Bring `FreezeEarlierBlocks`, where it is not among the Trainer's callbacks, and `SoleFit`."""
         listed = any(isinstance(c, FreezeEarlierBlocks) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return [] if listed else [FreezeEarlierBlocks()]
+        return [SoleFit()] if listed else [FreezeEarlierBlocks(), SoleFit()]
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Adam for what is trained."""
@@ -165,9 +166,9 @@ class RPFStage(DirectoryStage):
         refuse_length(self.trainer.max_epochs, self.trainer.max_steps, trying)
         weights = [f"{name} {value:g}" for name, value in self.hparams.items() if name.endswith("_weight")]
         size = sum(p.numel() for p in self.trained_module.parameters()) / 1e6
-        rank_zero_info(
-            ", ".join((f"{self.fit_name}: side {self.side}, {size:.2f} M trained parameters", *weights))
-        )
+        # the precision too: of 16-mixed on a CPU Lightning makes bf16-mixed before a stage can see it
+        what = f"{self.fit_name}: side {self.side}, {size:.2f} M trained parameters, {self.trainer.precision}"
+        rank_zero_info(", ".join((what, *weights)))
         super().on_fit_start()
 
     def on_train_start(self) -> None:

@@ -84,6 +84,8 @@ class DirectoryStage(LightningModule, ABC):
         self.lr_size, self.size = self.model.lr_size, self.model.size
         self.side = self.model.sides[block - 1]
         self._hash_at_start: str | None = None
+        self.alone = False
+        """Whether who made the stage keeps others out of its run folder; else its `SoleFit` does."""
 
     @property
     def name(self) -> str:

@@ -248,6 +248,7 @@ def _prepare(
         summary = {
             "format": tables.FORMAT,
             "sha256": tables.content_hash(out, list(splits)),
+            tables.DUPLICATES_HASH: tables.file_hash(out / tables.DUPLICATES),
             "splits": list(splits),
             "arguments": arguments,
             "counts": {

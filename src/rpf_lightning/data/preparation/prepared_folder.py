@@ -34,6 +34,7 @@ from numpy.typing import DTypeLike, NDArray
 from rpf_lightning.data.image_files import read_photo
 from rpf_lightning.data.pairing import Pair
 from rpf_lightning.data.preparation.sources import LANDMARK_COLUMNS
+from rpf_lightning.errors import DamagedError
 from rpf_lightning.files import leads_out, read_json, write_atomically
 
 FORMAT = 1
@@ -48,6 +49,7 @@ MASKS = "masks.npy"
 THUMBNAILS = "thumbnails.npy"
 EMBEDDINGS = "embeddings.npy"
 DUPLICATES = "duplicates.csv"
+DUPLICATES_HASH = "duplicates_sha256"
 
 
 def write_table(path: Path, columns: dict[str, Sequence[Any]]) -> None:
@@ -213,6 +215,21 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
+def check_duplicates(folder: Path) -> None:
+    """Compare the list of near-duplicates with its hash in `prepare.json`; older folders have none.
+
+    It is not part of the content's hash, so that folders that were prepared before keep theirs.
+
+    Raises:
+        DamagedError: If it is not the list that was written.
+    """
+    recorded = read_summary(folder).get(DUPLICATES_HASH)
+    if recorded is not None and recorded != file_hash(folder / DUPLICATES):
+        raise DamagedError(
+            f"{folder / DUPLICATES}: is not the list that was prepared. Put that one back, or prepare the photos anew"
+        )
+
+
 def file_hash(path: Path) -> str:
     """Compute the SHA-256 of a file."""
     with path.open("rb") as file:
@@ -251,6 +268,10 @@ def verify(folder: str | Path, images: str | Path | None = None) -> list[str]:
         return [str(error)]
     if found != summary["sha256"]:
         problems.append(f"{folder}: the tables' SHA-256 is {found}, {SUMMARY} says {summary['sha256']}")
+    try:
+        check_duplicates(folder)
+    except (OSError, DamagedError) as error:
+        problems.append(str(error))
     root = image_folder(folder, summary, images)
     table = read_table(folder / IMAGES, ["file", "sha256"])
     for file, recorded in zip(table["file"], table["sha256"], strict=True):
