@@ -10,6 +10,7 @@ from torch import nn
 
 from rpf_lightning.callbacks import AveragedWeights, FreezeEarlierBlocks, LastCheckpoint
 from rpf_lightning.stages import JointStage, RefinementStage, RPFStage, SynthesisStage, WarpingStage
+from rpf_lightning.stages.sole_fit import SoleFit
 from stage_fits import BARE, call, faces, kill, make, run
 
 Fit = Callable[..., Any]
@@ -74,7 +75,7 @@ def test_the_order_of_callbacks(model_dir: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     for _ in range(2):
         kinds = [type(callback) for callback in trainer.callbacks]
-        assert kinds == [AveragedWeights, FreezeEarlierBlocks, LastCheckpoint]
+        assert kinds == [AveragedWeights, FreezeEarlierBlocks, SoleFit, LastCheckpoint]
         trainer.fit(SynthesisStage(str(model_dir), 1), faces())
 
 
