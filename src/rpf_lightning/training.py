@@ -77,7 +77,7 @@ class RPFCLI(LightningCLI):
             )  # fmt: skip
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The one that is asked for: a parser of each would take longer than the rest of the start."""
+        """The one that is asked for; the parsers of the other three would be made for nothing."""
         known = LightningCLI.subcommands()
         return {self._asked: known[self._asked]} if self._asked in known else known
 

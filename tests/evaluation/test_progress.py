@@ -142,6 +142,14 @@ def hold(folder, started):
         time.sleep(600)
 
 
+def test_a_full_disk_names_the_file_and_what_was_measured_is_kept(tmp_path, disk_full_after_1000_bytes):
+    progress = Progress(tmp_path / "progress.jsonl", {"a": "one"})
+    progress.append([{"value": 1}])
+    with pytest.raises(OSError, match=r"File too large: '.*progress\.jsonl'"), disk_full_after_1000_bytes:
+        progress.append([{"value": "x" * 2000}])
+    assert progress.read() == [{"value": 1}]  # the torn line is dropped
+
+
 def test_two_evaluations_do_not_share_a_folder(tmp_path, prepared, capsys):
     context = multiprocessing.get_context("fork" if os.name == "posix" else "spawn")
     started, busy = context.Event(), tmp_path / "busy"
